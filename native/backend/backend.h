@@ -1,0 +1,108 @@
+// The op contract: what a device must do for the model. Ops are enqueued in order on the backend's one stream by the one
+// engine thread; `synchronize` waits. Pointers are device memory unless an argument says host. A backend may keep scratch
+// of its own; `reserve` tells it the largest step before the first one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "backend/ops/attention.h"
+#include "backend/ops/elementwise.h"
+#include "backend/ops/linear.h"
+#include "backend/ops/loss.h"
+#include "backend/ops/optimizer.h"
+#include "backend/ops/router.h"
+#include "backend/ops/sampling.h"
+#include "core/matrix.h"
+
+namespace at_moe {
+
+// Device memory, released with the handle. Never throws on release.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(void* data, size_t bytes, void (*release)(void*, size_t)) : data_(data), bytes_(bytes), release_(release) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    Buffer(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_) release_(data_, bytes_);
+  }
+  void swap(Buffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(release_, other.release_);
+  }
+  template <typename T = float>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+  explicit operator bool() const { return data_ != nullptr; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  void (*release_)(void*, size_t) = nullptr;
+};
+
+struct StepCapacity {
+  int64_t rows = 0;        // most rows of one call
+  int64_t sequences = 0;   // most sequences of one call
+  int64_t context = 0;     // most keys of one sequence
+  int64_t width = 0;       // widest input of a product
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;  // "cpu", "cuda", "emulated"
+  virtual DType activation_type() const = 0;
+  virtual void reserve(const StepCapacity& capacity) = 0;
+  virtual void synchronize() = 0;
+  // A step is a run of calls close in time: workers may spin between them and rest after the end.
+  virtual void begin_step() = 0;
+  virtual void end_step() = 0;
+
+  // Memory. `allocate` fails with kOutOfMemory naming the bytes asked for.
+  virtual Buffer allocate(size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
+  virtual void zero(void* device, size_t bytes) = 0;
+
+  // Weights. `pack` converts `count` rows of row-major host memory, or of f32 device memory, into rows from `row` on.
+  virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) = 0;
+  virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) = 0;
+  virtual void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) = 0;
+  virtual std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) = 0;
+  virtual size_t kv_bytes(const KvPool::Shape& shape) const = 0;
+
+  // Ops.
+  virtual void forward(const LinearForward& args) = 0;
+  virtual void backward(const LinearBackward& args) = 0;
+  virtual void forward(const RouterLogits& args) = 0;
+  virtual void forward(const RouterForward& args) = 0;
+  virtual void backward(const RouterBackward& args) = 0;
+  virtual void forward(const AttentionForward& args) = 0;
+  virtual void backward(const AttentionBackward& args) = 0;
+  virtual void forward(const EmbeddingForward& args) = 0;
+  virtual void backward(const EmbeddingBackward& args) = 0;
+  virtual void forward(const RmsNormForward& args) = 0;
+  virtual void backward(const RmsNormBackward& args) = 0;
+  virtual void forward(const RopeForward& args) = 0;
+  virtual void backward(const RopeBackward& args) = 0;
+  virtual void forward(const SwigluForward& args) = 0;
+  virtual void backward(const SwigluBackward& args) = 0;
+  virtual void forward(const Dropout& args) = 0;
+  virtual void forward(const CrossEntropy& args) = 0;
+  virtual void sample(const Sampling& args) = 0;
+  virtual void update(const AdamW& args) = 0;
+  virtual double squared_norm(const SquaredNorm& args) = 0;
+};
+
+}  // namespace at_moe

@@ -1,0 +1,104 @@
+// Fused linear group: all linear modules that share one input x (q|k|v, o, gate|up, down, lm_head), with the adapters of
+// each row's mixture as a K-extension. N rows, d_in inputs, S stacked ranks, module m has d_m outputs.
+//
+//   h  = x A_catᵀ                      [N, S]   raw shrink, A of all modules and experts stacked
+//   hg = h ⊙ routing[:, gate_column] ⊙ scale    gate λρ w_e (or 1-λ), scale s_e
+//   y_m = residual + W_m x + bias_m + B_m hg[:, first_m : first_m + rank_m]
+//
+// Order of summation of an output element: bias, then W over ascending inputs, then B over ascending ranks, then the
+// residual, one float accumulator with fused multiply-adds; never dependent on the other rows. Row segments of different
+// mixtures share a call. Columns whose gate is 0 in all rows of a segment may be skipped (adding 0 changes no bits).
+//
+// Backward, given g_m = dL/dy_m:
+//   u_m = g_m B_m;  dhg = [u_m];  dh = dhg ⊙ gate ⊙ scale;  dgate[gate_column_j] += dhg_j scale_j h_j
+//   dx (+)= Σ_m g_m W_m + dh A_cat;  dA += dhᵀ x;  dB_m += g_mᵀ hg_m;  dW_m += g_mᵀ x;  dbias_m += Σ_n g_m
+// Weight gradients accumulate in f32; rows are summed in ascending order in runs of kGradientRun rows, the runs in order.
+// Source: mixture-spec section 3 and the equations that follow from it.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/matrix.h"
+
+namespace at_moe {
+
+inline constexpr int64_t kGradientRun = 256;
+
+// A [rows, cols] matrix in a layout of the backend's own. Rows = outputs.
+class Weight {
+ public:
+  Weight(int64_t rows, int64_t cols, DType dtype) : rows_(rows), cols_(cols), dtype_(dtype) {}
+  virtual ~Weight() = default;
+  Weight(const Weight&) = delete;
+  Weight& operator=(const Weight&) = delete;
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  DType dtype() const { return dtype_; }
+  virtual size_t bytes() const = 0;
+
+ private:
+  int64_t rows_, cols_;
+  DType dtype_;
+};
+
+// The adapters of one mixture for one linear group.
+struct AdapterStack {
+  struct Module {
+    const Weight* b = nullptr;  // [d_m, rank_m], experts in order, the general adapter last; null: nothing targets it
+    int64_t first = 0;          // first column of h
+  };
+  const Weight* a = nullptr;             // [S, d_in]; null: no expert targets the group
+  const int32_t* gate_column = nullptr;  // [S] column of `routing`, device
+  const float* scale = nullptr;          // [S] s_e, device
+  std::vector<Module> modules;           // one per module of the group
+};
+
+struct AdapterSegment {
+  int64_t begin = 0, end = 0;           // rows of x
+  const AdapterStack* stack = nullptr;  // null: base only
+};
+
+struct LinearModule {
+  const Weight* weight = nullptr;
+  const float* bias = nullptr;  // [d_m] or null
+  Matrix y;                     // [N, d_m]
+};
+
+struct LinearForward {
+  Matrix x;                                   // [N, d_in]
+  Matrix shrink_x;                            // [N, d_in] what A sees, when dropout makes it differ from x; else empty
+  std::span<const LinearModule> modules;
+  std::span<const AdapterSegment> segments;   // ascending, disjoint; rows outside of them are base only
+  Matrix routing;                             // [N, ·] f32, see router.h
+  Matrix h;                                   // [N, >= S] f32 raw, kept for backward; may be empty
+  Matrix hg;                                  // [N, >= S] f32 gated; needed when a segment has a stack
+  Matrix residual;                            // [N, d_0] or empty; only for groups of one module; may be y itself
+};
+
+struct LinearGradients {  // of one module; f32 row-major, added to; null = not trained
+  float* weight = nullptr;  // [d_m, d_in]
+  float* bias = nullptr;    // [d_m]
+};
+
+struct AdapterGradients {  // of one segment's stack; added to; null = not trained
+  float* a = nullptr;              // [S, d_in]
+  std::vector<float*> b;           // per module [d_m, rank_m]
+};
+
+struct LinearBackward {
+  Matrix x, shrink_x, h, hg, routing;          // as in forward
+  std::span<const LinearModule> modules;       // y holds g_m = dL/dy_m
+  std::span<const AdapterSegment> segments;
+  Matrix dx;                                   // [N, d_in], or empty when not wanted
+  bool accumulate_dx = false;                  // dx += instead of =
+  Matrix shrink_dx;                            // [N, d_in] dh A_cat alone (with dropout); empty: it is added to dx
+  Matrix dh;                                   // [N, >= S] f32 scratch: holds dh afterwards
+  Matrix drouting;                             // [N, ·] f32: dgate added into the gate columns; empty: no router gradient
+  std::span<const LinearGradients> gradients;        // per module, or empty
+  std::span<const AdapterGradients> adapter_gradients;  // per segment, or empty
+};
+
+}  // namespace at_moe

@@ -1,0 +1,34 @@
+// Each device is known by one factory function. A device that was not built is a stub object file whose factory fails and
+// whose description says why.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace at_moe {
+
+struct DeviceDescription {
+  std::string name;         // "cpu", "cuda:0"
+  std::string description;  // processor or GPU name
+  int64_t memory_bytes = 0;
+  bool available = false;
+  std::string reason;  // why not available
+};
+
+struct BackendOptions {
+  int threads = 0;  // CPU: 0 = physical cores
+};
+
+std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
+std::vector<DeviceDescription> describe_cpu();
+std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options);
+std::vector<DeviceDescription> describe_cuda();
+
+// device: "cpu", "cuda", "auto" (cuda when one is available, else cpu). Fails with kDeviceUnavailable and the reason.
+std::unique_ptr<Backend> create_backend(const std::string& device, const BackendOptions& options);
+std::vector<DeviceDescription> describe_devices();
+
+}  // namespace at_moe
