@@ -14,6 +14,7 @@
 #include "backend/ops/optimizer.h"
 #include "backend/ops/router.h"
 #include "backend/ops/sampling.h"
+#include "backend/ops/segments.h"
 #include "core/matrix.h"
 
 namespace at_moe {
@@ -100,6 +101,8 @@ class Backend {
   virtual void backward(const SwigluBackward& args) = 0;
   virtual void forward(const Dropout& args) = 0;
   virtual void forward(const CrossEntropy& args) = 0;
+  virtual void forward(const SumRows& args) = 0;
+  virtual void forward(const SpreadRows& args) = 0;
   virtual void sample(const Sampling& args) = 0;
   virtual void update(const AdamW& args) = 0;
   virtual double squared_norm(const SquaredNorm& args) = 0;

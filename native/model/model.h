@@ -1,0 +1,80 @@
+// A base model on the device.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/pass.h"
+#include "model/config.h"
+
+namespace at_moe {
+
+// Everything a base parameter needs to be trained: its place in the arena.
+struct BaseParameter {
+  std::string name;  // Hugging Face name without "model."
+  int64_t offset = 0, rows = 0, cols = 0;  // vectors: rows = 1
+};
+
+class Model {
+ public:
+  struct Layer {
+    Buffer input_norm, post_norm, q_norm, k_norm;  // f32
+    std::array<std::unique_ptr<Weight>, kModules> weight;
+    std::array<Buffer, kModules> bias;  // f32, empty when there is none
+  };
+
+  Model(Backend& backend, ModelConfig config, DType storage);
+
+  // Reads the tensors one after the other; a unit per slab of rows. `progress` gets bytes done and in all.
+  Pass load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress);
+  // Values of a shape without a checkpoint: uniform in ±sqrt(3 / in_features), norms 1. For benchmarks.
+  Pass load_random(uint64_t seed);
+
+  const ModelConfig& config() const { return config_; }
+  Backend& backend() const { return backend_; }
+  DType storage() const { return storage_; }
+  const Layer& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
+  const Weight& head() const { return *head_; }
+  const void* embedding() const { return embedding_.as<void>(); }
+  DType embedding_type() const { return embedding_type_; }
+  const float* final_norm() const { return final_norm_.as<float>(); }
+  const double* inverse_frequencies() const { return inverse_frequencies_.as<double>(); }
+  size_t device_bytes() const { return bytes_; }
+
+  // Training of all base parameters (f32 storage only): an arena in the order of `parameters`.
+  void enable_training();
+  bool trainable() const { return static_cast<bool>(arena_); }
+  const std::vector<BaseParameter>& parameters() const { return parameters_; }
+  int64_t parameter_count() const { return parameter_count_; }
+  float* arena() const { return arena_.as<float>(); }
+  // Place of a parameter by name, -1 when the model has none such.
+  int64_t parameter_offset(const std::string& name) const;
+  void repack();
+
+ private:
+  struct Target;
+  Target target(const std::string& name);
+  void place(const std::string& name, const TensorSource& source, int64_t row, int64_t count);
+  std::vector<std::string> tensor_names() const;
+  void plan_parameters();
+
+  Backend& backend_;
+  ModelConfig config_;
+  DType storage_;
+  std::vector<Layer> layers_;
+  Buffer embedding_;
+  DType embedding_type_ = DType::f32;
+  Buffer final_norm_, inverse_frequencies_;
+  std::unique_ptr<Weight> head_;
+  size_t bytes_ = 0;
+  std::map<std::string, bool> bias_names_;
+  std::vector<BaseParameter> parameters_;
+  int64_t parameter_count_ = 0;
+  Buffer arena_;
+};
+
+}  // namespace at_moe
