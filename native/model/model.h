@@ -27,7 +27,8 @@ class Model {
     std::array<Buffer, kModules> bias;  // f32, empty when there is none
   };
 
-  Model(Backend& backend, ModelConfig config, DType storage);
+  // `trainable` (f32 storage only) keeps an f32 arena of all parameters, in the order of `parameters`.
+  Model(Backend& backend, ModelConfig config, DType storage, bool trainable);
 
   // Reads the tensors one after the other; a unit per slab of rows. `progress` gets bytes done and in all.
   Pass load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress);
@@ -45,8 +46,6 @@ class Model {
   const double* inverse_frequencies() const { return inverse_frequencies_.as<double>(); }
   size_t device_bytes() const { return bytes_; }
 
-  // Training of all base parameters (f32 storage only): an arena in the order of `parameters`.
-  void enable_training();
   bool trainable() const { return static_cast<bool>(arena_); }
   const std::vector<BaseParameter>& parameters() const { return parameters_; }
   int64_t parameter_count() const { return parameter_count_; }
