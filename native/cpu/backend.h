@@ -1,0 +1,82 @@
+// The CPU device: threads and SIMD. Activations are f32; every op has finished when its call returns.
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+#include "cpu/pool.h"
+
+namespace at_moe {
+
+namespace cpu {
+struct Kernels;
+}
+
+// Zeroed memory aligned to 64 bytes; fails with kOutOfMemory naming the bytes.
+Buffer allocate_aligned(size_t bytes);
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(int threads);
+
+  std::string name() const override { return "cpu"; }
+  DType activation_type() const override { return DType::f32; }
+  void reserve(const StepCapacity&) override {}
+  void synchronize() override {}
+  void begin_step() override { pool_.begin_step(); }
+  void end_step() override { pool_.end_step(); }
+
+  Buffer allocate(size_t bytes) override { return allocate_aligned(bytes); }
+  void upload(void* device, const void* host, size_t bytes) override { copy(device, host, bytes); }
+  void download(void* host, const void* device, size_t bytes) override { copy(host, device, bytes); }
+  void copy(void* to, const void* from, size_t bytes) override;
+  void zero(void* device, size_t bytes) override;
+
+  std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
+  void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
+  std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
+  size_t kv_bytes(const KvPool::Shape& shape) const override;
+
+  void forward(const LinearForward& args) override;
+  void backward(const LinearBackward& args) override;
+  void forward(const RouterLogits& args) override;
+  void forward(const RouterForward& args) override;
+  void backward(const RouterBackward& args) override;
+  void forward(const AttentionForward& args) override;
+  void backward(const AttentionBackward& args) override;
+  void forward(const EmbeddingForward& args) override;
+  void backward(const EmbeddingBackward& args) override;
+  void forward(const RmsNormForward& args) override;
+  void backward(const RmsNormBackward& args) override;
+  void forward(const RopeForward& args) override;
+  void backward(const RopeBackward& args) override;
+  void forward(const SwigluForward& args) override;
+  void backward(const SwigluBackward& args) override;
+  void forward(const Dropout& args) override;
+  void forward(const CrossEntropy& args) override;
+  void sample(const Sampling& args) override;
+  void update(const AdamW& args) override;
+  double squared_norm(const SquaredNorm& args) override;
+
+ private:
+  // Memory for the running op: 64-byte aligned, contents undefined, valid until the next request for the same slot.
+  // A worker may ask for its own slot inside a task.
+  template <typename T = float>
+  T* worker_scratch(int worker, int64_t count) {
+    return static_cast<T*>(grow(worker_scratch_[worker], sizeof(T) * static_cast<size_t>(count)));
+  }
+  template <typename T = float>
+  T* shared_scratch(int slot, int64_t count) {
+    return static_cast<T*>(grow(shared_scratch_[slot], sizeof(T) * static_cast<size_t>(count)));
+  }
+  static void* grow(Buffer& buffer, size_t bytes);
+
+  static constexpr int kSharedSlots = 8;
+  Pool pool_;
+  const cpu::Kernels& kernels_;
+  std::vector<Buffer> worker_scratch_;
+  Buffer shared_scratch_[kSharedSlots];
+};
+
+}  // namespace at_moe
