@@ -28,6 +28,7 @@ struct ParameterSlice {
   std::string name;  // "experts.3.layers.0.self_attn.q_proj.lora_A", "general.layers…", "router.layers.0.group.weight"
   int64_t offset = 0, rows = 0, cols = 0, stride = 0;
   bool router = false;  // which arena
+  const TensorSource* source = nullptr;  // the values loaded; null: zeros
 };
 
 class Mixture {
@@ -74,20 +75,49 @@ class Mixture {
   std::vector<float> read(const ParameterSlice& slice) const;
 
  private:
-  struct Block;   // one expert's ranks of one module
-  struct Group;   // one linear group of one layer
-  struct Layer;
+  // One expert's ranks of one module; expert E is the general adapter.
+  struct Block {
+    const LoraSource* source = nullptr;
+    int expert = 0;
+    int64_t column = 0;  // of h
+  };
+  struct Group {
+    std::vector<std::vector<Block>> blocks;  // per module of the group
+    int64_t columns = 0;                     // S
+    int64_t a_offset = 0;                    // in the adapter arena
+    std::vector<int64_t> b_offset, ranks;    // per module: in the arena; rank_m
+    std::unique_ptr<Weight> a;
+    std::vector<std::unique_ptr<Weight>> b;
+    Buffer gate_column, scale;
+    AdapterStack stack;
+  };
+  struct RouterPlace {  // of one layer in the router arena; -1: the layer has none
+    int64_t weight = -1, bias = -1, score = -1, balance = -1, log_scale = -1;
+    int64_t end = 0;
+  };
+  struct Layer {
+    std::array<Group, kLinearGroups> groups;
+    RouterPlace place;
+    std::unique_ptr<Weight> router_weight;
+    Buffer router_values;  // the layer's part of the router arena, when there is no training
+    RouterLayer router;
+  };
 
-  void plan();
-  void load_group(Layer& layer, int layer_index, int group);
-  void load_router(Layer& layer, int layer_index);
-  void add_router_slices(int layer_index, Layer& layer);
-  std::vector<float> router_values(int layer_index) const;
+  void plan_group(int layer, int group);
+  void plan_router(int layer);
+  void load_group(Group& group);
+  void load_router(int layer);
+  void bind_router(Layer& layer, const float* values);
+  DType storage_type() const;
+  int64_t router_rows() const { return shape().groups + (source_.options.conditional ? shape().experts : 0); }
+  std::vector<float> adapter_values(const Group& group, int module) const;  // B_m [d_m, rank_m]
+  std::vector<float> router_layer_values(int layer) const;
+  float router_value(int layer, int64_t offset) const;
 
   Backend& backend_;
   LayerShapes shapes_;
   MixtureSource source_;
-  std::vector<Layer> layer_;
+  std::vector<Layer> layers_;
   std::vector<ParameterSlice> slices_;
   Buffer adapters_, routers_;
   int64_t adapter_count_ = 0, router_count_ = 0;
