@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 
 #include "core/status.h"
@@ -59,16 +58,45 @@ void TensorSource::release() const {
   if (file) file->release(offset, bytes());
 }
 
-std::vector<float> widen(const TensorSource& source) {
-  std::vector<float> values(static_cast<size_t>(source.elements()));
-  const void* data = source.data();
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = to_float(source.dtype, data, static_cast<int64_t>(i));
-    if (!std::isfinite(values[i])) {
-      const std::string where = source.file ? source.file->path() + ": " : std::string();
-      fail(Code::kNotFinite, where, "tensor ", source.name, " has a value that is not finite at element ", i);
+namespace {
+
+// A value is not finite exactly when all exponent bits are set.
+template <typename Bits>
+int64_t find_not_finite(const Bits* values, int64_t count, Bits exponent) {
+  constexpr int64_t kRun = 4096;
+  for (int64_t begin = 0; begin < count; begin += kRun) {
+    const int64_t end = begin + kRun < count ? begin + kRun : count;
+    Bits any = 0;
+    for (int64_t i = begin; i < end; ++i) any |= static_cast<Bits>((values[i] & exponent) == exponent);
+    if (!any) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      if ((values[i] & exponent) == exponent) return i;
     }
   }
+  return -1;
+}
+
+}  // namespace
+
+void check_finite(const TensorSource& source, int64_t first, int64_t count) {
+  const char* data = static_cast<const char*>(source.data()) + static_cast<size_t>(first) * size_of(source.dtype);
+  int64_t at = -1;
+  if (source.dtype == DType::f32) {
+    at = find_not_finite(reinterpret_cast<const uint32_t*>(data), count, uint32_t{0x7f800000});
+  } else {
+    const uint16_t exponent = source.dtype == DType::f16 ? 0x7c00 : 0x7f80;
+    at = find_not_finite(reinterpret_cast<const uint16_t*>(data), count, exponent);
+  }
+  if (at < 0) return;
+  const std::string where = source.file ? source.file->path() + ": " : std::string();
+  fail(Code::kNotFinite, where, "tensor ", source.name, " has a value that is not finite at element ", first + at);
+}
+
+std::vector<float> widen(const TensorSource& source) {
+  check_finite(source, 0, source.elements());
+  std::vector<float> values(static_cast<size_t>(source.elements()));
+  const void* data = source.data();
+  for (size_t i = 0; i < values.size(); ++i) values[i] = to_float(source.dtype, data, static_cast<int64_t>(i));
   return values;
 }
 

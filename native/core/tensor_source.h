@@ -45,7 +45,10 @@ struct TensorSource {
   void release() const;      // after the last read
 };
 
-// All elements widened, checked to be finite: fails with kNotFinite naming the tensor.
+// Fails with kNotFinite naming the tensor when one of the elements [first, first + count) is infinite or NaN.
+void check_finite(const TensorSource& source, int64_t first, int64_t count);
+
+// All elements widened, checked to be finite.
 std::vector<float> widen(const TensorSource& source);
 
 }  // namespace at_moe

@@ -32,7 +32,7 @@ class Model {
 
   // Reads the tensors one after the other; a unit per slab of rows. `progress` gets bytes done and in all.
   Pass load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress);
-  // Values of a shape without a checkpoint: uniform in ±sqrt(3 / in_features), norms 1. For benchmarks.
+  // Values of a shape without a checkpoint: linears uniform in ±sqrt(3 / in_features), norms 1. For benchmarks.
   Pass load_random(uint64_t seed);
 
   const ModelConfig& config() const { return config_; }
@@ -57,20 +57,19 @@ class Model {
  private:
   struct Target;
   Target target(const std::string& name);
-  void place(const std::string& name, const TensorSource& source, int64_t row, int64_t count);
-  std::vector<std::string> tensor_names() const;
-  void plan_parameters();
+  void prepare(const TensorSource& source);
+  void place(const TensorSource& source, int64_t row, int64_t count);
 
   Backend& backend_;
   ModelConfig config_;
   DType storage_;
+  bool trainable_;
   std::vector<Layer> layers_;
   Buffer embedding_;
   DType embedding_type_ = DType::f32;
   Buffer final_norm_, inverse_frequencies_;
   std::unique_ptr<Weight> head_;
   size_t bytes_ = 0;
-  std::map<std::string, bool> bias_names_;
   std::vector<BaseParameter> parameters_;
   int64_t parameter_count_ = 0;
   Buffer arena_;

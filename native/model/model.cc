@@ -1,0 +1,195 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/rng.h"
+#include "core/status.h"
+
+namespace at_moe {
+
+namespace {
+
+constexpr int64_t kSlabBytes = 8 << 20;
+
+std::string layer_prefix(int64_t layer) { return concat("layers.", layer, "."); }
+
+std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint64_t stream) {
+  std::vector<float> values(static_cast<size_t>(count));
+  for (size_t i = 0; i < values.size(); i += 4) {
+    const auto bits = philox(seed, stream, i / 4);
+    for (size_t j = 0; j < 4 && i + j < values.size(); ++j) values[i + j] = (2 * uniform(bits[j]) - 1) * range;
+  }
+  return values;
+}
+
+}  // namespace
+
+// Where the rows of one checkpoint tensor go.
+struct Model::Target {
+  Weight* weight = nullptr;  // packed rows
+  Weight* also = nullptr;    // the tied head beside the embedding
+  Buffer* vector = nullptr;  // f32 values
+  bool embedding = false;
+};
+
+Model::Model(Backend& backend, ModelConfig config, DType storage, bool trainable)
+    : backend_(backend), config_(std::move(config)), storage_(storage), trainable_(trainable), layers_(static_cast<size_t>(config_.num_layers)) {
+  require(!trainable || storage == DType::f32, "training the base needs f32 storage");
+  const std::vector<double> frequencies = config_.inverse_frequencies();
+  inverse_frequencies_ = backend_.allocate(frequencies.size() * sizeof(double));
+  backend_.upload(inverse_frequencies_.as<void>(), frequencies.data(), frequencies.size() * sizeof(double));
+  const LayerShapes shapes = config_.layer_shapes();
+  for (Layer& layer : layers_) {
+    for (size_t module = 0; module < kModules; ++module) {
+      layer.weight[module] = backend_.create_weight(shapes.out_features[module], shapes.in_features[module], storage_);
+      bytes_ += layer.weight[module]->bytes();
+    }
+  }
+  head_ = backend_.create_weight(config_.vocab_size, config_.hidden_size, storage_);
+  bytes_ += head_->bytes();
+}
+
+Model::Target Model::target(const std::string& name) {
+  if (name == "embed_tokens.weight") return {nullptr, config_.tie_word_embeddings ? head_.get() : nullptr, nullptr, true};
+  if (name == "lm_head.weight") return {head_.get(), nullptr, nullptr, false};
+  if (name == "norm.weight") return {nullptr, nullptr, &final_norm_, false};
+  const size_t dot = name.find('.', 7);
+  Layer& layer = layers_.at(static_cast<size_t>(std::stoll(name.substr(7))));
+  const std::string rest = name.substr(dot + 1);
+  if (rest == "input_layernorm.weight") return {nullptr, nullptr, &layer.input_norm, false};
+  if (rest == "post_attention_layernorm.weight") return {nullptr, nullptr, &layer.post_norm, false};
+  if (rest == "self_attn.q_norm.weight") return {nullptr, nullptr, &layer.q_norm, false};
+  if (rest == "self_attn.k_norm.weight") return {nullptr, nullptr, &layer.k_norm, false};
+  for (size_t module = 0; module < kModules; ++module) {
+    if (rest == std::string(module_name(static_cast<int>(module))) + ".weight") return {layer.weight[module].get(), nullptr, nullptr, false};
+    if (rest == std::string(module_name(static_cast<int>(module))) + ".bias") return {nullptr, nullptr, &layer.bias[module], false};
+  }
+  fail(Code::kMismatch, "the model has no tensor named ", name);
+}
+
+void Model::place(const TensorSource& source, int64_t row, int64_t count) {
+  const Target to = target(source.name);
+  const int64_t cols = source.shape.back();
+  const size_t skip = static_cast<size_t>(row * cols) * size_of(source.dtype);
+  const void* data = static_cast<const char*>(source.data()) + skip;
+  check_finite(source, row * cols, count * cols);
+  if (to.weight) backend_.pack(*to.weight, row, count, data, source.dtype);
+  if (to.also) backend_.pack(*to.also, row, count, data, source.dtype);
+  const bool wide = to.vector || trainable_;
+  std::vector<float> values(wide ? static_cast<size_t>(count * cols) : 0);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = to_float(source.dtype, data, static_cast<int64_t>(i));
+  if (to.vector) backend_.upload(to.vector->as<void>(), values.data(), values.size() * sizeof(float));
+  if (to.embedding) {
+    const DType type = trainable_ ? DType::f32 : source.dtype;
+    const size_t at = static_cast<size_t>(row * cols) * size_of(type);
+    const void* bytes = trainable_ ? static_cast<const void*>(values.data()) : data;
+    backend_.upload(embedding_.as<char>() + at, bytes, static_cast<size_t>(count * cols) * size_of(type));
+  }
+  if (trainable_) {
+    backend_.upload(arena_.as<float>() + parameter_offset(source.name) + row * cols, values.data(), values.size() * sizeof(float));
+  }
+}
+
+void Model::prepare(const TensorSource& source) {
+  const Target to = target(source.name);
+  if (to.vector) {
+    *to.vector = backend_.allocate(static_cast<size_t>(source.elements()) * sizeof(float));
+    bytes_ += to.vector->bytes();
+  }
+  if (to.embedding) {
+    embedding_type_ = trainable_ ? DType::f32 : source.dtype;
+    embedding_ = backend_.allocate(static_cast<size_t>(source.elements()) * size_of(embedding_type_));
+    bytes_ += embedding_.bytes();
+  }
+  const bool vector = source.shape.size() == 1;
+  parameters_.push_back({source.name, parameter_count_, vector ? 1 : source.shape[0], source.shape.back()});
+  parameter_count_ += source.elements();
+}
+
+Pass Model::load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress) {
+  size_t total = 0, done = 0;
+  for (auto& [name, source] : tensors) {
+    source.name = name;
+    prepare(source);
+    total += source.bytes();
+  }
+  if (trainable_) arena_ = backend_.allocate(static_cast<size_t>(parameter_count_) * sizeof(float));
+  for (const auto& [name, source] : tensors) {
+    const bool vector = source.shape.size() == 1;
+    const int64_t rows = vector ? 1 : source.shape[0];
+    const int64_t row_bytes = source.shape.back() * static_cast<int64_t>(size_of(source.dtype));
+    const int64_t slab = std::max<int64_t>(16, kSlabBytes / row_bytes / 16 * 16);
+    for (int64_t row = 0; row < rows; row += slab) {
+      place(source, row, std::min(slab, rows - row));
+      co_await unit_end();
+    }
+    source.release();
+    done += source.bytes();
+    if (progress) progress(done, total);
+  }
+}
+
+Pass Model::load_random(uint64_t seed) {
+  const LayerShapes shapes = config_.layer_shapes();
+  uint64_t stream = 0;
+  auto vector = [&](Buffer& buffer, int64_t count, float value) {
+    const std::vector<float> values(static_cast<size_t>(count), value);
+    buffer = backend_.allocate(values.size() * sizeof(float));
+    backend_.upload(buffer.as<void>(), values.data(), values.size() * sizeof(float));
+    bytes_ += buffer.bytes();
+  };
+  for (Layer& layer : layers_) {
+    vector(layer.input_norm, config_.hidden_size, 1);
+    vector(layer.post_norm, config_.hidden_size, 1);
+    if (config_.qk_norm) vector(layer.q_norm, config_.head_dim, 1);
+    if (config_.qk_norm) vector(layer.k_norm, config_.head_dim, 1);
+    for (size_t module = 0; module < kModules; ++module) {
+      Weight& weight = *layer.weight[module];
+      const float range = std::sqrt(3.0f / static_cast<float>(shapes.in_features[module]));
+      const int64_t slab = 1024;
+      for (int64_t row = 0; row < weight.rows(); row += slab) {
+        const int64_t count = std::min(slab, weight.rows() - row);
+        const std::vector<float> values = random_values(count * weight.cols(), range, seed, stream++);
+        backend_.pack(weight, row, count, values.data(), DType::f32);
+        co_await unit_end();
+      }
+    }
+  }
+  vector(final_norm_, config_.hidden_size, 1);
+  embedding_type_ = storage_;
+  embedding_ = backend_.allocate(static_cast<size_t>(config_.vocab_size * config_.hidden_size) * size_of(storage_));
+  bytes_ += embedding_.bytes();
+  // Values of the embedding table do not matter to speed, but must be finite and differ: small patterns of the stored type.
+  const std::vector<uint8_t> table(embedding_.bytes(), 0x3c);
+  backend_.upload(embedding_.as<void>(), table.data(), table.size());
+  const float range = std::sqrt(3.0f / static_cast<float>(config_.hidden_size));
+  for (int64_t row = 0; row < head_->rows(); row += 1024) {
+    const int64_t count = std::min<int64_t>(1024, head_->rows() - row);
+    const std::vector<float> values = random_values(count * head_->cols(), range, seed, stream++);
+    backend_.pack(*head_, row, count, values.data(), DType::f32);
+    co_await unit_end();
+  }
+}
+
+int64_t Model::parameter_offset(const std::string& name) const {
+  for (const BaseParameter& parameter : parameters_) {
+    if (parameter.name == name) return parameter.offset;
+  }
+  return -1;
+}
+
+void Model::repack() {
+  for (const BaseParameter& parameter : parameters_) {
+    const float* values = arena_.as<float>() + parameter.offset;
+    const Target to = target(parameter.name);
+    const size_t bytes = static_cast<size_t>(parameter.rows * parameter.cols) * sizeof(float);
+    if (to.weight) backend_.pack_parameters(*to.weight, 0, parameter.rows, values);
+    if (to.also) backend_.pack_parameters(*to.also, 0, parameter.rows, values);
+    if (to.vector) backend_.copy(to.vector->as<void>(), values, bytes);
+    if (to.embedding) backend_.copy(embedding_.as<void>(), values, bytes);
+  }
+}
+
+}  // namespace at_moe
