@@ -1,0 +1,30 @@
+# native/cpu/simd/*.cc is compiled once per instruction set, as its own object, inside the namespace that AT_MOE_SIMD_NS
+# names; native/cpu/*.cc sees AT_MOE_HAVE_<SET>=1 for each set and picks one at run time.
+#
+# Inline functions of shared headers are emitted by every set, and the linker keeps the first copy it sees. The sets are
+# therefore linked after all other objects, lowest first: no code can be bound to a copy from a set above its own.
+add_library(at_moe_simd INTERFACE)
+set(AT_MOE_SIMD_OBJECTS "")
+at_moe_layer_sources(simd_sources cpu/simd)
+
+function(at_moe_add_simd_set name)
+  string(TOUPPER ${name} upper)
+  target_compile_definitions(at_moe_simd INTERFACE AT_MOE_HAVE_${upper}=1)
+  add_library(at_moe_simd_${name} OBJECT ${simd_sources})
+  target_link_libraries(at_moe_simd_${name} PRIVATE at_moe_options at_moe_highway)
+  target_compile_options(at_moe_simd_${name} PRIVATE ${ARGN})
+  target_compile_definitions(at_moe_simd_${name} PRIVATE AT_MOE_SIMD_NS=${name} AT_MOE_SIMD_${upper}=1)
+  list(APPEND AT_MOE_SIMD_OBJECTS $<TARGET_OBJECTS:at_moe_simd_${name}>)
+  set(AT_MOE_SIMD_OBJECTS "${AT_MOE_SIMD_OBJECTS}" PARENT_SCOPE)
+endfunction()
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  # Highway would ask for AES in every set; no kernel uses it. The run-time check of a set is its psABI level:
+  # __builtin_cpu_supports("x86-64-v3") and its like (gcc 12, clang 17), or the features listed there.
+  target_compile_definitions(at_moe_highway INTERFACE HWY_DISABLE_PCLMUL_AES)
+  at_moe_add_simd_set(base -march=x86-64-v2) # HWY_SSE4
+  at_moe_add_simd_set(avx2 -march=x86-64-v3) # HWY_AVX2, with FMA, F16C, BMI2
+  at_moe_add_simd_set(avx512 -march=x86-64-v4) # HWY_AVX3: AVX-512 F, BW, CD, DQ, VL
+else()
+  at_moe_add_simd_set(base) # NEON on arm64, else what the compiler's defaults allow
+endif()
