@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace at_moe {
@@ -26,12 +28,9 @@ class ScopedFlushDenormals {
   uint64_t saved_;
 };
 
-// Physical cores this process may use: scheduling affinity and cgroup quota respected.
-int usable_cores();
-
 class Pool {
  public:
-  explicit Pool(int threads);  // 0 = usable_cores()
+  explicit Pool(int threads);  // 0 = physical cores
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -69,6 +68,7 @@ class Pool {
   };
 
   void run_tasks(int64_t tasks, Task task, void* context);
+  void wake();
   void work(int self);
   void work_thread(int self);
   uint64_t wait_for_job(uint64_t seen);
@@ -76,6 +76,7 @@ class Pool {
   std::vector<std::unique_ptr<Worker>> workers_;
   Task task_ = nullptr;
   void* context_ = nullptr;
+  std::mutex error_mutex_;
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
   alignas(64) std::atomic<uint64_t> job_{0};
