@@ -1,0 +1,348 @@
+/**
+ * What lib sees of native code: plain data and the `NativeEngine` interface (lib/native.ts makes one). Arguments are checked
+ * by lib before they get here; native code refuses bad types with TypeError. Failures reject with AtMoeError.
+ */
+import type { AdapterModule, ModelDescriptor, StorageType, TensorSource } from './descriptors.js';
+import type { AtMoeErrorCode } from './errors.js';
+
+export interface DeviceDescription {
+  /** 'cpu', 'cuda:0' … */
+  name: string;
+  description: string;
+  memoryBytes: number;
+  available: boolean;
+  /** Why it is not available, else ''. */
+  reason: string;
+}
+
+export interface EngineOptions {
+  device: 'auto' | 'cpu' | 'cuda' | 'emulated';
+  /** CPU threads; 0 = physical cores. */
+  threads?: number;
+}
+
+export interface LoadOptions {
+  /** Storage of the linear weights. */
+  weights: StorageType;
+  /** Keeps f32 parameters so that the base itself can be trained; needs `weights: 'f32'`. */
+  trainable?: boolean;
+  /** Most sequences that are worked on at once. Default 16. */
+  maxBatch?: number;
+  /** Longest sequence. Default and upper bound: what the model was made for, and what the KV cache holds. */
+  contextLength?: number;
+  /** Tokens the KV cache holds, all sequences together. Default: maxBatch contexts, at most 2 GiB, at least one context or 2 GiB. */
+  kvTokens?: number;
+  /** Most rows of a prefill step. Default 512. Prompts routed as a whole are taken whole. */
+  prefillRows?: number;
+  /** Rows of one uninterruptible unit. Default 128. */
+  chunkRows?: number;
+}
+
+export interface ModelInfo {
+  device: string;
+  weights: StorageType;
+  contextLength: number;
+  kvTokens: number;
+  maxBatch: number;
+}
+
+export interface RouterOptions {
+  withinGroup: 'conditional' | 'static';
+  groupTopK: number;
+  expertTopK: number;
+  groupTopP: number;
+  expertTopP: number;
+  groupTemperature: number;
+  expertTemperature: number;
+  renormalize: boolean;
+}
+
+/** Per request; arrays are as long as the mixture has groups or experts (in group order). Absent = no such control. */
+export interface RouterControls {
+  groupBias?: Float32Array;
+  expertBias?: Float32Array;
+  /** 1 = denied. */
+  groupDenied?: Uint8Array;
+  expertDenied?: Uint8Array;
+  /** NaN where nothing is set. */
+  groupWeight?: Float32Array;
+  expertWeight?: Float32Array;
+}
+
+export interface MixtureDescriptor {
+  /** Number of experts of each group. */
+  groups: number[];
+  /** Modules of every expert, in group order. */
+  experts: AdapterModule[][];
+  general?: AdapterModule[];
+  scope: 'token' | 'sequence';
+  options: RouterOptions;
+  /** λ: a constant, or learned per layer (mixture-spec: general_balance). 1 without a general adapter. */
+  balance: number | 'learned';
+  /** ρ: a constant, or learned per layer (output_scale). */
+  scale: number | 'learned';
+  /** By their names in router.safetensors; absent tensors start at zero. No `router`: explicit weights only (an adapter alone). */
+  router?: TensorSource[];
+  /** Storage of the packed adapters. Default: the widest of the sources. */
+  storage?: StorageType;
+}
+
+/** A handle of a mixture in an engine. Requests in flight keep theirs after `releaseMixture`. */
+export type MixtureHandle = number;
+
+export interface MixtureInfo {
+  mixture: MixtureHandle;
+  deviceBytes: number;
+  /** Floats of a routing record: 2G + 3E + 1. */
+  recordWidth: number;
+}
+
+export type RoutingRequest =
+  | { kind: 'base' }
+  /** By the mixture's router; `options` replace the mixture's own as a whole. */
+  | { kind: 'mixture'; mixture: MixtureHandle; options?: RouterOptions; controls?: RouterControls }
+  /** The same weights in every layer, one per expert. `alone`: λ = ρ = 1 and no general adapter. */
+  | { kind: 'fixed'; mixture: MixtureHandle; weights: Float32Array; alone: boolean };
+
+export interface SamplingOptions {
+  /** 0 = greedy. */
+  temperature: number;
+  /** 0 = off. */
+  topK: number;
+  /** 1 = off. */
+  topP: number;
+  /** 0 = off. */
+  minP: number;
+  /** 1 = off. */
+  repetitionPenalty: number;
+  seed: number | bigint;
+}
+
+export interface SessionRequest {
+  /** Chosen by the caller; its context (tokens, keys, routing) outlives the request until `releaseSession`. */
+  id: number;
+  /** Tokens of the context to keep before the new ids are appended. Default: all. */
+  keep?: number;
+  /** The new ids get a routing of their own from this request's `routing`. Default: the session's first routing goes on. */
+  reroute?: boolean;
+}
+
+export interface GenerateRequest {
+  /** Prompt; with a session only the ids that are new. */
+  ids: Int32Array;
+  /** New tokens at most; 0 = routing trace alone. The context length is a bound of its own. */
+  maxTokens: number;
+  /** Ids that end the sequence; they are not emitted and not kept in a session. Empty: never (ignore_eos). */
+  stopTokens: Int32Array;
+  /** Ids that are never sampled. */
+  bannedTokens?: Int32Array;
+  sampling: SamplingOptions;
+  routing: RoutingRequest;
+  trace?: boolean;
+  logProbs?: boolean;
+  session?: SessionRequest;
+}
+
+export interface Usage {
+  /** Ids of the request. */
+  promptTokens: number;
+  completionTokens: number;
+  /** Tokens of the session whose keys were still there. */
+  cachedTokens: number;
+  /** Tokens the context holds at the end: what `keep` of the next request counts. */
+  contextTokens: number;
+}
+
+export type SequenceEvent =
+  | { type: 'token'; token: number; /** NaN unless asked for. */ logProb: number }
+  /**
+   * Routing records of rows [position, position + rows): [layers, rows, width], a record being
+   * [α⁰ G | β⁰ E | α G | w E | gate E+1]. Routing that holds for the whole sequence comes once, with rows = 1.
+   */
+  | { type: 'trace'; position: number; layers: number; rows: number; width: number; records: Float32Array }
+  | { type: 'done'; reason: 'stop'; stopToken: number; usage: Usage }
+  | { type: 'done'; reason: 'length' | 'cancelled'; usage: Usage }
+  | { type: 'done'; reason: 'error'; code: AtMoeErrorCode; message: string; usage: Usage };
+
+export interface ScoreRequest {
+  ids: Int32Array;
+  /** Index of the first id to be scored, at least 1; the ids before it are the prompt (the routing's instruction). */
+  first: number;
+  routing: RoutingRequest;
+}
+
+export type TrainTarget = 'adapter' | 'router' | 'joint' | 'base';
+
+export interface RouterCoefficients {
+  groupBalance?: number;
+  expertBalance?: number;
+  zLoss?: number;
+  entropy?: number;
+  supervision?: number;
+}
+
+export interface TrainOptions {
+  target: TrainTarget;
+  coefficients?: RouterCoefficients;
+  baseKl?: number;
+  scaleMin?: number;
+  dropout?: number;
+  recompute?: boolean;
+  seed?: number | bigint;
+  beta1?: number;
+  beta2?: number;
+  epsilon?: number;
+  weightDecay?: number;
+  /** 0 = no clipping. */
+  maxGradNorm?: number;
+}
+
+/** Rows of B sequences, one after the other. */
+export interface MicroBatch {
+  ids: Int32Array;
+  /** [B + 1] first row of each sequence, then the number of rows. */
+  offsets: Int32Array;
+  /** [B] instruction tokens of each sequence. */
+  promptLengths: Int32Array;
+  /** [N] the id to be predicted at the row (the next token); -100 = none. */
+  labels: Int32Array;
+  lossWeights?: Float32Array;
+  klMask?: Uint8Array;
+  /** [B, G]; rows of zeros have no label. */
+  groupTarget?: Float32Array;
+  /** [B, E] */
+  expertTarget?: Float32Array;
+  /** [B] for draws that are per example. */
+  exampleIds?: Float64Array;
+  /** Of the whole optimiser step: Σ loss weights of labelled rows, rows of the KL mask, tokens. */
+  stepLossWeight: number;
+  stepKlRows?: number;
+  stepTokens: number;
+}
+
+/** Shares of the means over the optimiser step: the values of its micro-batches add up. */
+export interface MicroBatchResult {
+  loss: number;
+  kl: number;
+  routerLosses: { groupBalance: number; expertBalance: number; zLoss: number; entropy: number; supervision: number };
+  /** Σ coefficient · loss. */
+  auxiliary: number;
+  /** First sequence whose loss is not finite, -1 if none. */
+  badSequence: number;
+}
+
+export interface NamedTensor {
+  name: string;
+  shape: number[];
+  values: Float32Array;
+}
+
+export interface TrainerState {
+  /** Updates done. */
+  step: number;
+  tensors: NamedTensor[];
+}
+
+export interface MergeRequest {
+  mixture: MixtureHandle;
+  /** The base weight. */
+  base: TensorSource;
+  layer: number;
+  module: AdapterModule['module'];
+  weights: Float32Array;
+  alone: boolean;
+}
+
+export interface MemoryStatement {
+  model: number;
+  kv: number;
+  workspaces: number;
+  mixtures: number;
+  trainers: number;
+  /** Free and all tokens of the KV cache. */
+  kvFreeTokens: number;
+  kvTokens: number;
+}
+
+export interface BenchRequest {
+  kind: 'decode' | 'prefill';
+  /** Sequences of a step. */
+  rows: number;
+  /** decode: keys of each sequence; prefill: tokens of each sequence. */
+  context: number;
+  steps: number;
+  /** Null: base alone. */
+  routing: RoutingRequest;
+  /** Base and mixture steps alternate; else all base steps come first. */
+  interleave: boolean;
+}
+
+/** Seconds per step, measured inside the engine. */
+export interface BenchResult {
+  base: Float64Array;
+  mixture: Float64Array;
+}
+
+export interface ProbeResult {
+  /** Bytes per second. */
+  readRate: number;
+  /** Fused multiply-adds per second. */
+  fmaRate: number;
+}
+
+export interface JobOptions {
+  /** Rejects with ERR_AT_MOE_ABORTED within one unit of work. */
+  signal?: AbortSignal;
+}
+
+/**
+ * One device with one model and one thread. Jobs of one trainer run in the order of the calls, all others side by side:
+ * generation goes on between the units of training, loading and scoring.
+ */
+export interface NativeEngine {
+  /** Once per engine, before anything else. */
+  loadModel(
+    descriptor: ModelDescriptor,
+    options: LoadOptions,
+    job?: JobOptions & { onProgress?: (bytesDone: number, bytesTotal: number) => void },
+  ): Promise<ModelInfo>;
+  /** A model of this shape with random weights, for benchmarks. */
+  loadRandom(config: ModelDescriptor['config'], seed: number, options: LoadOptions, job?: JobOptions): Promise<ModelInfo>;
+
+  createMixture(descriptor: MixtureDescriptor): Promise<MixtureInfo>;
+  /** Unknown handles are ignored. */
+  releaseMixture(mixture: MixtureHandle): void;
+  /** Current values of the tensors whose name starts with `prefix`: 'experts.3.', 'general.', 'router.', '' … */
+  readMixture(mixture: MixtureHandle, prefix: string): Promise<NamedTensor[]>;
+
+  /** Starts a sequence; `listener` gets its events, the last one being 'done'. Returns what `cancel` takes. */
+  generate(request: GenerateRequest, listener: (event: SequenceEvent) => void): number;
+  /** Ends a sequence with 'done' / 'cancelled' within one unit of work. Ended ones are ignored. */
+  cancel(sequence: number): void;
+  releaseSession(session: number): void;
+  /** Log-probability of each id from `first` on. */
+  score(request: ScoreRequest, job?: JobOptions): Promise<Float32Array>;
+
+  /** `mixture` is null for the base. */
+  beginTraining(mixture: MixtureHandle | null, options: TrainOptions): Promise<number>;
+  /** Aborting discards the gradients accumulated so far. */
+  microBatch(trainer: number, batch: MicroBatch, job?: JobOptions): Promise<MicroBatchResult>;
+  evaluate(trainer: number, batch: MicroBatch, job?: JobOptions): Promise<MicroBatchResult>;
+  /** Rejects a gradient norm that is not finite with ERR_AT_MOE_NOT_FINITE, before the update. Resolves with the norm. */
+  finishStep(trainer: number, learningRate: number): Promise<number>;
+  discardGradients(trainer: number): Promise<void>;
+  trainerState(trainer: number): Promise<TrainerState>;
+  restoreTrainer(trainer: number, state: TrainerState): Promise<void>;
+  gradients(trainer: number): Promise<NamedTensor[]>;
+  /** The parameters of a base that is trained, by Hugging Face name. */
+  baseValues(trainer: number): Promise<NamedTensor[]>;
+  endTraining(trainer: number): Promise<void>;
+
+  /** W + Σ λρ w_e s_e B_e A_e (+ the general adapter's share) of one module, row-major f32. */
+  merged(request: MergeRequest): Promise<Float32Array>;
+  memory(): Promise<MemoryStatement>;
+  bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;
+
+  /** Cancels what runs, frees the device's memory and ends the thread. May be called again. */
+  dispose(): Promise<void>;
+}
