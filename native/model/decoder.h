@@ -18,7 +18,8 @@ struct SequenceRows {
   int64_t position = 0;          // of the first one: number of keys already in the pool
   std::vector<int32_t> pages;    // of the pool, enough for position + ids.size() tokens
   SequenceRouting* routing = nullptr;
-  bool all_logits = false;       // logits of every row (score), else of the last one
+  std::vector<int32_t> labels;   // scoring: one per new row, the id whose log-probability is wanted, -100 = none; or empty
+  std::vector<float> scores;     // out: [ids.size()] log-probabilities of the labels, 0 where there is none
   RoutingTrace* trace = nullptr;  // filled with the records of the new rows (kFixed and kPool: one row), or null
 };
 
@@ -28,12 +29,13 @@ class Workspace {
   Workspace(const Model& model, int64_t rows, int64_t sequences, int64_t pages_per_sequence, int64_t chunk);
   ~Workspace();
   struct Buffers;
-  Buffers& buffers() { return *buffers_; }
+  Buffers& buffers() const { return *buffers_; }
   int64_t rows() const { return rows_; }
   int64_t chunk() const { return chunk_; }
-  // Grows the adapter-dependent parts (ranks, record width) to fit.
-  void fit(const Model& model, std::span<const SequenceRows> sequences);
-  static size_t bytes(const ModelConfig& config, int64_t rows, int64_t chunk);
+  size_t bytes() const;
+  static size_t bytes(const ModelConfig& config, int64_t rows, int64_t sequences, int64_t chunk);
+  // Rows of a run whose layer takes about 30 ms at `flops` per second.
+  static int64_t suggested_chunk(const ModelConfig& config, double flops);
 
  private:
   int64_t rows_, chunk_;
@@ -41,14 +43,11 @@ class Workspace {
 };
 
 struct ForwardResult {
-  Matrix logits;  // [one row per sequence, or per row where all_logits] f32, device, valid until the next pass
+  Matrix logits;  // [sequences, V] f32 of each sequence's last row; device, valid until the workspace's next pass
 };
 
 // Runs the sequences' new rows; keys and values go to `kv`. `sequences` and `result` must outlive the pass.
 Pass forward(const Model& model, Workspace& workspace, KvPool& kv, std::span<SequenceRows> sequences,
              ForwardResult& result);
-
-// Log-probabilities of `labels` (one per logits row) and whether each is the argmax's probability: host [rows].
-std::vector<float> log_probabilities(Backend& backend, const Matrix& logits, const std::vector<int32_t>& labels);
 
 }  // namespace at_moe

@@ -161,7 +161,7 @@ Pass Model::load_random(uint64_t seed) {
   embedding_type_ = storage_;
   embedding_ = backend_.allocate(static_cast<size_t>(config_.vocab_size * config_.hidden_size) * size_of(storage_));
   bytes_ += embedding_.bytes();
-  // Values of the embedding table do not matter to speed, but must be finite and differ: small patterns of the stored type.
+  // The table's values do not matter to speed; this byte pattern is a small finite number in every stored type.
   const std::vector<uint8_t> table(embedding_.bytes(), 0x3c);
   backend_.upload(embedding_.as<void>(), table.data(), table.size());
   const float range = std::sqrt(3.0f / static_cast<float>(config_.hidden_size));

@@ -1,6 +1,6 @@
-// Sums over runs of rows, and the spreading of one row over a run.
-//   sum:    out[r, c] += Σ_{begin_r <= i < end_r} in[i, c], rows ascending
-//   spread: out[i, c]  = factor_r in[r, c] for begin_r <= i < end_r   (or += with accumulate)
+// Sums over runs of rows, and the spreading of one record over a run.
+//   sum:    out[row_r, c] += Σ_{begin_r <= i < end_r} in[i, c], rows ascending
+//   spread: out[i, c] (+)= factor_r source_r[c] for begin_r <= i < end_r, c < cols_r
 #pragma once
 
 #include <cstdint>
@@ -10,20 +10,24 @@
 
 namespace at_moe {
 
-struct RowRun {
-  int64_t begin = 0, end = 0;  // rows of the long side
-  int64_t row = 0;             // row of the short side
-  float factor = 1;
-};
-
 struct SumRows {
-  Matrix in, out;  // f32
-  std::span<const RowRun> runs;  // host
+  struct Run {
+    int64_t begin = 0, end = 0;  // rows of in
+    int64_t row = 0;             // of out
+  };
+  Matrix in, out;  // f32, same columns
+  std::span<const Run> runs;  // host
 };
 
 struct SpreadRows {
-  Matrix in, out;  // f32
-  std::span<const RowRun> runs;  // host
+  struct Run {
+    int64_t begin = 0, end = 0;     // rows of out
+    const float* source = nullptr;  // device
+    int64_t cols = 0;
+    float factor = 1;
+  };
+  Matrix out;  // f32
+  std::span<const Run> runs;  // host
   bool accumulate = false;
 };
 
