@@ -1,0 +1,322 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+
+#include "core/status.h"
+#include "model/workspace.h"
+
+namespace at_moe {
+
+namespace {
+
+using Mode = SequenceRouting::Mode;
+
+// One pass in flight: where the rows of each sequence lie, and views of the workspace.
+class InferencePass {
+ public:
+  InferencePass(const Model& model, Workspace& workspace, KvPool& kv, std::span<SequenceRows> sequences)
+      : model_(model), config_(model.config()), backend_(model.backend()), buffers_(workspace.buffers()), kv_(kv), sequences_(sequences) {
+    int64_t columns = 0, width = 0, scores = 0;
+    for (const SequenceRows& sequence : sequences_) {
+      begin_.push_back(rows_);
+      rows_ += static_cast<int64_t>(sequence.ids.size());
+      const Mixture* mixture = sequence.routing->mixture.get();
+      if (!mixture) continue;
+      columns = std::max(columns, mixture->max_stack_columns());
+      width = std::max<int64_t>(width, mixture->shape().width());
+      scores = std::max<int64_t>(scores, mixture->shape().groups + mixture->shape().experts);
+    }
+    begin_.push_back(rows_);
+    require(rows_ <= buffers_.rows && static_cast<int64_t>(sequences_.size()) <= buffers_.sequences, "the pass does not fit its workspace");
+    buffers_.fit(columns, width, scores);
+    upload_layout();
+    backend_.forward(EmbeddingForward{model_.embedding(), model_.embedding_type(), buffers_.ids.as<int32_t>(), hidden(0, rows_)});
+    for (SequenceRows& sequence : sequences_) start_trace(sequence);
+  }
+
+  Pass layers() {
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      co_await pool(layer);
+      for (int64_t row = 0; row < rows_; row += buffers_.chunk) {
+        run_layer(layer, row, std::min(buffers_.chunk, rows_ - row));
+        co_await unit_end();
+      }
+    }
+    for (SequenceRows& sequence : sequences_) {
+      if (sequence.routing->mode == Mode::kPool) sequence.routing->mode = Mode::kFixed;
+    }
+  }
+
+  Matrix last_logits() {
+    std::vector<int32_t> rows;
+    for (size_t i = 0; i < sequences_.size(); ++i) rows.push_back(static_cast<int32_t>(begin_[i + 1] - 1));
+    return head_of(rows);
+  }
+
+  // Log-probabilities of the labels, in runs of rows small enough for one block of logits.
+  Pass score() {
+    const int64_t most = buffers_.logits.bytes() / static_cast<int64_t>(sizeof(float)) / config_.vocab_size;
+    const int64_t run = std::min<int64_t>(buffers_.chunk, most);
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      SequenceRows& sequence = sequences_[i];
+      if (sequence.labels.empty()) continue;
+      sequence.scores.assign(sequence.ids.size(), 0);
+      std::vector<int32_t> rows;
+      for (size_t row = 0; row < sequence.labels.size(); ++row) {
+        if (sequence.labels[row] >= 0) rows.push_back(static_cast<int32_t>(row));
+      }
+      for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(run)) {
+        score_run(sequence, begin_[i], std::span(rows).subspan(at, std::min(static_cast<size_t>(run), rows.size() - at)));
+        co_await unit_end();
+      }
+    }
+  }
+
+ private:
+  Matrix view(const Buffer& buffer, int64_t rows, int64_t cols) const { return matrix(buffer.as<void>(), rows, cols, buffers_.type); }
+  Matrix floats(const Buffer& buffer, int64_t rows, int64_t cols) const { return matrix(buffer.as<void>(), rows, cols); }
+  Matrix hidden(int64_t row, int64_t count) const {
+    return view(buffers_.hidden, buffers_.rows, config_.hidden_size).row_range(row, count);
+  }
+  Matrix scores(int64_t row, int64_t count) const {
+    return floats(buffers_.scores, buffers_.rows, buffers_.score_columns).row_range(row, count);
+  }
+  Matrix records(int64_t count) const { return floats(buffers_.records, count, buffers_.width); }
+
+  void upload_layout() {
+    std::vector<int32_t> ids, positions, owners;
+    std::vector<int32_t> pages(sequences_.size() * static_cast<size_t>(buffers_.pages_per_sequence));
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      const SequenceRows& sequence = sequences_[i];
+      for (size_t row = 0; row < sequence.ids.size(); ++row) {
+        ids.push_back(sequence.ids[row]);
+        positions.push_back(static_cast<int32_t>(sequence.position + static_cast<int64_t>(row)));
+        owners.push_back(static_cast<int32_t>(i));
+      }
+      require(static_cast<int64_t>(sequence.pages.size()) <= buffers_.pages_per_sequence, "too many pages for the workspace");
+      std::copy(sequence.pages.begin(), sequence.pages.end(), pages.begin() + static_cast<int64_t>(i) * buffers_.pages_per_sequence);
+    }
+    auto send = [&](const Buffer& buffer, const std::vector<int32_t>& values) {
+      backend_.upload(buffer.as<void>(), values.data(), values.size() * sizeof(int32_t));
+    };
+    send(buffers_.ids, ids);
+    send(buffers_.position, positions);
+    send(buffers_.sequence, owners);
+    send(buffers_.pages, pages);
+  }
+
+  RaggedRows layout(int64_t row, int64_t count) const {
+    RaggedRows all{rows_, static_cast<int64_t>(sequences_.size()), buffers_.position.as<int32_t>(),
+                   buffers_.sequence.as<int32_t>(), buffers_.pages.as<int32_t>(), buffers_.pages_per_sequence};
+    return all.row_range(row, count);
+  }
+
+  // Calls f(sequence, first, end) for the sequences with rows in [row, row + count); first and end are relative to row.
+  template <typename F>
+  void overlapping(int64_t row, int64_t count, F&& f) const {
+    const auto after = std::upper_bound(begin_.begin(), begin_.end(), row);
+    for (size_t i = static_cast<size_t>(after - begin_.begin()) - 1; i < sequences_.size() && begin_[i] < row + count; ++i) {
+      f(sequences_[i], std::max<int64_t>(begin_[i] - row, 0), std::min(begin_[i + 1] - row, count));
+    }
+  }
+
+  void norm(const Buffer& gamma, int64_t row, int64_t count, const Matrix& out) const {
+    backend_.forward(RmsNormForward{hidden(row, count), out, gamma.as<float>(), config_.hidden_size, config_.rms_norm_eps});
+  }
+
+  // Sequence scope: the layer's router sees all instruction rows before the layer's products run.
+  Pass pool(int64_t layer) {
+    const bool any = std::any_of(sequences_.begin(), sequences_.end(), [](const SequenceRows& s) { return s.routing->mode == Mode::kPool; });
+    if (!any) co_return;
+    for (int64_t row = 0; row < rows_; row += buffers_.chunk) {
+      const int64_t count = std::min(buffers_.chunk, rows_ - row);
+      std::vector<RouterLogits::Segment> segments;
+      overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
+        if (sequence.routing->mode == Mode::kPool) segments.push_back({first, end, &sequence.routing->mixture->router(static_cast<int>(layer))});
+      });
+      if (segments.empty()) continue;
+      const Matrix z = view(buffers_.z, count, config_.hidden_size);
+      norm(model_.layer(layer).input_norm, row, count, z);
+      backend_.forward(RouterLogits{z, scores(row, count), segments});
+      co_await unit_end();
+    }
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      SequenceRouting& routing = *sequences_[i].routing;
+      if (routing.mode != Mode::kPool) continue;
+      RouterForward::Segment segment;
+      segment.begin = begin_[i];
+      segment.end = begin_[i] + routing.instruction_rows;
+      segment.out = layer;
+      segment.pooled = true;
+      route(segment, routing, layer, scores(0, rows_), floats(routing.records, config_.num_layers, routing.mixture->shape().width()));
+    }
+  }
+
+  void route(RouterForward::Segment segment, const SequenceRouting& routing, int64_t layer, const Matrix& logits, const Matrix& out) const {
+    segment.shape = &routing.mixture->shape();
+    segment.layer = &routing.mixture->router(static_cast<int>(layer));
+    segment.options = routing.options;
+    segment.controls = &routing.controls;
+    backend_.forward(RouterForward{logits, out, std::span(&segment, 1)});
+  }
+
+  // The routing records of a run's rows.
+  void gates(int64_t layer, int64_t row, int64_t count, const Matrix& z) {
+    std::vector<RouterLogits::Segment> products;
+    std::vector<SpreadRows::Run> spread;
+    overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
+      const SequenceRouting& routing = *sequence.routing;
+      if (routing.mode == Mode::kBase) return;
+      if (routing.mode == Mode::kToken) {
+        products.push_back({first, end, &routing.mixture->router(static_cast<int>(layer))});
+        return;
+      }
+      const int64_t width = routing.mixture->shape().width();
+      spread.push_back({first, end, routing.records.as<float>() + layer * width, width, 1.0f});
+    });
+    if (!products.empty()) backend_.forward(RouterLogits{z, scores(row, count), products});
+    if (!spread.empty()) backend_.forward(SpreadRows{records(count), spread, false});
+    if (products.empty()) return;
+    overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
+      if (sequence.routing->mode != Mode::kToken) return;
+      RouterForward::Segment segment;
+      segment.begin = first;
+      segment.end = end;
+      segment.out = first;
+      route(segment, *sequence.routing, layer, scores(row, count), records(count));
+    });
+  }
+
+  void product(int64_t layer, int group, int64_t row, int64_t count, const Matrix& x, std::span<const LinearModule> modules,
+               const Matrix& residual) const {
+    std::vector<AdapterSegment> segments;
+    overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
+      const Mixture* mixture = sequence.routing->mixture.get();
+      const AdapterStack* stack = mixture ? mixture->stack(static_cast<int>(layer), group) : nullptr;
+      if (stack) segments.push_back({first, end, stack});
+    });
+    LinearForward args;
+    args.x = x;
+    args.modules = modules;
+    args.segments = segments;
+    args.routing = buffers_.width ? records(count) : Matrix{};
+    args.hg = buffers_.columns ? floats(buffers_.gated, count, buffers_.columns) : Matrix{};
+    args.residual = residual;
+    backend_.forward(args);
+  }
+
+  void run_layer(int64_t index, int64_t row, int64_t count) {
+    const Model::Layer& layer = model_.layer(index);
+    const int64_t queries = config_.num_heads * config_.head_dim, keys = config_.num_kv_heads * config_.head_dim;
+    const Matrix z = view(buffers_.z, count, config_.hidden_size), q = view(buffers_.q, count, queries), k = view(buffers_.k, count, keys),
+                 v = view(buffers_.v, count, keys), attention = view(buffers_.attention, count, queries),
+                 gate = view(buffers_.gate, count, config_.intermediate_size), up = view(buffers_.up, count, config_.intermediate_size);
+    auto module = [&](Module which, const Matrix& y) {
+      const size_t at = static_cast<size_t>(which);
+      return LinearModule{layer.weight[at].get(), layer.bias[at].as<float>(), y};
+    };
+    norm(layer.input_norm, row, count, z);
+    gates(index, row, count, z);
+    trace(index, row, count);
+    product(index, kGroupQkv, row, count, z, std::array{module(kQ, q), module(kK, k), module(kV, v)}, {});
+    if (config_.qk_norm) {
+      backend_.forward(RmsNormForward{q, q, layer.q_norm.as<float>(), config_.head_dim, config_.rms_norm_eps});
+      backend_.forward(RmsNormForward{k, k, layer.k_norm.as<float>(), config_.head_dim, config_.rms_norm_eps});
+    }
+    backend_.forward(RopeForward{q, k, v, model_.inverse_frequencies(), config_.head_dim, &kv_, index, layout(row, count)});
+    AttentionForward attend;
+    attend.q = q;
+    attend.out = attention;
+    attend.kv = &kv_;
+    attend.layer = index;
+    attend.heads = config_.num_heads;
+    attend.window = config_.windows[static_cast<size_t>(index)];
+    attend.layout = layout(row, count);
+    backend_.forward(attend);
+    product(index, kGroupO, row, count, attention, std::array{module(kO, hidden(row, count))}, hidden(row, count));
+    norm(layer.post_norm, row, count, z);
+    product(index, kGroupGateUp, row, count, z, std::array{module(kGate, gate), module(kUp, up)}, {});
+    backend_.forward(SwigluForward{gate, up, gate});
+    product(index, kGroupDown, row, count, gate, std::array{module(kDown, hidden(row, count))}, hidden(row, count));
+  }
+
+  Matrix head_of(const std::vector<int32_t>& rows) const {
+    const int64_t count = static_cast<int64_t>(rows.size());
+    backend_.upload(buffers_.last_rows.as<void>(), rows.data(), rows.size() * sizeof(int32_t));
+    const Matrix last = view(buffers_.last, count, config_.hidden_size);
+    backend_.forward(EmbeddingForward{buffers_.hidden.as<void>(), buffers_.type, buffers_.last_rows.as<int32_t>(), last});
+    backend_.forward(RmsNormForward{last, last, model_.final_norm(), config_.hidden_size, config_.rms_norm_eps});
+    const Matrix logits = floats(buffers_.logits, count, config_.vocab_size);
+    const LinearModule head{&model_.head(), nullptr, logits};
+    LinearForward args;
+    args.x = last;
+    args.modules = std::span(&head, 1);
+    backend_.forward(args);
+    return logits;
+  }
+
+  void score_run(SequenceRows& sequence, int64_t first, std::span<const int32_t> rows) const {
+    std::vector<int32_t> at, labels;
+    for (int32_t row : rows) {
+      at.push_back(static_cast<int32_t>(first) + row);
+      labels.push_back(sequence.labels[static_cast<size_t>(row)]);
+    }
+    const Matrix logits = head_of(at);
+    backend_.upload(buffers_.score_labels.as<void>(), labels.data(), labels.size() * sizeof(int32_t));
+    CrossEntropy loss;
+    loss.logits = logits;
+    loss.labels = buffers_.score_labels.as<int32_t>();
+    loss.loss = buffers_.score_losses.as<float>();
+    backend_.forward(loss);
+    std::vector<float> losses(labels.size());
+    backend_.download(losses.data(), loss.loss, losses.size() * sizeof(float));
+    for (size_t i = 0; i < rows.size(); ++i) sequence.scores[static_cast<size_t>(rows[i])] = -losses[i];
+  }
+
+  void start_trace(SequenceRows& sequence) const {
+    if (!sequence.trace || !sequence.routing->mixture) return;
+    RoutingTrace& trace = *sequence.trace;
+    trace.layers = config_.num_layers;
+    trace.rows = sequence.routing->mode == Mode::kToken ? static_cast<int64_t>(sequence.ids.size()) : 1;
+    trace.width = sequence.routing->mixture->shape().width();
+    trace.records.assign(static_cast<size_t>(trace.layers * trace.rows * trace.width), 0);
+  }
+
+  void trace(int64_t layer, int64_t row, int64_t count) const {
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      RoutingTrace* trace = sequences_[i].trace;
+      const SequenceRouting& routing = *sequences_[i].routing;
+      if (!trace || routing.mode == Mode::kBase) continue;
+      const int64_t first = std::max(begin_[i], row), end = std::min(begin_[i + 1], row + count);
+      if (first >= end) continue;
+      float* to = trace->records.data() + layer * trace->rows * trace->width;
+      if (routing.mode != Mode::kToken) {
+        backend_.download(to, routing.records.as<float>() + layer * trace->width, static_cast<size_t>(trace->width) * sizeof(float));
+        continue;
+      }
+      for (int64_t at = first; at < end; ++at) {
+        backend_.download(to + (at - begin_[i]) * trace->width, records(count).row(at - row), static_cast<size_t>(trace->width) * sizeof(float));
+      }
+    }
+  }
+
+  const Model& model_;
+  const ModelConfig& config_;
+  Backend& backend_;
+  Workspace::Buffers& buffers_;
+  KvPool& kv_;
+  std::span<SequenceRows> sequences_;
+  std::vector<int64_t> begin_;
+  int64_t rows_ = 0;
+};
+
+}  // namespace
+
+Pass forward(const Model& model, Workspace& workspace, KvPool& kv, std::span<SequenceRows> sequences, ForwardResult& result) {
+  InferencePass pass(model, workspace, kv, sequences);
+  co_await pass.layers();
+  co_await pass.score();
+  result.logits = pass.last_logits();
+}
+
+}  // namespace at_moe
