@@ -55,6 +55,8 @@ class CpuBackend : public Backend {
   void backward(const SwigluBackward& args) override;
   void forward(const Dropout& args) override;
   void forward(const CrossEntropy& args) override;
+  void forward(const SumRows& args) override;
+  void forward(const SpreadRows& args) override;
   void sample(const Sampling& args) override;
   void update(const AdamW& args) override;
   double squared_norm(const SquaredNorm& args) override;

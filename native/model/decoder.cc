@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/status.h"
+#include "model/layer.h"
 #include "model/workspace.h"
 
 namespace at_moe {
@@ -187,57 +188,27 @@ class InferencePass {
     });
   }
 
-  void product(int64_t layer, int group, int64_t row, int64_t count, const Matrix& x, std::span<const LinearModule> modules,
-               const Matrix& residual) const {
-    std::vector<AdapterSegment> segments;
-    overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
-      const Mixture* mixture = sequence.routing->mixture.get();
-      const AdapterStack* stack = mixture ? mixture->stack(static_cast<int>(layer), group) : nullptr;
-      if (stack) segments.push_back({first, end, stack});
-    });
-    LinearForward args;
-    args.x = x;
-    args.modules = modules;
-    args.segments = segments;
-    args.routing = buffers_.width ? records(count) : Matrix{};
-    args.hg = buffers_.columns ? floats(buffers_.gated, count, buffers_.columns) : Matrix{};
-    args.residual = residual;
-    backend_.forward(args);
-  }
-
   void run_layer(int64_t index, int64_t row, int64_t count) {
-    const Model::Layer& layer = model_.layer(index);
     const int64_t queries = config_.num_heads * config_.head_dim, keys = config_.num_kv_heads * config_.head_dim;
-    const Matrix z = view(buffers_.z, count, config_.hidden_size), q = view(buffers_.q, count, queries), k = view(buffers_.k, count, keys),
-                 v = view(buffers_.v, count, keys), attention = view(buffers_.attention, count, queries),
-                 gate = view(buffers_.gate, count, config_.intermediate_size), up = view(buffers_.up, count, config_.intermediate_size);
-    auto module = [&](Module which, const Matrix& y) {
-      const size_t at = static_cast<size_t>(which);
-      return LinearModule{layer.weight[at].get(), layer.bias[at].as<float>(), y};
-    };
-    norm(layer.input_norm, row, count, z);
-    gates(index, row, count, z);
+    LayerViews views;
+    views.in = views.mid = views.out = hidden(row, count);
+    views.z = views.z2 = view(buffers_.z, count, config_.hidden_size);
+    views.q_raw = views.q = view(buffers_.q, count, queries);
+    views.k_raw = views.k = view(buffers_.k, count, keys);
+    views.v = view(buffers_.v, count, keys);
+    views.attention = view(buffers_.attention, count, queries);
+    views.gate = views.act = view(buffers_.gate, count, config_.intermediate_size);
+    views.up = view(buffers_.up, count, config_.intermediate_size);
+    if (buffers_.width) views.records = records(count);
+    if (buffers_.columns) views.hg.fill(floats(buffers_.gated, count, buffers_.columns));
+    norm(model_.layer(index).input_norm, row, count, views.z);
+    gates(index, row, count, views.z);
     trace(index, row, count);
-    product(index, kGroupQkv, row, count, z, std::array{module(kQ, q), module(kK, k), module(kV, v)}, {});
-    if (config_.qk_norm) {
-      backend_.forward(RmsNormForward{q, q, layer.q_norm.as<float>(), config_.head_dim, config_.rms_norm_eps});
-      backend_.forward(RmsNormForward{k, k, layer.k_norm.as<float>(), config_.head_dim, config_.rms_norm_eps});
-    }
-    backend_.forward(RopeForward{q, k, v, model_.inverse_frequencies(), config_.head_dim, &kv_, index, layout(row, count)});
-    AttentionForward attend;
-    attend.q = q;
-    attend.out = attention;
-    attend.kv = &kv_;
-    attend.layer = index;
-    attend.heads = config_.num_heads;
-    attend.window = config_.windows[static_cast<size_t>(index)];
-    attend.layout = layout(row, count);
-    backend_.forward(attend);
-    product(index, kGroupO, row, count, attention, std::array{module(kO, hidden(row, count))}, hidden(row, count));
-    norm(layer.post_norm, row, count, z);
-    product(index, kGroupGateUp, row, count, z, std::array{module(kGate, gate), module(kUp, up)}, {});
-    backend_.forward(SwigluForward{gate, up, gate});
-    product(index, kGroupDown, row, count, gate, std::array{module(kDown, hidden(row, count))}, hidden(row, count));
+    std::vector<MixtureRows> mixtures;
+    overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
+      mixtures.push_back({first, end, sequence.routing->mixture.get()});
+    });
+    layer_forward(model_, {index, mixtures, &kv_, index, layout(row, count), nullptr}, views);
   }
 
   Matrix head_of(const std::vector<int32_t>& rows) const {
