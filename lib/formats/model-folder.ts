@@ -1,0 +1,133 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  type LinearModule,
+  linearModules,
+  type ModelConfig,
+  type ModelDescriptor,
+  type TensorSource,
+} from '../descriptors.js';
+import { AtMoeError } from '../errors.js';
+import { replaceFolder } from './atomic.js';
+import { readCheckpoint } from './checkpoint.js';
+import { type ModelConfigFile, readModelConfig } from './model-config.js';
+import { storageType, writeSafetensors } from './safetensors.js';
+
+export interface BaseModel {
+  descriptor: ModelDescriptor;
+  /** sha256 of config.json, in hex; a mixture remembers it. */
+  sha256: string;
+}
+
+/** Path of a linear module inside its decoder layer: `self_attn.q_proj`, `mlp.up_proj`. */
+export function modulePath(module: LinearModule): string {
+  return module === 'gate_proj' || module === 'up_proj' || module === 'down_proj'
+    ? `mlp.${module}`
+    : `self_attn.${module}`;
+}
+
+/** Rows and columns of a linear module's weight [out, in]. */
+export function moduleShape(config: ModelConfig, module: LinearModule): { outFeatures: number; inFeatures: number } {
+  const { hiddenSize, intermediateSize, headDim, numHeads, numKvHeads } = config;
+  switch (module) {
+    case 'q_proj':
+      return { outFeatures: numHeads * headDim, inFeatures: hiddenSize };
+    case 'k_proj':
+    case 'v_proj':
+      return { outFeatures: numKvHeads * headDim, inFeatures: hiddenSize };
+    case 'o_proj':
+      return { outFeatures: hiddenSize, inFeatures: numHeads * headDim };
+    case 'down_proj':
+      return { outFeatures: hiddenSize, inFeatures: intermediateSize };
+    default:
+      return { outFeatures: intermediateSize, inFeatures: hiddenSize };
+  }
+}
+
+function hasBias(file: ModelConfigFile, module: LinearModule): boolean {
+  if (modulePath(module).startsWith('mlp.')) return file.mlpBias;
+  return file.attentionBias === 'qkvo' || (file.attentionBias === 'qkv' && module !== 'o_proj');
+}
+
+/** Every tensor the decoder needs, by its name without "model.", with its shape. */
+function expectedTensors(file: ModelConfigFile): Map<string, number[]> {
+  const { config } = file;
+  const shapes = new Map<string, number[]>([['embed_tokens.weight', [config.vocabSize, config.hiddenSize]]]);
+  for (let layer = 0; layer < config.numLayers; layer++) {
+    const prefix = `layers.${layer}`;
+    shapes.set(`${prefix}.input_layernorm.weight`, [config.hiddenSize]);
+    shapes.set(`${prefix}.post_attention_layernorm.weight`, [config.hiddenSize]);
+    for (const module of linearModules) {
+      const { outFeatures, inFeatures } = moduleShape(config, module);
+      shapes.set(`${prefix}.${modulePath(module)}.weight`, [outFeatures, inFeatures]);
+      if (hasBias(file, module)) shapes.set(`${prefix}.${modulePath(module)}.bias`, [outFeatures]);
+    }
+    if (config.qkNorm) {
+      shapes.set(`${prefix}.self_attn.q_norm.weight`, [config.headDim]);
+      shapes.set(`${prefix}.self_attn.k_norm.weight`, [config.headDim]);
+    }
+  }
+  shapes.set('norm.weight', [config.hiddenSize]);
+  if (!config.tieWordEmbeddings) shapes.set('lm_head.weight', [config.vocabSize, config.hiddenSize]);
+  return shapes;
+}
+
+function isIgnored(config: ModelConfig, name: string): boolean {
+  return name.endsWith('.rotary_emb.inv_freq') || (config.tieWordEmbeddings && name === 'lm_head.weight');
+}
+
+function mismatch(message: string): AtMoeError {
+  return new AtMoeError('ERR_AT_MOE_MISMATCH', message);
+}
+
+/**
+ * The descriptor of a base model in Hugging Face layout: config.json and exactly the tensors it implies, each by file and offset.
+ * Errors: those of readModelConfig and readCheckpoint; MISMATCH naming file, tensor and both shapes.
+ */
+export async function modelDescriptor(dir: string): Promise<BaseModel> {
+  const file = await readModelConfig(dir);
+  const expected = expectedTensors(file);
+  const tensors: TensorSource[] = [];
+  for (const [key, entry] of await readCheckpoint(dir)) {
+    const name = key.startsWith('model.') ? key.slice('model.'.length) : key;
+    if (isIgnored(file.config, name)) continue;
+    const label = `${entry.file}: tensor ${JSON.stringify(key)}`;
+    const shape = expected.get(name);
+    if (!shape || (name === key) !== (name === 'lm_head.weight'))
+      throw mismatch(`${label} has no place in the model of ${file.path}`);
+    if (shape.join() !== entry.shape.join()) {
+      throw mismatch(`${label} has shape [${entry.shape}], by ${file.path} it is [${shape}]`);
+    }
+    const dtype = storageType(entry.dtype);
+    if (!dtype)
+      throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', `${label} is ${entry.dtype}; supported are F32, F16, BF16`);
+    tensors.push({ name, dtype, shape, file: entry.file, offset: entry.offset });
+    expected.delete(name);
+  }
+  for (const [name, shape] of expected) {
+    const key = name === 'lm_head.weight' ? name : `model.${name}`;
+    throw mismatch(`${dir}: no tensor ${JSON.stringify(key)} of shape [${shape}], which ${file.path} asks for`);
+  }
+  const linear = tensors.filter(({ name }) => name.endsWith('_proj.weight')).map(({ dtype }) => dtype);
+  const types = new Set(linear);
+  const storedType = types.size === 1 ? (linear[0] ?? 'f32') : 'f32';
+  return { descriptor: { config: { ...file.config, storedType }, tensors }, sha256: file.sha256 };
+}
+
+/**
+ * Writes a base model: `config` as config.json, `tensors` (names with "model.") as model.safetensors, and `files` (tokenizer and the
+ * like) beside them; the folder is exchanged at once. Error: IO.
+ */
+export async function writeModel(
+  dir: string,
+  config: Record<string, unknown>,
+  tensors: TensorSource[],
+  files: Record<string, string | Uint8Array> = {},
+): Promise<void> {
+  const names = ['config.json', 'model.safetensors', ...Object.keys(files)];
+  await replaceFolder(dir, names, async (folder) => {
+    await writeFile(join(folder, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
+    for (const [name, content] of Object.entries(files)) await writeFile(join(folder, name), content);
+    await writeSafetensors(join(folder, 'model.safetensors'), tensors);
+  });
+}
