@@ -55,7 +55,7 @@ function checkOptions(options: PackingOptions): void {
 function checkFits(example: TokenizedExample, batchTokens: number): void {
   const { length } = example.ids;
   if (length <= batchTokens) return;
-  const message = `${example.source}: the example has ${length} tokens, more than a micro-batch of batchTokens ${batchTokens}`;
+  const message = `${example.source}: the example has ${length} tokens, more than batchTokens (${batchTokens})`;
   throw new AtMoeError('ERR_AT_MOE_BAD_DATA', message);
 }
 

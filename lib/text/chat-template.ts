@@ -97,7 +97,7 @@ export class ChatTemplate {
       if (!whole.startsWith(prompt)) {
         throw new AtMoeError(
           'ERR_AT_MOE_BAD_DATA',
-          `the chat template does not extend its prompt with message ${turn}: give this example as prompt and completion`,
+          `the chat template does not extend its prompt with message ${turn}: give it as prompt and completion instead`,
         );
       }
       examples.push({ prompt, completion: whole.slice(prompt.length), turn });

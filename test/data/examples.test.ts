@@ -121,7 +121,10 @@ test('too long: error, truncate, skip', async () => {
     { prompt: 'abc', completion: 'defg' },
     { prompt: 'a', completion: 'b' },
   ];
-  await assert.rejects(read(rows, { maxLength: 6 }), { code: 'ERR_AT_MOE_CONTEXT_LENGTH', message: /row 1: .* 9 tokens/ });
+  await assert.rejects(read(rows, { maxLength: 6 }), {
+    code: 'ERR_AT_MOE_CONTEXT_LENGTH',
+    message: /row 1: .* 9 tokens/,
+  });
   const truncated = await read(rows, { maxLength: 6, tooLong: 'truncate' });
   assert.equal(text(truncated[0]!.ids), '<s>abcde');
   const skipped: unknown[] = [];
@@ -179,7 +182,9 @@ test('reading stops on abort and leaves the event loop its turns', async () => {
 for (const folder of ['models/stories260K', 'models/babyllama-tok105', 'tokenizers/gpt2', 'tokenizers/qwen2']) {
   test(`spans on word borders reach the tokens inside them: ${folder}`, { skip: unlessPresent(folder) }, async () => {
     const real = await Tokenizer.load(join(sharedData, folder));
-    const word = fc.constantFrom('Lily', 'saw', 'a', 'big', 'café', '€5', '😀', 'ball.', '\n', ...(folder.endsWith('qwen2') ? ['e\u0301t'] : []));
+    // A decomposed character: only the tokenizer with a normal form changes it.
+    const normalised = folder.endsWith('qwen2') ? ['e\u0301t'] : [];
+    const word = fc.constantFrom('Lily', 'saw', 'a', 'big', 'café', '€5', '😀', 'ball.', '\n', ...normalised);
     await fc.assert(
       fc.asyncProperty(fc.array(word, { minLength: 1, maxLength: 8 }), fc.nat(7), async (words, pick) => {
         const at = pick % words.length;
@@ -191,7 +196,10 @@ for (const folder of ['models/stories260K', 'models/babyllama-tok105', 'tokenize
         const [example] = await read([{ prompt: 'One:', completion, weight }], options);
         const { ids, promptLength, tokenWeights, zeroWeight } = example!;
         const chosen = [...ids].filter((_, t) => t >= promptLength && tokenWeights[t] === 0);
-        assert.equal(zeroWeight.reduce((sum, v) => sum + v, 0), chosen.length);
+        assert.equal(
+          zeroWeight.reduce((sum, v) => sum + v, 0),
+          chosen.length,
+        );
         if ([...ids].some((id) => real.idToToken(id) === '<unk>')) return;
         assert.equal(real.decode(chosen).trim(), pieces[at]!.normalize('NFC').trim());
       }),

@@ -47,7 +47,10 @@ test('values survive the round trip, across chunk borders too', async () => {
     { numRuns: 30 },
   );
   const long = { text: 'é€😀'.repeat(50_000) };
-  assert.deepEqual((await read(`1\n${JSON.stringify(long)}\n2`)).map((l) => l.value), [1, long, 2]);
+  assert.deepEqual(
+    (await read(`1\n${JSON.stringify(long)}\n2`)).map((l) => l.value),
+    [1, long, 2],
+  );
 });
 
 test('errors name file and line', async () => {

@@ -31,7 +31,7 @@ for (const folder of folders) {
 
   test(`real text never shows a broken character: ${folder}`, { skip: unlessPresent(folder) }, async () => {
     const tokenizer = await Tokenizer.load(join(sharedData, folder));
-    for (const { text } of readShared('tokenizers/gpt2/cases.json').cases) {
+    for (const { text } of readShared<{ cases: { text: string }[] }>('tokenizers/gpt2/cases.json').cases) {
       const ids = tokenizer.encode(text);
       const pieces = stream(new Detokenizer(tokenizer), ids);
       assert.equal(pieces.join(''), tokenizer.decode(ids));

@@ -16,6 +16,7 @@ export function unlessPresent(path: string): string | false {
   return existsSync(join(sharedData, path)) ? false : `needs ../shared/data/${path}`;
 }
 
-export function readShared(path: string): any {
+/** The parsed JSON of a file there, taken to be a T. */
+export function readShared<T>(path: string): T {
   return JSON.parse(readFileSync(join(sharedData, path), 'utf8'));
 }

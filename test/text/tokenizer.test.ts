@@ -29,8 +29,9 @@ for (const folder of folders) {
   test(`ids and text of the reference library: ${folder}`, { skip: unlessPresent(folder) }, async () => {
     const tokenizer = await Tokenizer.load(join(sharedData, folder));
     // The reference obeys the truncation stored in tokenizer.json; this package, like transformers, does not.
-    const limit: number = readShared(`${folder}/tokenizer.json`).truncation?.max_length ?? Number.POSITIVE_INFINITY;
-    const cases: Case[] = readShared(`${folder}/cases.json`).cases;
+    const { truncation } = readShared<{ truncation?: { max_length: number } }>(`${folder}/tokenizer.json`);
+    const limit = truncation?.max_length ?? Number.POSITIVE_INFINITY;
+    const { cases } = readShared<{ cases: Case[] }>(`${folder}/cases.json`);
     assert.equal(cases.length, 219);
     for (const { text, ids, ids_plain = ids, decoded, decoded_with_special = decoded } of cases) {
       const label = JSON.stringify(text);
