@@ -43,7 +43,7 @@ inline float max_lanes(int64_t n, const float* values) {
 // e^x within 2 ulp over [-87, 88]; 0 below, e^88 above, NaN for NaN. Cephes' expf without branches.
 inline float fast_exp(float x) {
   const float clamped = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
-  const float shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const float shifted = clamped * 1.44269504088896341f + 12582912.0f;  // + 1.5 * 2^23: an integer in the low bits
   const float n = shifted - 12582912.0f;
   const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;

@@ -1,8 +1,8 @@
 // RMS norm over groups of `dim` columns (contract: backend/ops/elementwise.h). r = 1 / sqrt(mean(x²) + eps).
 //   forward   y = x r ⊙ gamma
 //   backward  t = gamma ⊙ dy;  dx (+)= r (t - x r² mean(x ⊙ t));  dgamma_j += Σ_n dy_nj x_nj r_n
-// Split over rows. With dgamma the two statistics of each group are computed first, then dgamma over columns with rows in
-// ascending order (before dx, which may overwrite dy).
+// Split over rows. With dgamma the two statistics of each group are computed first, then dgamma over columns with rows
+// in ascending order (before dx, which may overwrite dy).
 #include <cmath>
 #include <vector>
 

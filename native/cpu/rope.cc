@@ -1,4 +1,4 @@
-// Rotary embedding, half-split form (contract: backend/ops/elementwise.h). With c, s = cos, sin of position * inv_freq_i:
+// Rotary embedding, half-split form (contract: backend/ops/elementwise.h). c, s = cos, sin of position * inv_freq_i.
 //   forward   (x_i, x_{i+D/2}) -> (x_i c - x_{i+D/2} s, x_{i+D/2} c + x_i s)  for every head of q and k;
 //             then k and v go to their slot: page page_table[sequence][position / 16], token position mod 16
 //   backward  the rotation by -angle on dq and dk

@@ -63,7 +63,7 @@ void softmax(const Stage& stage, const float* score, float* p) {
   for (int32_t i = 0; i < stage.n; ++i) p[i] /= total;
 }
 
-// keep[i]: among the top_k largest, and the mass before it, in descending order, is below top_p. Ties: lower index first.
+// keep[i]: among the top_k largest, and the mass before it, in descending order, is below top_p. Ties: lower index.
 void select(const Stage& stage, const float* p, std::vector<int32_t>& order, uint8_t* keep) {
   order.resize(static_cast<size_t>(stage.n));
   for (int32_t i = 0; i < stage.n; ++i) order[i] = i;
@@ -375,7 +375,8 @@ void CpuBackend::forward(const RouterForward& args) {
       const int64_t n = item - first[index];
       const int32_t scores = segment.shape->groups + segment.shape->experts;
       if (segment.pooled) {
-        mean_rows(args.logits, segment.begin, segment.end, segment.options.conditional ? scores : segment.shape->groups);
+        const int32_t cols = segment.options.conditional ? scores : segment.shape->groups;
+        mean_rows(args.logits, segment.begin, segment.end, cols);
       }
       route(prepared[index], args.logits.row(segment.begin + n),
             segment.frozen_selection ? segment.frozen_selection + n * scores : nullptr,
@@ -405,8 +406,8 @@ void CpuBackend::backward(const RouterBackward& args) {
     losses[kGroupBalance] = squared_variation(mean.data(), groups, coefficient.group_balance, balance.data());
     for (int32_t g = 0; g < groups; ++g) {
       const int32_t begin = groups + shape.group_start[g], n = shape.group_start[g + 1] - shape.group_start[g];
-      losses[kExpertBalance] +=
-          squared_variation(mean.data() + begin, n, coefficient.expert_balance / groups, balance.data() + begin) / groups;
+      const double scale = static_cast<double>(coefficient.expert_balance) / groups;
+      losses[kExpertBalance] += squared_variation(mean.data() + begin, n, scale, balance.data() + begin) / groups;
     }
   }
 

@@ -54,7 +54,8 @@ class Descending {
     lower_ = depth_ > kDeepest ? -kInfinity : -depth_;
     const auto first = static_cast<std::ptrdiff_t>(ids_.size());
     for (int64_t i = 0; i < n_; ++i) {
-      if (scores_[i] < upper && scores_[i] >= lower_ && scores_[i] != -kInfinity) ids_.push_back(static_cast<int32_t>(i));
+      const bool reached = scores_[i] < upper && scores_[i] >= lower_ && scores_[i] != -kInfinity;
+      if (reached) ids_.push_back(static_cast<int32_t>(i));
     }
     std::sort(ids_.begin() + first, ids_.end(), [this](int32_t a, int32_t b) {
       return scores_[a] != scores_[b] ? scores_[a] > scores_[b] : a < b;
