@@ -8,9 +8,6 @@ target_compile_options(at_moe_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;
 if(AT_MOE_WERROR)
   target_compile_options(at_moe_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  target_compile_options(at_moe_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-gnu-unique>)
-endif()
 target_link_libraries(at_moe_options INTERFACE Threads::Threads)
 
 if(AT_MOE_SANITIZE)
