@@ -209,27 +209,39 @@ export async function recoverFolder(dir: string): Promise<void> {
   }
 }
 
-async function identity(dir: string): Promise<string> {
+/** Changes with every exchange of the folder; undefined while there is none. */
+async function identity(dir: string): Promise<string | undefined> {
   try {
     const { ino, ctimeNs } = await stat(dir, { bigint: true });
     return `${ino} ${ctimeNs}`;
   } catch (cause) {
+    if (errno(cause) === 'ENOENT') return undefined;
     throw ioError(dir, 'reading', cause);
   }
 }
 
-/** Recovers a folder, then reads it by `read`, again if a save exchanged it meanwhile. Errors: NOT_FOUND, IO, those of `read`. */
+/**
+ * Recovers a folder, then reads it by `read`, again if a save exchanged it meanwhile.
+ * Errors: NOT_FOUND, IO, those of `read`; BUSY when the folder is replaced over and over.
+ */
 export async function readStable<T>(dir: string, read: () => Promise<T>): Promise<T> {
-  for (let attempt = 0; ; attempt++) {
+  let seen = false;
+  for (let attempt = 0; attempt < 20; attempt++) {
     await recoverFolder(dir);
     const before = await identity(dir);
+    if (before === undefined) {
+      if (!seen && attempt >= 3) throw new AtMoeError('ERR_AT_MOE_NOT_FOUND', `${dir}: no such folder`);
+      await sleep(1);
+      continue;
+    }
+    seen = true;
     const result = await read().then(
       (value) => ({ value }),
       (error: unknown) => ({ error }),
     );
-    await recoverFolder(dir);
-    if (attempt < 10 && before !== (await identity(dir))) continue;
+    if (before !== (await identity(dir))) continue;
     if ('error' in result) throw result.error;
     return result.value;
   }
+  throw new AtMoeError('ERR_AT_MOE_BUSY', `${dir}: is being replaced all the time`);
 }

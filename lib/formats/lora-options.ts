@@ -49,7 +49,9 @@ export function loraConfig(options: LoraOptions, baseModel: string | null = null
     ...rest,
     alpha: rest.alpha ?? rest.rank,
     baseModel,
-    targetModules: targetModules === 'all-linear' ? [...linearModules].sort() : targetModules,
+    targetModules: isRegex
+      ? targetModules
+      : [...(targetModules === 'all-linear' ? linearModules : targetModules)].sort(),
     excludeModules: null,
     layers: layers ?? null,
     layersPattern: [],

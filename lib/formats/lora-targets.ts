@@ -9,7 +9,7 @@ export interface LoraConfig {
   alpha: number;
   rslora: boolean;
   dropout: number;
-  /** Names or name ends, or one regular expression for the whole module path (`model.layers.0.self_attn.q_proj`), or 'all-linear'. */
+  /** Names or name ends (sorted), or one regular expression for the whole module path (`model.layers.0.self_attn.q_proj`), or 'all-linear'. */
   targetModules: string[] | string;
   excludeModules: string[] | string | null;
   /** Keys are regular expressions for the end of a module path. */

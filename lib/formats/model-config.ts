@@ -47,7 +47,7 @@ const configSchema = z.looseObject({
   use_sliding_window: z.boolean().default(false),
   max_window_layers: z.int().min(0).default(28),
   layer_types: z.array(z.string()).nullish(),
-  quantization_config: z.unknown(),
+  quantization_config: z.unknown().optional(),
   torch_dtype: z.string().nullish(),
   dtype: z.string().nullish(),
 });

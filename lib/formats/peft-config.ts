@@ -77,8 +77,9 @@ export function parseAdapterConfig(path: string, value: unknown): LoraConfig {
       throw unsupported(path, `${field} ${JSON.stringify(setting)} is not supported`);
     }
   }
+  const targets = raw.target_modules;
   const layers = raw.layers_to_transform ?? null;
-  if (typeof raw.target_modules === 'string' && raw.target_modules.toLowerCase() !== 'all-linear' && layers !== null) {
+  if (typeof targets === 'string' && targets.toLowerCase() !== 'all-linear' && layers !== null) {
     throw unsupported(
       path,
       'layers_to_transform with a regular expression in target_modules, which PEFT refuses as well',
@@ -91,7 +92,7 @@ export function parseAdapterConfig(path: string, value: unknown): LoraConfig {
     rslora: raw.use_rslora,
     dropout: raw.lora_dropout,
     // PEFT's choice for llama, mistral, qwen2 and qwen3 when nothing is named.
-    targetModules: raw.target_modules ?? ['q_proj', 'v_proj'],
+    targetModules: typeof targets === 'string' ? targets : [...(targets ?? ['q_proj', 'v_proj'])].sort(),
     excludeModules: raw.exclude_modules || null,
     rankPattern: raw.rank_pattern ?? {},
     alphaPattern: raw.alpha_pattern ?? {},
@@ -121,7 +122,7 @@ export function formatAdapterConfig(config: LoraConfig): Record<string, unknown>
     r: config.rank,
     rank_pattern: config.rankPattern,
     revision: null,
-    target_modules: typeof targetModules === 'string' ? targetModules : [...targetModules].sort(),
+    target_modules: targetModules,
     task_type: 'CAUSAL_LM',
     use_dora: false,
     use_rslora: config.rslora,

@@ -286,7 +286,7 @@ async function copyRange(source: WritableTensor, byteLength: number, write: (chu
 
 /**
  * Writes a safetensors file, byte for byte as the safetensors library would: by dtype, then name; header padded to 8 bytes.
- * Tensors in files are copied in pieces of 4 MiB. The file is synced. Error: IO.
+ * Tensors in files are copied in pieces of 4 MiB. Not synced: replaceFolder and replaceFile do that. Error: IO.
  */
 export async function writeSafetensors(
   path: string,
@@ -307,7 +307,6 @@ export async function writeSafetensors(
         if (tensor.data) await write(tensor.data);
         else await copyRange(tensor, byteLength, write);
       }
-      await handle.sync();
     } finally {
       await handle.close();
     }
