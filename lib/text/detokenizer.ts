@@ -2,8 +2,9 @@ import type { Tokenizer } from './tokenizer.js';
 
 const REPLACEMENT = '\uFFFD';
 /** Tokens kept as left context when the window slides; more than the bytes of any character. */
-const CONTEXT = 6;
-const WINDOW = 24;
+const CONTEXT = 5;
+/** Tokens decoded together before the window slides. */
+const WINDOW = 10;
 
 export interface DetokenizerOptions {
   /** Ids before the first pushed one. The text pushed out is then decode(prompt + pushed) less decode(prompt). */
