@@ -1,0 +1,35 @@
+// The contexts that sessions keep between their requests. Under memory pressure the one unused for longest loses its keys;
+// its next request computes them again.
+#pragma once
+
+#include <map>
+
+#include "engine/kv_pages.h"
+#include "engine/sequence.h"
+
+namespace at_moe {
+
+class Contexts {
+ public:
+  explicit Contexts(KvPages& pages) : pages_(pages) {}
+
+  // The context a request of the session would go on from; fails with kBusy while another request has it.
+  const Context* find(int64_t session) const;
+  Context take(int64_t session);
+  void put_back(int64_t session, Context context);
+  void release(int64_t session);
+  // Frees the pages of one idle context. False when none has any.
+  bool evict_one();
+
+ private:
+  struct Entry {
+    Context context;
+    bool busy = false, released = false;
+    int64_t used = 0;
+  };
+  KvPages& pages_;
+  std::map<int64_t, Entry> entries_;
+  int64_t clock_ = 0;
+};
+
+}  // namespace at_moe

@@ -1,0 +1,107 @@
+// What the engine tells: events of sequences, progress, and the end of every job.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "core/status.h"
+#include "model/routing.h"
+#include "training/trainer.h"
+
+namespace at_moe {
+
+struct Failure {
+  Code code = Code::kInternal;
+  std::string message;
+};
+
+Failure failure_of(const std::exception_ptr& error);
+
+struct Usage {
+  int64_t prompt_tokens = 0, completion_tokens = 0;
+  int64_t cached_tokens = 0;   // of a session, whose keys were still there
+  int64_t context_tokens = 0;  // held at the end
+};
+
+struct TokenEvent {
+  int64_t sequence = 0;
+  int32_t token = 0;
+  float log_prob = 0;
+};
+
+struct TraceEvent {
+  int64_t sequence = 0;
+  int64_t position = 0;  // of the first row
+  RoutingTrace trace;
+};
+
+struct DoneEvent {
+  enum class Reason { kStop, kLength, kCancelled, kError };
+  int64_t sequence = 0;
+  Reason reason = Reason::kStop;
+  int32_t stop_token = -1;
+  Usage usage;
+  Failure failure;
+};
+
+struct ProgressEvent {
+  int64_t job = 0;
+  size_t done = 0, total = 0;
+};
+
+struct ModelInfo {
+  std::string device;
+  DType weights = DType::f32;
+  int64_t context_length = 0, kv_tokens = 0, max_batch = 0;
+};
+
+struct MixtureInfo {
+  int64_t mixture = 0;
+  size_t device_bytes = 0;
+  int64_t record_width = 0;
+};
+
+struct TrainerInfo {
+  int64_t trainer = 0;
+};
+
+struct TrainerState {
+  int64_t step = 0;
+  std::vector<NamedValues> tensors;
+};
+
+struct MemoryStatement {
+  size_t model = 0, kv = 0, workspaces = 0, mixtures = 0, trainers = 0;
+  int64_t kv_free_tokens = 0, kv_tokens = 0;
+};
+
+struct BenchResult {
+  std::vector<double> base, mixture;  // seconds per step
+};
+
+struct ProbeResult {
+  double read_rate = 0, fma_rate = 0;
+};
+
+using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
+                               std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement, BenchResult,
+                               ProbeResult>;
+
+struct JobDone {
+  int64_t job = 0;
+  JobResult result;
+};
+
+using Event = std::variant<TokenEvent, TraceEvent, DoneEvent, ProgressEvent, JobDone>;
+
+// Called on engine threads, and on the caller's thread for jobs that come after the end.
+class EventSink {
+ public:
+  virtual ~EventSink() = default;
+  virtual void push(Event event) = 0;
+};
+
+}  // namespace at_moe

@@ -1,0 +1,182 @@
+#include "engine/worker.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "backend/registry.h"
+#include "core/status.h"
+#include "engine/bench.h"
+#include "engine/limits.h"
+#include "engine/merge.h"
+
+namespace at_moe {
+
+Worker::Worker(const EngineOptions& options, EventSink& sink) : options_(options), sink_(sink), lanes_(sink) {}
+
+Worker::~Worker() = default;
+
+Scheduler& Worker::scheduler() const {
+  if (!scheduler_) fail(Code::kInternal, "no model is loaded");
+  return *scheduler_;
+}
+
+std::shared_ptr<Mixture> Worker::mixture(int64_t number) const {
+  const auto at = mixtures_.find(number);
+  if (at == mixtures_.end()) fail(Code::kDisposed, "the mixture has been disposed");
+  return at->second;
+}
+
+std::shared_ptr<SequenceRouting> Worker::routing(const RoutingRequest& request) const {
+  if (request.kind == RoutingRequest::Kind::kBase) return SequenceRouting::base();
+  std::shared_ptr<Mixture> of = mixture(request.mixture);
+  const size_t groups = static_cast<size_t>(of->shape().groups), experts = static_cast<size_t>(of->shape().experts);
+  if (request.kind == RoutingRequest::Kind::kFixed) {
+    if (request.weights.size() != experts) fail(Code::kRouting, request.weights.size(), " weights for ", experts, " experts");
+    return SequenceRouting::fixed(*backend_, std::move(of), request.weights, request.alone);
+  }
+  if (!of->has_router()) fail(Code::kRouting, "the mixture has no router: expert weights must be given");
+  const RouterControls& controls = request.controls;
+  auto fits = [](const auto& values, size_t count) { return values.empty() || values.size() == count; };
+  if (!fits(controls.group_bias, groups) || !fits(controls.group_denied, groups) || !fits(controls.group_set, groups) ||
+      !fits(controls.expert_bias, experts) || !fits(controls.expert_denied, experts) || !fits(controls.expert_set, experts)) {
+    fail(Code::kRouting, "routing controls do not fit ", groups, " groups and ", experts, " experts");
+  }
+  const RouterOptions options = request.options.value_or(of->source().options);
+  return SequenceRouting::routed(*backend_, std::move(of), options, controls);
+}
+
+Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
+  if (model_) fail(Code::kBusy, "the engine has a model already");
+  backend_ = create_backend(options_.device, {.threads = options_.threads});
+  backend_->begin_step();
+  working_ = true;
+  auto model = std::make_unique<Model>(*backend_, request.config, request.options.weights, request.options.trainable);
+  if (request.random_seed) {
+    co_await model->load_random(*request.random_seed);
+  } else {
+    co_await model->load(std::move(request.tensors), [this, job](size_t done, size_t total) {
+      sink_.push(ProgressEvent{job, done, total});
+    });
+  }
+  const Limits limits = plan_limits(*backend_, request.config, request.options);
+  auto make_routing = [this](const RoutingRequest& of) { return routing(of); };
+  scheduler_ = std::make_unique<Scheduler>(*model, limits, make_routing, sink_);
+  model_ = std::move(model);
+  result = ModelInfo{backend_->name(), model_->storage(), limits.context_length, limits.kv_tokens, limits.max_batch};
+}
+
+Pass Worker::create_mixture(MixtureSource source, JobResult& result) {
+  scheduler();
+  auto made = std::make_shared<Mixture>(*backend_, model_->config().layer_shapes(), std::move(source));
+  mixtures_[++last_mixture_] = made;
+  result = MixtureInfo{last_mixture_, made->device_bytes(), made->shape().width()};
+  co_return;
+}
+
+Pass Worker::read_mixture(int64_t number, std::string prefix, JobResult& result) {
+  const std::shared_ptr<Mixture> of = mixture(number);
+  std::vector<NamedValues> tensors;
+  for (const ParameterSlice& slice : of->slices()) {
+    if (!slice.name.starts_with(prefix)) continue;
+    tensors.push_back({slice.name, {slice.rows, slice.cols}, of->read(slice)});
+    co_await unit_end();
+  }
+  result = std::move(tensors);
+}
+
+Pass Worker::begin_training(int64_t number, TrainOptions options, JobResult& result) {
+  scheduler();
+  std::shared_ptr<Mixture> of = number ? mixture(number) : nullptr;
+  result = TrainerInfo{trainers_.begin(*model_, std::move(of), options)};
+  co_return;
+}
+
+Pass Worker::merged(MergeRequest request, JobResult& result) {
+  scheduler();
+  const std::shared_ptr<Mixture> of = mixture(request.mixture);
+  if (request.layer < 0 || request.layer >= of->layers()) fail(Code::kMismatch, "the base has no layer ", request.layer);
+  Backend* on = backend_.get();
+  if (on->activation_type() != DType::f32) {
+    if (!merge_backend_) merge_backend_ = create_backend("cpu", {.threads = options_.threads});
+    on = merge_backend_.get();
+  }
+  result = merge(*on, *of, request);
+  co_return;
+}
+
+Pass Worker::memory(JobResult& result) {
+  MemoryStatement statement;
+  if (model_) {
+    statement.model = model_->device_bytes();
+    statement.kv = backend_->kv_bytes(scheduler_->pool().shape());
+    statement.workspaces = scheduler_->workspace_bytes();
+    statement.kv_free_tokens = scheduler_->pages().free_tokens();
+    statement.kv_tokens = scheduler_->limits().kv_tokens;
+  }
+  for (const auto& [number, of] : mixtures_) statement.mixtures += of->device_bytes();
+  statement.trainers = trainers_.device_bytes();
+  result = statement;
+  co_return;
+}
+
+Pass Worker::bench(BenchRequest request, JobResult& result) {
+  BenchResult times;
+  co_await time_steps(*model_, scheduler(), request, [this, request] { return routing(request.routing); }, times);
+  result = std::move(times);
+}
+
+Pass Worker::probe(JobResult& result) {
+  const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
+  result = measure_rates(threads);
+  co_return;
+}
+
+void Worker::generate(GenerateRequest request) {
+  if (scheduler_) return scheduler_->add(std::move(request));
+  DoneEvent done;
+  done.sequence = request.sequence;
+  done.reason = DoneEvent::Reason::kError;
+  done.failure = {Code::kInternal, "no model is loaded"};
+  sink_.push(std::move(done));
+}
+
+void Worker::score(ScoreRequest request) {
+  if (scheduler_) return scheduler_->add(std::move(request));
+  sink_.push(JobDone{request.job, Failure{Code::kInternal, "no model is loaded"}});
+}
+
+void Worker::cancel_sequence(int64_t sequence) {
+  if (scheduler_) scheduler_->cancel(sequence);
+}
+
+void Worker::cancel_job(int64_t job) {
+  lanes_.cancel(job);
+  if (scheduler_) scheduler_->cancel_score(job);
+}
+
+void Worker::release_session(int64_t session) {
+  if (scheduler_) scheduler_->release_session(session);
+}
+
+void Worker::step() {
+  if (backend_ && !working_) {
+    backend_->begin_step();
+    working_ = true;
+  }
+  if (scheduler_) scheduler_->step();
+  lanes_.step();
+  // A device runs behind the calls: what is enqueued must not grow beyond a unit while others wait for their step.
+  if (scheduler_ && scheduler_->decoding()) backend_->synchronize();
+}
+
+void Worker::rest() {
+  if (backend_ && working_) backend_->end_step();
+  working_ = false;
+}
+
+void Worker::reject_all(const Failure& failure) {
+  lanes_.reject_all(failure);
+  if (scheduler_) scheduler_->reject_all(failure);
+}
+
+}  // namespace at_moe

@@ -1,0 +1,70 @@
+// What lives on the engine's thread, and the jobs on it. Only that thread touches it.
+#pragma once
+
+#include <map>
+#include <memory>
+
+#include "backend/backend.h"
+#include "engine/lanes.h"
+#include "engine/requests.h"
+#include "engine/scheduler.h"
+#include "engine/train_job.h"
+#include "mixture/mixture.h"
+#include "model/model.h"
+
+namespace at_moe {
+
+inline constexpr int64_t kCommonLane = 0;  // trainers have lanes of their own, by their numbers
+
+class Worker {
+ public:
+  Worker(const EngineOptions& options, EventSink& sink);
+  ~Worker();
+
+  // Bodies of jobs.
+  Pass load(int64_t job, LoadRequest request, JobResult& result);
+  Pass create_mixture(MixtureSource source, JobResult& result);
+  Pass read_mixture(int64_t mixture, std::string prefix, JobResult& result);
+  Pass begin_training(int64_t mixture, TrainOptions options, JobResult& result);  // mixture 0: the base
+  Pass merged(MergeRequest request, JobResult& result);
+  Pass memory(JobResult& result);
+  Pass bench(BenchRequest request, JobResult& result);
+  Pass probe(JobResult& result);
+
+  // Effects without a result.
+  void generate(GenerateRequest request);
+  void score(ScoreRequest request);
+  void cancel_sequence(int64_t sequence);
+  void cancel_job(int64_t job);
+  void release_mixture(int64_t mixture) { mixtures_.erase(mixture); }
+  void release_session(int64_t session);
+
+  Lanes& lanes() { return lanes_; }
+  Trainers& trainers() { return trainers_; }
+
+  bool idle() const { return lanes_.idle() && (!scheduler_ || scheduler_->idle()); }
+  // One decode step, one unit of a prefill, one unit of another job.
+  void step();
+  // Before the thread sleeps.
+  void rest();
+  void reject_all(const Failure& failure);
+
+ private:
+  Scheduler& scheduler() const;
+  std::shared_ptr<Mixture> mixture(int64_t number) const;
+  std::shared_ptr<SequenceRouting> routing(const RoutingRequest& request) const;
+
+  EngineOptions options_;
+  EventSink& sink_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> merge_backend_;  // where the device does not compute in f32
+  std::unique_ptr<Model> model_;
+  std::map<int64_t, std::shared_ptr<Mixture>> mixtures_;
+  int64_t last_mixture_ = 0;
+  std::unique_ptr<Scheduler> scheduler_;
+  Trainers trainers_;
+  Lanes lanes_;
+  bool working_ = false;
+};
+
+}  // namespace at_moe
