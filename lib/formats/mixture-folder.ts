@@ -204,7 +204,7 @@ export async function writeMixture(dir: string, base: MixtureBase, mixture: Mixt
     ...names,
     routing: parseRoutingOptions(routing, general !== null),
   };
-  await replaceFolder(dir, [jsonName, routerName, 'experts', 'general', 'README.md'], async (folder) => {
+  await replaceFolder(dir, [jsonName, routerName, 'experts', 'general'], async (folder) => {
     await writeFile(join(folder, jsonName), `${JSON.stringify(json, null, 2)}\n`);
     const sizes = groups.map(({ experts }) => experts.length);
     await writeRouter(join(folder, routerName), router, sizes, routing, base.config);

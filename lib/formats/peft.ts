@@ -105,7 +105,5 @@ export async function writeAdapterFiles(dir: string, adapter: Adapter, model: Mo
 
 /** Writes an adapter that PEFT reads; the folder is exchanged at once. Errors: those of writeAdapterFiles. */
 export async function writeAdapter(dir: string, adapter: Adapter, model: ModelConfig): Promise<void> {
-  await replaceFolder(dir, [configName, weightsName, 'README.md'], (folder) =>
-    writeAdapterFiles(folder, adapter, model),
-  );
+  await replaceFolder(dir, [configName, weightsName], (folder) => writeAdapterFiles(folder, adapter, model));
 }

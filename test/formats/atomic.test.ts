@@ -128,7 +128,7 @@ test('one file is replaced or stays', async (t) => {
 test('killed at any moment, a save leaves the old mixture or the new one', { timeout: 60_000 }, async (t) => {
   const parent = temporaryFolder(t);
   const dir = join(parent, 'mixture');
-  for (let round = 0; round < 12; round++) {
+  for (let round = 0; round < 8; round++) {
     const saver = fork(child, ['forever', dir]);
     await once(saver, 'message');
     await sleep(Math.random() * 60);

@@ -24,7 +24,12 @@ const hostile: [name: string, header: string, dataBytes: number, pattern: RegExp
   ['hole at the start', `{"a":${f32([2], [4, 12])}}`, 12, /"a".*hole/],
   ['shape too large', `{"t":${f32([5], [0, 16])}}`, 16, /"t".*does not fit/],
   ['product beyond 2^53', `{"t":${f32([4294967296, 4294967296, 4294967296], [0, 16])}}`, 16, /"t".*does not fit/],
-  ['product that wraps to 4 in 64 bits', `{"t":${f32([4611686018427387905, 4], [0, 16])}}`, 16, /bad shape/],
+  [
+    'product that wraps to 4 in 64 bits',
+    '{"t":{"dtype":"F32","shape":[4611686018427387905,4],"data_offsets":[0,16]}}',
+    16,
+    /bad shape/,
+  ],
   ['negative size', `{"t":${f32([-4], [0, 16])}}`, 16, /bad shape/],
   ['negative sizes of positive product', `{"t":${f32([-2, -2], [0, 16])}}`, 16, /bad shape/],
   ['fractional size', `{"t":${f32([1.5], [0, 6])}}`, 6, /bad shape/],

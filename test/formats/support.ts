@@ -6,7 +6,7 @@ import type { TestContext } from 'node:test';
 import type { ModelConfig, TensorSource } from '../../lib/descriptors.js';
 import { AtMoeError, type AtMoeErrorCode } from '../../lib/errors.js';
 import { fromFloat32 } from '../../lib/formats/float-types.js';
-import { loraConfig, type LoraOptions } from '../../lib/formats/lora-options.js';
+import { type LoraOptions, loraConfig } from '../../lib/formats/lora-options.js';
 import { adapterTensorName, resolveTargets } from '../../lib/formats/lora-targets.js';
 import type { MixtureBase, MixtureData } from '../../lib/formats/mixture-folder.js';
 import type { Adapter } from '../../lib/formats/peft.js';
