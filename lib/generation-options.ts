@@ -1,0 +1,85 @@
+import { z } from 'zod';
+import { formatIssues } from './formats/json.js';
+import type { SamplingOptions } from './native-types.js';
+import { checkControls, type RoutingControls } from './routing-controls.js';
+import type { ChatMessage } from './text/chat-template.js';
+
+/** Text, token ids, or the messages of a chat. */
+export type Prompt = string | Int32Array | readonly number[] | readonly ChatMessage[];
+
+export interface GenerateOptions {
+  /** New tokens at most; default 256, bounded by the context. */
+  maxTokens?: number;
+  /** 0 (default) = greedy. */
+  temperature?: number;
+  /** Keep the k likeliest tokens; 0 (default) = all. */
+  topK?: number;
+  /** Keep the likeliest tokens whose mass reaches p; 1 (default) = all. */
+  topP?: number;
+  /** Keep tokens at least this fraction as likely as the likeliest; 0 (default) = all. */
+  minP?: number;
+  /** Divides the positive scores of tokens already seen (multiplies negative ones); 1 (default) = off. */
+  repetitionPenalty?: number;
+  /** The same seed gives the same text. Default: drawn at random, and returned. */
+  seed?: number;
+  /** Strings that end the text; they are not part of it. */
+  stop?: string | string[];
+  /** Go on after an end-of-sequence token. */
+  ignoreEos?: boolean;
+  /** Controls of the mixture's routing. */
+  routing?: RoutingControls;
+  /** Return the routing of every layer. */
+  trace?: boolean;
+  /** Return the log-probability of every token. */
+  logProbs?: boolean;
+  signal?: AbortSignal;
+}
+
+const schema = z.strictObject({
+  maxTokens: z.int().min(0).default(256),
+  temperature: z.number().min(0).default(0),
+  topK: z.int().min(0).default(0),
+  topP: z.number().gt(0).max(1).default(1),
+  minP: z.number().min(0).max(1).default(0),
+  repetitionPenalty: z.number().positive().default(1),
+  seed: z.int().min(0).optional(),
+  stop: z.union([z.string(), z.array(z.string())]).default([]),
+  ignoreEos: z.boolean().default(false),
+  routing: z.custom<RoutingControls>((value) => typeof value === 'object' && value !== null).optional(),
+  trace: z.boolean().default(false),
+  logProbs: z.boolean().default(false),
+  signal: z.instanceof(AbortSignal).optional(),
+});
+
+export interface CheckedOptions {
+  maxTokens: number;
+  sampling: SamplingOptions & { seed: number };
+  stop: string[];
+  ignoreEos: boolean;
+  routing: RoutingControls;
+  trace: boolean;
+  logProbs: boolean;
+  signal: AbortSignal | undefined;
+}
+
+/** Fills in the defaults. Errors: TypeError, RangeError. */
+export function checkGenerateOptions(options: GenerateOptions): CheckedOptions {
+  const result = schema.safeParse(options);
+  if (!result.success) {
+    const range = result.error.issues.every(({ code }) => code === 'too_small' || code === 'too_big');
+    throw new (range ? RangeError : TypeError)(`generate: ${formatIssues(result.error)}`);
+  }
+  const { temperature, topK, topP, minP, repetitionPenalty, stop, routing = {}, ...rest } = result.data;
+  checkControls(routing);
+  const seed = rest.seed ?? Math.floor(Math.random() * 2 ** 48);
+  return {
+    maxTokens: rest.maxTokens,
+    sampling: { temperature, topK, topP, minP, repetitionPenalty, seed },
+    stop: typeof stop === 'string' ? [stop] : stop,
+    ignoreEos: rest.ignoreEos,
+    routing,
+    trace: rest.trace,
+    logProbs: rest.logProbs,
+    signal: rest.signal,
+  };
+}

@@ -1,0 +1,97 @@
+import type { ModelDescriptor } from './descriptors.js';
+import { AtMoeError } from './errors.js';
+import type { Prompt } from './generation-options.js';
+import type { ModelInfo, NativeEngine } from './native-types.js';
+import { ChatTemplate, type ChatMessage } from './text/chat-template.js';
+import type { Tokenizer } from './text/tokenizer.js';
+
+/** What a model, its mixtures and its sessions share. */
+export class ModelCore {
+  readonly engine: NativeEngine;
+  readonly info: ModelInfo;
+  readonly path: string;
+  readonly sha256: string;
+  readonly descriptor: ModelDescriptor;
+  readonly tokenizer: Tokenizer | undefined;
+  readonly chatTemplate: ChatTemplate | undefined;
+  #disposed: Promise<void> | undefined;
+  #sessions = 0;
+
+  constructor(
+    engine: NativeEngine,
+    info: ModelInfo,
+    base: { path: string; sha256: string; descriptor: ModelDescriptor },
+    tokenizer: Tokenizer | undefined,
+  ) {
+    this.engine = engine;
+    this.info = info;
+    this.path = base.path;
+    this.sha256 = base.sha256;
+    this.descriptor = base.descriptor;
+    this.tokenizer = tokenizer;
+    this.chatTemplate = tokenizer?.chatTemplate === undefined ? undefined : ChatTemplate.of(tokenizer);
+  }
+
+  /** @throws AtMoeError ERR_AT_MOE_DISPOSED after dispose(). */
+  check(): void {
+    if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the model was disposed');
+  }
+
+  dispose(): Promise<void> {
+    this.#disposed ??= this.engine.dispose();
+    return this.#disposed;
+  }
+
+  newSessionId(): number {
+    return ++this.#sessions;
+  }
+
+  /**
+   * Token ids of a prompt.
+   * @throws TypeError, RangeError for ids outside the vocabulary; AtMoeError ERR_AT_MOE_EMPTY_PROMPT,
+   * ERR_AT_MOE_CONTEXT_LENGTH, ERR_AT_MOE_UNSUPPORTED for text without a tokenizer or messages without a template.
+   */
+  encode(prompt: Prompt): Int32Array {
+    const ids = Int32Array.from(this.#ids(prompt));
+    if (ids.length === 0) throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the prompt is empty');
+    if (ids.length > this.info.contextLength) {
+      throw new AtMoeError('ERR_AT_MOE_CONTEXT_LENGTH', `the prompt has ${ids.length} tokens, the context holds ${this.info.contextLength}`);
+    }
+    return ids;
+  }
+
+  #ids(prompt: Prompt): ArrayLike<number> & Iterable<number> {
+    if (typeof prompt === 'string') return this.textTokenizer().encode(prompt);
+    if (isChat(prompt)) {
+      const text = this.render(prompt, true);
+      return this.textTokenizer().encode(text, { addSpecialTokens: false });
+    }
+    if (!Array.isArray(prompt) && !(prompt instanceof Int32Array)) throw new TypeError('a prompt is text, token ids or chat messages');
+    const { vocabSize } = this.descriptor.config;
+    const ids = prompt as readonly number[] | Int32Array;
+    for (const id of ids) {
+      if (!Number.isInteger(id) || id < 0 || id >= vocabSize) throw new RangeError(`token id ${id} is outside the vocabulary of ${vocabSize}`);
+    }
+    return ids;
+  }
+
+  /** Text of a conversation, by the model's chat template. */
+  render(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
+    if (!this.chatTemplate) throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'the model has no chat template: give the prompt as text');
+    return this.chatTemplate.render(messages, { addGenerationPrompt });
+  }
+
+  textTokenizer(): Tokenizer {
+    if (this.tokenizer) return this.tokenizer;
+    throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'the model folder has no tokenizer.json: give prompts as token ids');
+  }
+
+  /** Ids that end a generation. */
+  get stopTokens(): Int32Array {
+    return Int32Array.from(this.tokenizer?.eosIds ?? []);
+  }
+}
+
+export function isChat(prompt: Prompt): prompt is readonly ChatMessage[] {
+  return Array.isArray(prompt) && prompt.length > 0 && typeof prompt[0] === 'object';
+}

@@ -1,0 +1,117 @@
+import { AtMoeError } from './errors.js';
+import { drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
+import { checkGenerateOptions, type GenerateOptions, type Prompt } from './generation-options.js';
+import type { ModelCore } from './model-core.js';
+import type { RoutingControls } from './routing-controls.js';
+import type { RoutingTrace } from './routing-trace.js';
+import { ChatSession, type SessionOptions } from './session.js';
+
+export interface ScoreResult {
+  /** Natural logarithm of the probability of each completion token. */
+  logProbs: number[];
+  tokens: number[];
+  /** exp(-mean of logProbs). */
+  perplexity: number;
+}
+
+export interface ScoreOptions {
+  routing?: RoutingControls;
+  signal?: AbortSignal;
+}
+
+/** A piece of one of several prompts. */
+export interface IndexedPiece extends Piece {
+  index: number;
+}
+
+/** What can write text: a base model, an adapter alone, a mixture. */
+export abstract class TextGenerator {
+  /** @internal */
+  abstract get core(): ModelCore;
+  /** Resolves a request's controls to what the engine takes. @internal */
+  abstract requestRouting(controls: RoutingControls): RequestRouting;
+
+  /**
+   * Text as it is generated; the iterator's return value is the result as `complete` gives it. Wrong arguments throw at
+   * the call.
+   * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_EMPTY_PROMPT, ERR_AT_MOE_CONTEXT_LENGTH, ERR_AT_MOE_ROUTING,
+   * ERR_AT_MOE_UNKNOWN_NAME. The iterator rejects with the signal's reason, or an AtMoeError of the engine.
+   */
+  generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
+    this.core.check();
+    const checked = checkGenerateOptions(options);
+    return runSequence(this.core, { ids: this.core.encode(prompt), context: [] }, this.requestRouting(checked.routing), checked);
+  }
+
+  /** The whole text at once. Errors as generate(). */
+  async complete(prompt: Prompt, options: GenerateOptions = {}): Promise<GenerateResult> {
+    return await drain(this.generate(prompt, options));
+  }
+
+  /** Several prompts in one batch; pieces come in the order they are generated. Errors as generate(). */
+  async *generateAll(prompts: readonly Prompt[], options: GenerateOptions = {}): AsyncGenerator<IndexedPiece, GenerateResult[]> {
+    const streams = prompts.map((prompt) => this.generate(prompt, options));
+    const results: GenerateResult[] = [];
+    const advance = (index: number) =>
+      (streams[index] as AsyncGenerator<Piece, GenerateResult>).next().then((step) => ({ index, step }));
+    const pending = new Map(streams.map((_, index) => [index, advance(index)]));
+    try {
+      while (pending.size > 0) {
+        const { index, step } = await Promise.race(pending.values());
+        if (step.done) {
+          results[index] = step.value;
+          pending.delete(index);
+          continue;
+        }
+        pending.set(index, advance(index));
+        yield { index, ...step.value };
+      }
+    } finally {
+      await Promise.allSettled(streams.map((stream) => stream.return(undefined as never)));
+    }
+    return results;
+  }
+
+  /** Several prompts in one batch, results in the order of the prompts. Errors as generate(). */
+  async completeAll(prompts: readonly Prompt[], options: GenerateOptions = {}): Promise<GenerateResult[]> {
+    return await Promise.all(prompts.map((prompt) => this.complete(prompt, options)));
+  }
+
+  /**
+   * How the prompt is routed, without generating. Errors as generate(); ERR_AT_MOE_UNSUPPORTED for a base model.
+   */
+  async explain(prompt: Prompt, options: { routing?: RoutingControls; signal?: AbortSignal } = {}): Promise<RoutingTrace> {
+    const { routing } = await this.complete(prompt, { ...options, maxTokens: 0, trace: true });
+    if (!routing) throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'a base model routes nothing: explain a mixture');
+    return routing;
+  }
+
+  /**
+   * Log-probabilities of a completion after a prompt. The completion is taken as it is: no end token is added.
+   * @throws as generate(); RangeError for an empty completion.
+   */
+  async score(prompt: Prompt, completion: string | readonly number[] | Int32Array, options: ScoreOptions = {}): Promise<ScoreResult> {
+    const { routing, signal } = options;
+    const checked = checkGenerateOptions({ ...(routing && { routing }), ...(signal && { signal }) });
+    this.core.check();
+    const before = this.core.encode(prompt);
+    const tokens = this.#completionIds(before, completion);
+    if (tokens.length === 0) throw new RangeError('the completion to score is empty');
+    const ids = this.core.encode(Int32Array.from([...before, ...tokens]));
+    const request = this.requestRouting(checked.routing).request;
+    const logProbs = Array.from(await this.core.engine.score({ ids, first: before.length, routing: request }, signal ? { signal } : {}));
+    const mean = logProbs.reduce((sum, value) => sum + value, 0) / logProbs.length;
+    return { logProbs, tokens, perplexity: Math.exp(-mean) };
+  }
+
+  #completionIds(before: Int32Array, completion: string | readonly number[] | Int32Array): number[] {
+    if (typeof completion === 'string') return this.core.textTokenizer().encodeContinuation(completion, before);
+    return Array.from(completion);
+  }
+
+  /** A conversation that keeps its keys and values between turns. */
+  createSession(options: SessionOptions = {}): ChatSession {
+    this.core.check();
+    return new ChatSession(this, options);
+  }
+}
