@@ -42,9 +42,9 @@ Napi::Object make_ops(Napi::Env env) {
   Napi::Object ops = Napi::Object::New(env);
   for (const auto& table : {elementwise_ops(), linear_ops(), router_ops(), training_ops()}) {
     for (const OpEntry& op : table) {
-      ops.Set(op.name, Napi::Function::New(env, [op, backends](const Napi::CallbackInfo& info) {
-                return run_op(op, *backends, info);
-              }, op.name));
+      ops.Set(op.name, Napi::Function::New(
+                           env, [op, backends](const Napi::CallbackInfo& info) { return run_op(op, *backends, info); },
+                           op.name));
     }
   }
   return ops;

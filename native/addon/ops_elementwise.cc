@@ -12,8 +12,8 @@ void embedding_forward(OpCall& call) {
 }
 
 void embedding_backward(OpCall& call) {
-  call.backend().backward(EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", call.activation()),
-                                            call.update_array("dtable")});
+  call.backend().backward(
+      EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", call.activation()), call.update_array("dtable")});
 }
 
 void rms_norm_forward(OpCall& call) {
@@ -58,8 +58,8 @@ void rope_forward(OpCall& call) {
 
 void rope_backward(OpCall& call) {
   const Matrix dq = call.update("dq", call.activation()), dk = call.update("dk", call.activation());
-  call.backend().backward(RopeBackward{dq, dk, call.array<double>("invFreq"), call.integer("headDim"),
-                                       call.array<int32_t>("position")});
+  call.backend().backward(
+      RopeBackward{dq, dk, call.array<double>("invFreq"), call.integer("headDim"), call.array<int32_t>("position")});
 }
 
 void swiglu_forward(OpCall& call) {
@@ -164,11 +164,16 @@ void attention_backward(OpCall& call) {
 }  // namespace
 
 std::vector<OpEntry> elementwise_ops() {
-  return {{"embeddingForward", embedding_forward}, {"embeddingBackward", embedding_backward},
-          {"rmsNormForward", rms_norm_forward},    {"rmsNormBackward", rms_norm_backward},
-          {"ropeForward", rope_forward},           {"ropeBackward", rope_backward},
-          {"swigluForward", swiglu_forward},       {"swigluBackward", swiglu_backward},
-          {"dropout", dropout},                    {"attentionForward", attention_forward},
+  return {{"embeddingForward", embedding_forward},
+          {"embeddingBackward", embedding_backward},
+          {"rmsNormForward", rms_norm_forward},
+          {"rmsNormBackward", rms_norm_backward},
+          {"ropeForward", rope_forward},
+          {"ropeBackward", rope_backward},
+          {"swigluForward", swiglu_forward},
+          {"swigluBackward", swiglu_backward},
+          {"dropout", dropout},
+          {"attentionForward", attention_forward},
           {"attentionBackward", attention_backward}};
 }
 

@@ -30,9 +30,9 @@ RouterOptions options_of(const Napi::Object& from) {
 }
 
 RouterControls controls_of(const Napi::Object& from) {
-  return {OpCall::values<float>(from, "groupBias"),    OpCall::values<float>(from, "expertBias"),
+  return {OpCall::values<float>(from, "groupBias"),     OpCall::values<float>(from, "expertBias"),
           OpCall::values<uint8_t>(from, "groupDenied"), OpCall::values<uint8_t>(from, "expertDenied"),
-          OpCall::values<float>(from, "groupSet"),     OpCall::values<float>(from, "expertSet")};
+          OpCall::values<float>(from, "groupSet"),      OpCall::values<float>(from, "expertSet")};
 }
 
 RouterLayer layer_of(OpCall& call, const Napi::Object& from) {
@@ -54,8 +54,7 @@ void router_logits(OpCall& call) {
   for (const Napi::Object& source : sources) layers.push_back(layer_of(call, source));
   std::vector<RouterLogits::Segment> segments;
   for (size_t i = 0; i < sources.size(); ++i) {
-    segments.push_back({OpCall::integer(sources[i], "begin"),
-                        OpCall::integer(sources[i], "end"), &layers[i]});
+    segments.push_back({OpCall::integer(sources[i], "begin"), OpCall::integer(sources[i], "end"), &layers[i]});
   }
   const Matrix x = call.matrix("x", call.activation());
   call.backend().forward(RouterLogits{x, call.out("logits", x.rows, call.integer("cols"), DType::f32), segments});
@@ -73,8 +72,8 @@ void router_forward(OpCall& call) {
   std::vector<Parts> parts;
   int32_t width = 0;
   for (const Napi::Object& source : sources) {
-    parts.push_back({shape_of(source), layer_of(call, source), controls_of(source),
-                     OpCall::values<uint8_t>(source, "frozen")});
+    parts.push_back(
+        {shape_of(source), layer_of(call, source), controls_of(source), OpCall::values<uint8_t>(source, "frozen")});
     width = std::max(width, parts.back().shape.width());
   }
   std::vector<RouterForward::Segment> segments;

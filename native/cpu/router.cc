@@ -148,8 +148,8 @@ struct PreparedSegment {
       check_set("expert", expert.back().set, denied, n);
     }
     if (!any) fail(Code::kRouting, "every expert is denied");
-    group = {shape.groups, options.group_temperature, options.group_top_k, options.group_top_p, options.renormalize,
-             offset(controls.group_bias, 0), group_denied.data(), offset(controls.group_set, 0)};
+    group = {shape.groups,        options.group_temperature,      options.group_top_k, options.group_top_p,
+             options.renormalize, offset(controls.group_bias, 0), group_denied.data(), offset(controls.group_set, 0)};
     check_set("group", group.set, group.denied, shape.groups);
     lambda = lambda_of(*source.layer);
     rho = rho_of(*source.layer);
@@ -275,7 +275,11 @@ struct BlockSums {
 class RouterGradient {
  public:
   RouterGradient(const RouterBackward& args, const double* balance)
-      : args_(args), shape_(*args.shape), balance_(balance), lambda_(lambda_of(*args.layer)), rho_(rho_of(*args.layer)),
+      : args_(args),
+        shape_(*args.shape),
+        balance_(balance),
+        lambda_(lambda_of(*args.layer)),
+        rho_(rho_of(*args.layer)),
         scratch_(static_cast<size_t>(7 * (shape_.groups + shape_.experts))) {}
 
   void row(int64_t r, BlockSums& sums) {

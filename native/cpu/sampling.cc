@@ -57,9 +57,8 @@ class Descending {
       const bool reached = scores_[i] < upper && scores_[i] >= lower_ && scores_[i] != -kInfinity;
       if (reached) ids_.push_back(static_cast<int32_t>(i));
     }
-    std::sort(ids_.begin() + first, ids_.end(), [this](int32_t a, int32_t b) {
-      return scores_[a] != scores_[b] ? scores_[a] > scores_[b] : a < b;
-    });
+    std::sort(ids_.begin() + first, ids_.end(),
+              [this](int32_t a, int32_t b) { return scores_[a] != scores_[b] ? scores_[a] > scores_[b] : a < b; });
   }
 
   static constexpr float kDeepest = 64;
