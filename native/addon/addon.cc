@@ -1,29 +1,39 @@
+// Loading starts no thread and touches no device.
+#include "addon/engine_wrap.h"
+#include "addon/environment.h"
 #include "addon/ops.h"
-#include "backend/registry.h"
+#include "addon/write.h"
 
 namespace at_moe {
 
-static Napi::Value devices(const Napi::CallbackInfo& info) {
-  Napi::Array list = Napi::Array::New(info.Env());
-  for (const DeviceDescription& device : describe_devices()) {
-    Napi::Object item = Napi::Object::New(info.Env());
-    item.Set("name", device.name);
-    item.Set("description", device.description);
-    item.Set("memoryBytes", static_cast<double>(device.memory_bytes));
-    item.Set("available", device.available);
-    item.Set("reason", device.reason);
-    list.Set(list.Length(), item);
+namespace {
+
+Napi::Value devices(const Napi::CallbackInfo& info) {
+  try {
+    return write_devices(info.Env(), describe_devices());
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (...) {
+    throw make_error(info.Env(), failure_of(std::current_exception()));
   }
-  return list;
 }
 
-static Napi::Object init(Napi::Env env, Napi::Object exports) {
+void set_dispatcher(const Napi::CallbackInfo& info) {
+  if (!info[0].IsFunction()) throw Napi::TypeError::New(info.Env(), "dispatcher: expected a function");
+  Environment::of(info.Env()).set_dispatcher(info[0].As<Napi::Function>());
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new Environment(env));
   exports.Set("ops", make_ops(env));
   exports.Set("devices", Napi::Function::New(env, devices));
+  exports.Set("setDispatcher", Napi::Function::New(env, set_dispatcher));
+  exports.Set("Engine", EngineWrap::define(env));
   return exports;
 }
 
-}  // namespace at_moe
+}  // namespace
 
-using at_moe::init;
 NODE_API_MODULE(at_moe, init)
+
+}  // namespace at_moe

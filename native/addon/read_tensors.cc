@@ -139,7 +139,7 @@ RouterOptions read_router_options(const Fields& from) {
   return options;
 }
 
-MixtureSource read_mixture(const Fields& from) {
+MixtureSource read_mixture_source(const Fields& from) {
   MixtureSource source;
   TensorReader reader;
   source.shape.group_start = {0};

@@ -26,7 +26,7 @@ class TensorReader {
 ModelConfig read_model_config(const Fields& from);
 LoadRequest read_load_request(const Fields& descriptor, const Fields& options);
 LoadOptions read_load_options(const Fields& from);
-MixtureSource read_mixture(const Fields& from);
+MixtureSource read_mixture_source(const Fields& from);
 RouterOptions read_router_options(const Fields& from);
 
 }  // namespace at_moe

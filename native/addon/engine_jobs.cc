@@ -1,0 +1,215 @@
+// The methods of the class `Engine` one by one.
+#include "addon/engine_wrap.h"
+#include "addon/environment.h"
+#include "addon/read_requests.h"
+#include "addon/read_tensors.h"
+#include "engine/worker.h"
+
+namespace at_moe {
+
+namespace {
+
+using Info = Napi::CallbackInfo;
+
+// A pass without interruption.
+template <typename F>
+Pass at_once(F work, JobResult& result) {
+  result = work();
+  co_return;
+}
+
+}  // namespace
+
+Napi::Value EngineWrap::load_model(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    const int64_t number = integer_of(info[0], "job");
+    LoadRequest request = read_load_request(Fields(info[1], "descriptor"), Fields(info[2], "options"));
+    return [number, request = std::move(request)](Worker& worker, JobResult& result) { return worker.load(number, request, result); };
+  });
+}
+
+Napi::Value EngineWrap::load_random(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    const int64_t number = integer_of(info[0], "job");
+    LoadRequest request;
+    request.config = read_model_config(Fields(info[1], "config"));
+    request.random_seed = static_cast<uint64_t>(integer_of(info[2], "seed"));
+    request.options = read_load_options(Fields(info[3], "options"));
+    return [number, request = std::move(request)](Worker& worker, JobResult& result) { return worker.load(number, request, result); };
+  });
+}
+
+Napi::Value EngineWrap::create_mixture(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    MixtureSource source = read_mixture_source(Fields(info[1], "mixture"));
+    return [source = std::move(source)](Worker& worker, JobResult& result) { return worker.create_mixture(source, result); };
+  });
+}
+
+void EngineWrap::release_mixture(const Info& info) {
+  const int64_t mixture = integer_of(info[0], "mixture");
+  engine_->post([mixture](Worker& worker) { worker.release_mixture(mixture); });
+}
+
+Napi::Value EngineWrap::read_mixture(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    const int64_t mixture = integer_of(info[1], "mixture");
+    if (!info[2].IsString()) throw Napi::TypeError::New(info.Env(), "prefix: expected a string");
+    const std::string prefix = info[2].As<Napi::String>();
+    return [mixture, prefix](Worker& worker, JobResult& result) { return worker.read_mixture(mixture, prefix, result); };
+  });
+}
+
+void EngineWrap::generate(const Info& info) {
+  const int64_t sequence = integer_of(info[0], "sequence");
+  GenerateRequest request = read_generate_request(Fields(info[1], "request"));
+  request.sequence = sequence;
+  Environment::of(info.Env()).begin_sequence();
+  engine_->generate(std::move(request));
+}
+
+void EngineWrap::cancel_sequence(const Info& info) {
+  const int64_t sequence = integer_of(info[0], "sequence");
+  engine_->post([sequence](Worker& worker) { worker.cancel_sequence(sequence); });
+}
+
+void EngineWrap::cancel_job(const Info& info) {
+  const int64_t number = integer_of(info[0], "job");
+  engine_->post([number](Worker& worker) { worker.cancel_job(number); });
+}
+
+void EngineWrap::release_session(const Info& info) {
+  const int64_t session = integer_of(info[0], "session");
+  engine_->post([session](Worker& worker) { worker.release_session(session); });
+}
+
+Napi::Value EngineWrap::score(const Info& info) {
+  const int64_t number = integer_of(info[0], "job");
+  ScoreRequest request = read_score_request(Fields(info[1], "request"));
+  request.job = number;
+  const Napi::Promise promise = Environment::of(info.Env()).begin_job(number);
+  engine_->score(std::move(request));
+  return promise;
+}
+
+Napi::Value EngineWrap::begin_training(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    const int64_t mixture = info[1].IsNull() ? 0 : integer_of(info[1], "mixture");
+    const TrainOptions options = read_train_options(Fields(info[2], "options"));
+    return [mixture, options](Worker& worker, JobResult& result) { return worker.begin_training(mixture, options, result); };
+  });
+}
+
+Napi::Value EngineWrap::micro_batch(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    MicroBatch batch = read_micro_batch(Fields(info[2], "batch"));
+    return [trainer, batch = std::move(batch)](Worker& worker, JobResult& result) {
+      return worker.trainers().micro_batch(trainer, batch, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::evaluate(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    MicroBatch batch = read_micro_batch(Fields(info[2], "batch"));
+    return [trainer, batch = std::move(batch)](Worker& worker, JobResult& result) {
+      return worker.trainers().evaluate(trainer, batch, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::finish_step(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    if (!info[2].IsNumber()) throw Napi::TypeError::New(info.Env(), "learningRate: expected a number");
+    const float rate = info[2].As<Napi::Number>().FloatValue();
+    return [trainer, rate](Worker& worker, JobResult& result) { return worker.trainers().finish_step(trainer, rate, result); };
+  });
+}
+
+Napi::Value EngineWrap::discard_gradients(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    return [trainer](Worker& worker, JobResult& result) {
+      return at_once([&trainers = worker.trainers(), trainer] {
+        trainers.at(trainer).discard_gradients();
+        return std::monostate();
+      }, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::trainer_state(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    return [trainer](Worker& worker, JobResult& result) {
+      return at_once([&trainers = worker.trainers(), trainer] {
+        return TrainerState{trainers.at(trainer).step(), trainers.at(trainer).state()};
+      }, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::restore_trainer(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    TrainerState state = read_trainer_state(Fields(info[2], "state"));
+    return [trainer, state = std::move(state)](Worker& worker, JobResult& result) {
+      return at_once([&trainers = worker.trainers(), trainer, &state] {
+        trainers.at(trainer).restore(state.tensors, state.step);
+        return std::monostate();
+      }, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::gradients(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    return [trainer](Worker& worker, JobResult& result) {
+      return at_once([&trainers = worker.trainers(), trainer] { return trainers.at(trainer).gradients(); }, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::base_values(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    return [trainer](Worker& worker, JobResult& result) {
+      return at_once([&trainers = worker.trainers(), trainer] { return trainers.at(trainer).base_values(); }, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::end_training(const Info& info) {
+  return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
+    return [trainer](Worker& worker, JobResult& result) {
+      return at_once([&trainers = worker.trainers(), trainer] {
+        trainers.end(trainer);
+        return std::monostate();
+      }, result);
+    };
+  });
+}
+
+Napi::Value EngineWrap::merged(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    MergeRequest request = read_merge_request(Fields(info[1], "request"));
+    return [request = std::move(request)](Worker& worker, JobResult& result) { return worker.merged(request, result); };
+  });
+}
+
+Napi::Value EngineWrap::memory(const Info& info) {
+  return job(info, kCommonLane, []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });
+}
+
+Napi::Value EngineWrap::bench(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    BenchRequest request = read_bench_request(Fields(info[1], "request"));
+    return [request = std::move(request)](Worker& worker, JobResult& result) { return worker.bench(request, result); };
+  });
+}
+
+Napi::Value EngineWrap::probe(const Info& info) {
+  return job(info, kCommonLane, []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.probe(result); }; });
+}
+
+Napi::Value EngineWrap::dispose(const Info& info) {
+  return Environment::of(info.Env()).dispose(integer_of(info[0], "job"), engine_);
+}
+
+}  // namespace at_moe
