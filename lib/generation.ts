@@ -1,7 +1,7 @@
 import { AtMoeError } from './errors.js';
 import type { CheckedOptions } from './generation-options.js';
 import type { ModelCore } from './model-core.js';
-import type { RoutingRequest, SequenceEvent, SessionRequest, Usage as EngineUsage } from './native-types.js';
+import type { Usage as EngineUsage, RoutingRequest, SequenceEvent, SessionRequest } from './native-types.js';
 import type { RoutingNames } from './routing-controls.js';
 import { buildTrace, type RoutingTrace, type TraceRecords } from './routing-trace.js';
 import { Detokenizer } from './text/detokenizer.js';

@@ -2,7 +2,7 @@ import type { ModelDescriptor } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import type { Prompt } from './generation-options.js';
 import type { ModelInfo, NativeEngine } from './native-types.js';
-import { ChatTemplate, type ChatMessage } from './text/chat-template.js';
+import { type ChatMessage, ChatTemplate } from './text/chat-template.js';
 import type { Tokenizer } from './text/tokenizer.js';
 
 /** What a model, its mixtures and its sessions share. */
@@ -55,7 +55,10 @@ export class ModelCore {
     const ids = Int32Array.from(this.#ids(prompt));
     if (ids.length === 0) throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the prompt is empty');
     if (ids.length > this.info.contextLength) {
-      throw new AtMoeError('ERR_AT_MOE_CONTEXT_LENGTH', `the prompt has ${ids.length} tokens, the context holds ${this.info.contextLength}`);
+      throw new AtMoeError(
+        'ERR_AT_MOE_CONTEXT_LENGTH',
+        `the prompt has ${ids.length} tokens, the context holds ${this.info.contextLength}`,
+      );
     }
     return ids;
   }
@@ -66,18 +69,21 @@ export class ModelCore {
       const text = this.render(prompt, true);
       return this.textTokenizer().encode(text, { addSpecialTokens: false });
     }
-    if (!Array.isArray(prompt) && !(prompt instanceof Int32Array)) throw new TypeError('a prompt is text, token ids or chat messages');
+    if (!Array.isArray(prompt) && !(prompt instanceof Int32Array))
+      throw new TypeError('a prompt is text, token ids or chat messages');
     const { vocabSize } = this.descriptor.config;
     const ids = prompt as readonly number[] | Int32Array;
     for (const id of ids) {
-      if (!Number.isInteger(id) || id < 0 || id >= vocabSize) throw new RangeError(`token id ${id} is outside the vocabulary of ${vocabSize}`);
+      if (!Number.isInteger(id) || id < 0 || id >= vocabSize)
+        throw new RangeError(`token id ${id} is outside the vocabulary of ${vocabSize}`);
     }
     return ids;
   }
 
   /** Text of a conversation, by the model's chat template. */
   render(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
-    if (!this.chatTemplate) throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'the model has no chat template: give the prompt as text');
+    if (!this.chatTemplate)
+      throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'the model has no chat template: give the prompt as text');
     return this.chatTemplate.render(messages, { addGenerationPrompt });
   }
 

@@ -34,7 +34,7 @@ export interface LoadOptions {
   kvTokens?: number;
   /** Most rows of a prefill step. Default 512. Prompts routed as a whole are taken whole. */
   prefillRows?: number;
-  /** Rows of one uninterruptible unit. Default 128. */
+  /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
   chunkRows?: number;
 }
 
@@ -154,7 +154,7 @@ export interface Usage {
 }
 
 export type SequenceEvent =
-  | { type: 'token'; token: number; /** NaN unless asked for. */ logProb: number }
+  | { type: 'token'; token: number /** NaN unless asked for. */; logProb: number }
   /**
    * Routing records of rows [position, position + rows): [layers, rows, width], a record being
    * [α⁰ G | β⁰ E | α G | w E | gate E+1]. Routing that holds for the whole sequence comes once, with rows = 1.
@@ -271,7 +271,7 @@ export interface BenchRequest {
   /** decode: keys of each sequence; prefill: tokens of each sequence. */
   context: number;
   steps: number;
-  /** Null: base alone. */
+  /** What is compared with the base; 'base': the base alone. */
   routing: RoutingRequest;
   /** Base and mixture steps alternate; else all base steps come first. */
   interleave: boolean;
@@ -307,7 +307,12 @@ export interface NativeEngine {
     job?: JobOptions & { onProgress?: (bytesDone: number, bytesTotal: number) => void },
   ): Promise<ModelInfo>;
   /** A model of this shape with random weights, for benchmarks. */
-  loadRandom(config: ModelDescriptor['config'], seed: number, options: LoadOptions, job?: JobOptions): Promise<ModelInfo>;
+  loadRandom(
+    config: ModelDescriptor['config'],
+    seed: number,
+    options: LoadOptions,
+    job?: JobOptions,
+  ): Promise<ModelInfo>;
 
   createMixture(descriptor: MixtureDescriptor): Promise<MixtureInfo>;
   /** Unknown handles are ignored. */
@@ -341,7 +346,10 @@ export interface NativeEngine {
   /** W + Σ λρ w_e s_e B_e A_e (+ the general adapter's share) of one module, row-major f32. */
   merged(request: MergeRequest): Promise<Float32Array>;
   memory(): Promise<MemoryStatement>;
+  /** Each step is one unit of work. */
   bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;
+  /** What the CPU does at best; a few hundred milliseconds. */
+  probe(): Promise<ProbeResult>;
 
   /** Cancels what runs, frees the device's memory and ends the thread. May be called again. */
   dispose(): Promise<void>;

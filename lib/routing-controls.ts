@@ -80,7 +80,8 @@ export class RoutingNames {
     const places = this.#places.get(name) ?? [];
     if (places.length === 1) return places[0] as Place;
     const known = `groups ${this.groups.map((group) => group.name).join(', ')}; experts ${this.experts.map(({ path }) => path).join(', ')}`;
-    const problem = places.length === 0 ? 'is neither a group nor an expert' : 'names a group and an expert: write group/expert';
+    const problem =
+      places.length === 0 ? 'is neither a group nor an expert' : 'names a group and an expert: write group/expert';
     throw new AtMoeError('ERR_AT_MOE_UNKNOWN_NAME', `${JSON.stringify(name)} ${problem} (${known})`);
   }
 
@@ -100,8 +101,11 @@ export function checkControls(controls: RoutingControls): void {
     throw new (range ? RangeError : TypeError)(`routing: ${formatIssues(result.error)}`);
   }
   const bypass = controls.experts ? 'experts' : controls.only !== undefined ? 'only' : undefined;
-  const others = Object.keys(controls).filter((key) => key !== bypass && controls[key as keyof RoutingControls] !== undefined);
-  if (bypass && others.length > 0) throw new TypeError(`routing: "${bypass}" bypasses the router, so ${others.join(', ')} cannot be given with it`);
+  const others = Object.keys(controls).filter(
+    (key) => key !== bypass && controls[key as keyof RoutingControls] !== undefined,
+  );
+  if (bypass && others.length > 0)
+    throw new TypeError(`routing: "${bypass}" bypasses the router, so ${others.join(', ')} cannot be given with it`);
 }
 
 /** The engine's options of a mixture's routing, with a request's overrides. */
@@ -185,12 +189,16 @@ function hasSingle(names: RoutingNames, single: Set<number>, group: number): boo
 function checkSet(names: RoutingNames, groups: Float32Array, experts: Float32Array): void {
   const check = (values: number[], where: string) => {
     const given = values.filter((value) => !Number.isNaN(value));
-    if (given.some((value) => value < 0 || value > 1)) throw new RangeError(`routing: weights of ${where} must lie in [0, 1]`);
+    if (given.some((value) => value < 0 || value > 1))
+      throw new RangeError(`routing: weights of ${where} must lie in [0, 1]`);
     const sum = given.reduce((total, value) => total + value, 0);
     if (sum > 1 + 1e-6) throw new RangeError(`routing: weights of ${where} sum to ${sum}, more than 1`);
   };
   check([...groups], 'groups');
   for (const [group, { name }] of names.groups.entries()) {
-    check([...experts].filter((_, expert) => names.experts[expert]?.group === group), `the experts of ${name}`);
+    check(
+      [...experts].filter((_, expert) => names.experts[expert]?.group === group),
+      `the experts of ${name}`,
+    );
   }
 }

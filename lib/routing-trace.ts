@@ -45,7 +45,9 @@ function layerRouting(names: RoutingNames, record: Float32Array): LayerRouting {
 
 function mean(parts: LayerRouting[]): LayerRouting {
   const average = (key: keyof LayerRouting) =>
-    (parts[0]?.[key] ?? []).map((_, i) => parts.reduce((sum, part) => sum + (part[key][i] as number), 0) / parts.length);
+    (parts[0]?.[key] ?? []).map(
+      (_, i) => parts.reduce((sum, part) => sum + (part[key][i] as number), 0) / parts.length,
+    );
   return {
     groupProbabilities: average('groupProbabilities'),
     expertProbabilities: average('expertProbabilities'),
@@ -55,11 +57,21 @@ function mean(parts: LayerRouting[]): LayerRouting {
 }
 
 /** Puts the engine's records into words. `ids` are the tokens of the rows with token scope, in order. */
-export function buildTrace(names: RoutingNames, parts: TraceRecords[], perToken: boolean, ids: ArrayLike<number>, text?: (id: number) => string): RoutingTrace {
+export function buildTrace(
+  names: RoutingNames,
+  parts: TraceRecords[],
+  perToken: boolean,
+  ids: ArrayLike<number>,
+  text?: (id: number) => string,
+): RoutingTrace {
   const rows: LayerRouting[][] = [];
   for (const { layers, rows: count, width, records } of parts) {
     for (let row = 0; row < count; row++) {
-      rows.push(Array.from({ length: layers }, (_, layer) => layerRouting(names, records.subarray((layer * count + row) * width, (layer * count + row + 1) * width))));
+      rows.push(
+        Array.from({ length: layers }, (_, layer) =>
+          layerRouting(names, records.subarray((layer * count + row) * width, (layer * count + row + 1) * width)),
+        ),
+      );
     }
   }
   const layers = rows[0]?.map((_, layer) => mean(rows.map((row) => row[layer] as LayerRouting))) ?? [];

@@ -1,6 +1,6 @@
-import { type GenerateResult, drain, type Piece, runSequence } from './generation.js';
-import { checkGenerateOptions, type GenerateOptions } from './generation-options.js';
 import { AtMoeError } from './errors.js';
+import { drain, type GenerateResult, type Piece, runSequence } from './generation.js';
+import { checkGenerateOptions, type GenerateOptions } from './generation-options.js';
 import type { ChatMessage } from './text/chat-template.js';
 import type { TextGenerator } from './text-generator.js';
 
@@ -31,7 +31,8 @@ export class ChatSession {
   /** @internal */
   constructor(generator: TextGenerator, options: SessionOptions) {
     const { routing = 'first-turn', system } = options;
-    if (routing !== 'first-turn' && routing !== 'every-turn') throw new TypeError('routing of a session is "first-turn" or "every-turn"');
+    if (routing !== 'first-turn' && routing !== 'every-turn')
+      throw new TypeError('routing of a session is "first-turn" or "every-turn"');
     this.#generator = generator;
     this.#id = generator.core.newSessionId();
     this.#everyTurn = routing === 'every-turn';

@@ -40,7 +40,12 @@ export abstract class TextGenerator {
   generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
     this.core.check();
     const checked = checkGenerateOptions(options);
-    return runSequence(this.core, { ids: this.core.encode(prompt), context: [] }, this.requestRouting(checked.routing), checked);
+    return runSequence(
+      this.core,
+      { ids: this.core.encode(prompt), context: [] },
+      this.requestRouting(checked.routing),
+      checked,
+    );
   }
 
   /** The whole text at once. Errors as generate(). */
@@ -49,7 +54,10 @@ export abstract class TextGenerator {
   }
 
   /** Several prompts in one batch; pieces come in the order they are generated. Errors as generate(). */
-  async *generateAll(prompts: readonly Prompt[], options: GenerateOptions = {}): AsyncGenerator<IndexedPiece, GenerateResult[]> {
+  async *generateAll(
+    prompts: readonly Prompt[],
+    options: GenerateOptions = {},
+  ): AsyncGenerator<IndexedPiece, GenerateResult[]> {
     const streams = prompts.map((prompt) => this.generate(prompt, options));
     const results: GenerateResult[] = [];
     const advance = (index: number) =>
@@ -80,7 +88,10 @@ export abstract class TextGenerator {
   /**
    * How the prompt is routed, without generating. Errors as generate(); ERR_AT_MOE_UNSUPPORTED for a base model.
    */
-  async explain(prompt: Prompt, options: { routing?: RoutingControls; signal?: AbortSignal } = {}): Promise<RoutingTrace> {
+  async explain(
+    prompt: Prompt,
+    options: { routing?: RoutingControls; signal?: AbortSignal } = {},
+  ): Promise<RoutingTrace> {
     const { routing } = await this.complete(prompt, { ...options, maxTokens: 0, trace: true });
     if (!routing) throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'a base model routes nothing: explain a mixture');
     return routing;
@@ -90,7 +101,11 @@ export abstract class TextGenerator {
    * Log-probabilities of a completion after a prompt. The completion is taken as it is: no end token is added.
    * @throws as generate(); RangeError for an empty completion.
    */
-  async score(prompt: Prompt, completion: string | readonly number[] | Int32Array, options: ScoreOptions = {}): Promise<ScoreResult> {
+  async score(
+    prompt: Prompt,
+    completion: string | readonly number[] | Int32Array,
+    options: ScoreOptions = {},
+  ): Promise<ScoreResult> {
     const { routing, signal } = options;
     const checked = checkGenerateOptions({ ...(routing && { routing }), ...(signal && { signal }) });
     this.core.check();
@@ -99,7 +114,9 @@ export abstract class TextGenerator {
     if (tokens.length === 0) throw new RangeError('the completion to score is empty');
     const ids = this.core.encode(Int32Array.from([...before, ...tokens]));
     const request = this.requestRouting(checked.routing).request;
-    const logProbs = Array.from(await this.core.engine.score({ ids, first: before.length, routing: request }, signal ? { signal } : {}));
+    const logProbs = Array.from(
+      await this.core.engine.score({ ids, first: before.length, routing: request }, signal ? { signal } : {}),
+    );
     const mean = logProbs.reduce((sum, value) => sum + value, 0) / logProbs.length;
     return { logProbs, tokens, perplexity: Math.exp(-mean) };
   }

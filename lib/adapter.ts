@@ -1,0 +1,114 @@
+import { withValues } from './adapter-tensors.js';
+import type { ExampleSource } from './data/rows.js';
+import { AtMoeError } from './errors.js';
+import { type Adapter as AdapterData, writeAdapter } from './formats/peft.js';
+import type { RequestRouting } from './generation.js';
+import type { ModelCore } from './model-core.js';
+import type { MixtureHandle } from './native-types.js';
+import { type RoutingControls, RoutingNames } from './routing-controls.js';
+import { TextGenerator } from './text-generator.js';
+import type { TrainingOptions } from './training/options.js';
+import { runTraining, type TrainingProgress } from './training/run.js';
+
+const options = {
+  withinGroup: 'conditional' as const,
+  groupTopK: 0,
+  expertTopK: 0,
+  groupTopP: 0,
+  expertTopP: 0,
+  groupTemperature: 1,
+  expertTemperature: 1,
+  renormalize: true,
+};
+
+/** One LoRA adapter over a base model, at weight 1. */
+export class Adapter extends TextGenerator {
+  readonly #core: ModelCore;
+  readonly #handle: MixtureHandle;
+  #adapter: AdapterData;
+  #disposed = false;
+
+  private constructor(core: ModelCore, adapter: AdapterData, handle: MixtureHandle) {
+    super();
+    this.#core = core;
+    this.#adapter = adapter;
+    this.#handle = handle;
+  }
+
+  /** @internal */
+  static async from(core: ModelCore, adapter: AdapterData): Promise<Adapter> {
+    const descriptor = {
+      groups: [1],
+      experts: [adapter.modules],
+      scope: 'token' as const,
+      options,
+      balance: 1,
+      scale: 1,
+    };
+    const { mixture } = await core.engine.createMixture(descriptor);
+    return new Adapter(core, adapter, mixture);
+  }
+
+  /** @internal */
+  get core(): ModelCore {
+    if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the adapter was disposed');
+    this.#core.check();
+    return this.#core;
+  }
+
+  /** @internal */
+  get adapter(): AdapterData {
+    return this.#adapter;
+  }
+
+  /** @internal */
+  requestRouting(controls: RoutingControls): RequestRouting {
+    if (Object.keys(controls).length > 0) throw new TypeError('an adapter alone has no routing to control');
+    const names = new RoutingNames([{ name: 'adapter', experts: ['adapter'] }]);
+    return {
+      request: { kind: 'fixed', mixture: this.#handle, weights: Float32Array.of(1), alone: true },
+      names,
+      perToken: false,
+    };
+  }
+
+  /**
+   * Trains the adapter, the base frozen. Steps done stay when it is aborted or left early.
+   * @throws AtMoeError ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE …; the signal's reason.
+   */
+  async *train(data: ExampleSource, trainingOptions: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    const { engine, tokenizer, chatTemplate, info, sha256 } = this.core;
+    const { config } = this.#adapter;
+    const context = {
+      engine,
+      mixture: this.#handle,
+      target: 'adapter' as const,
+      contextLength: info.contextLength,
+      fingerprint: JSON.stringify([sha256, config]),
+      dropout: config.dropout,
+      ...(tokenizer && { tokenizer }),
+      ...(chatTemplate && { chatTemplate }),
+    };
+    try {
+      yield* runTraining(context, data, trainingOptions);
+    } finally {
+      this.#adapter = withValues(this.#adapter, 'experts.0.', await engine.readMixture(this.#handle, 'experts.0.'));
+    }
+  }
+
+  /** Writes the adapter as PEFT does. @throws AtMoeError ERR_AT_MOE_IO. */
+  async save(dir: string): Promise<void> {
+    await writeAdapter(dir, this.#adapter, this.core.descriptor.config);
+  }
+
+  /** Frees the engine's memory of the adapter. May be called again. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.#core.engine.releaseMixture(this.#handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

@@ -1,0 +1,53 @@
+import { linearModules, type ModelConfig, type StorageType } from './descriptors.js';
+import { bytesPerElement } from './formats/float-types.js';
+import { moduleShape } from './formats/model-folder.js';
+
+export interface MemoryOptions {
+  /** Storage of the base weights; default the checkpoint's. */
+  weights?: StorageType;
+  /** Tokens in the KV cache, all sequences together; default one full context. */
+  kvTokens?: number;
+  /** Experts (and the general adapter) of this rank on all linear modules; default none. */
+  experts?: number;
+  rank?: number;
+  /** Micro-batch of this many tokens in training; default none. */
+  trainingTokens?: number;
+  /** Only layer inputs are kept in training. */
+  recompute?: boolean;
+}
+
+/** Bytes on the device. */
+export interface MemoryEstimate {
+  model: number;
+  kv: number;
+  experts: number;
+  training: number;
+  total: number;
+}
+
+/** Bytes a model of this shape needs, from its shapes alone: weights, keys and values, adapters, training's activations and moments. */
+export function estimateMemory(config: ModelConfig, options: MemoryOptions = {}): MemoryEstimate {
+  const {
+    weights = config.storedType,
+    kvTokens = config.maxPositionEmbeddings,
+    experts = 0,
+    rank = 16,
+    trainingTokens = 0,
+  } = options;
+  const shapes = linearModules.map((module) => moduleShape(config, module));
+  const linears =
+    shapes.reduce((sum, { outFeatures, inFeatures }) => sum + outFeatures * inFeatures, 0) * config.numLayers;
+  const table = config.vocabSize * config.hiddenSize;
+  const norms = (2 * config.numLayers + 1) * config.hiddenSize * 4;
+  const model = (linears + 2 * table) * bytesPerElement[weights] + norms;
+  const kv = 2 * kvTokens * config.numKvHeads * config.headDim * config.numLayers * 4;
+  const perExpert =
+    shapes.reduce((sum, { outFeatures, inFeatures }) => sum + rank * (outFeatures + inFeatures), 0) * config.numLayers;
+  const expertBytes = experts * perExpert * bytesPerElement[weights];
+  const attention = (config.numHeads * 2 + config.numKvHeads * 2) * config.headDim;
+  const kept = config.hiddenSize + attention + 2 * config.intermediateSize;
+  const layers = options.recompute ? 1 : config.numLayers;
+  const activations = trainingTokens * 4 * (kept * layers + config.hiddenSize * (config.numLayers + 4) + attention);
+  const training = trainingTokens === 0 ? 0 : activations + perExpert * 4 * 4;
+  return { model, kv, experts: expertBytes, training, total: model + kv + expertBytes + training };
+}

@@ -1,0 +1,363 @@
+import { Adapter as AdapterModel } from './adapter.js';
+import { freshAdapter, freshRouter, routerValues, withValues } from './adapter-tensors.js';
+import type { ExampleSource } from './data/rows.js';
+import { AtMoeError } from './errors.js';
+import { type ExportOptions, exportAdapter, exportMerged } from './export.js';
+import type { LoraOptions } from './formats/lora-options.js';
+import { type MixtureData, nameProblem, writeMixture } from './formats/mixture-folder.js';
+import { type Adapter, readAdapter } from './formats/peft.js';
+import type { RequestRouting } from './generation.js';
+import type { ModelCore } from './model-core.js';
+import type { MixtureDescriptor, MixtureHandle } from './native-types.js';
+import { addRouterRows, dropRouterRows } from './router-rows.js';
+import {
+  expertWeights,
+  type RoutingControls,
+  RoutingNames,
+  routerControls,
+  routerOptions,
+} from './routing-controls.js';
+import { parseRoutingOptions, type RoutingOptions } from './routing-options.js';
+import { TextGenerator } from './text-generator.js';
+import type { TrainingOptions } from './training/options.js';
+import { runTraining, type TrainingProgress } from './training/run.js';
+
+/** An expert to be: LoRA options for a fresh one, or the folder of a PEFT adapter. */
+export type ExpertSpec = LoraOptions | { adapter: string };
+
+export interface MixtureOptions {
+  /** group name -> expert name -> expert. */
+  groups: Record<string, Record<string, ExpertSpec>>;
+  /** A general adapter beside the mixture. */
+  general?: ExpertSpec;
+  /** Keys as in mixture.json. */
+  routing?: Partial<RoutingOptions>;
+  /** Of fresh experts; default 0. */
+  seed?: number;
+}
+
+/** The engine's form of a mixture. */
+export function mixtureDescriptor(data: MixtureData): MixtureDescriptor {
+  return {
+    groups: data.groups.map(({ experts }) => experts.length),
+    experts: data.groups.flatMap(({ experts }) => experts.map(({ adapter }) => adapter.modules)),
+    ...(data.general && { general: data.general.adapter.modules }),
+    scope: data.routing.scope,
+    options: routerOptions(data.routing),
+    balance: data.routing.general_balance,
+    scale: data.routing.output_scale,
+    router: data.router,
+  };
+}
+
+async function makeAdapter(core: ModelCore, spec: ExpertSpec, seed: number): Promise<Adapter> {
+  const { config } = core.descriptor;
+  if ('adapter' in spec) return await readAdapter(spec.adapter, config);
+  return freshAdapter(spec, config, seed, core.path);
+}
+
+/** Groups of LoRA experts over a base model, and the router that weighs them in every layer. */
+export class Mixture extends TextGenerator {
+  readonly #core: ModelCore;
+  #data: MixtureData;
+  #names: RoutingNames;
+  #handle: MixtureHandle;
+  #training = false;
+  #disposed = false;
+
+  private constructor(core: ModelCore, data: MixtureData, handle: MixtureHandle) {
+    super();
+    this.#core = core;
+    this.#data = data;
+    this.#handle = handle;
+    this.#names = namesOf(data);
+  }
+
+  /** @internal */
+  static async create(core: ModelCore, options: MixtureOptions): Promise<Mixture> {
+    const general = options.general;
+    const routing = parseRoutingOptions(options.routing ?? {}, general !== undefined);
+    const specs = Object.entries(options.groups).map(([name, experts]) => ({ name, experts: Object.entries(experts) }));
+    const problem = nameProblem({
+      groups: specs.map(({ name, experts }) => ({ name, experts: experts.map(([expert]) => expert) })),
+      general: general ? 'general' : null,
+    });
+    if (problem) throw new RangeError(problem);
+    let seed = (options.seed ?? 0) * 65536;
+    const groups: MixtureData['groups'] = [];
+    for (const { name, experts } of specs) {
+      const made = [];
+      for (const [expert, spec] of experts) made.push({ name: expert, adapter: await makeAdapter(core, spec, seed++) });
+      groups.push({ name, experts: made });
+    }
+    const generalAdapter = general ? { name: 'general', adapter: await makeAdapter(core, general, seed) } : null;
+    const sizes = groups.map(({ experts }) => experts.length);
+    return await Mixture.from(core, {
+      groups,
+      general: generalAdapter,
+      routing,
+      router: freshRouter(sizes, routing, core.descriptor.config),
+    });
+  }
+
+  /** @internal */
+  static async from(core: ModelCore, data: MixtureData): Promise<Mixture> {
+    const { mixture } = await core.engine.createMixture(mixtureDescriptor(data));
+    return new Mixture(core, data, mixture);
+  }
+
+  /** @internal */
+  get core(): ModelCore {
+    this.#check();
+    return this.#core;
+  }
+
+  /** Group names with their experts' names, in order. */
+  get groups(): { name: string; experts: string[] }[] {
+    return this.#names.groups.map(({ name, experts }) => ({ name, experts: [...experts] }));
+  }
+
+  get routing(): Readonly<RoutingOptions> {
+    return this.#data.routing;
+  }
+
+  get hasGeneral(): boolean {
+    return this.#data.general !== null;
+  }
+
+  /** @internal */
+  requestRouting(controls: RoutingControls): RequestRouting {
+    this.#check();
+    const names = this.#names;
+    if (controls.only !== undefined || controls.experts) {
+      const alone = controls.only !== undefined;
+      const weights = expertWeights(names, alone ? { [controls.only as string]: 1 } : (controls.experts ?? {}));
+      return { request: { kind: 'fixed', mixture: this.#handle, weights, alone }, names, perToken: false };
+    }
+    const request = {
+      kind: 'mixture' as const,
+      mixture: this.#handle,
+      options: routerOptions(this.#data.routing, controls),
+      controls: routerControls(names, controls),
+    };
+    return { request, names, perToken: this.#data.routing.scope === 'token' };
+  }
+
+  /**
+   * Trains one expert alone at weight 1, the base frozen. Steps done stay when it is aborted or left early.
+   * @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_BUSY, ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE …; the
+   * signal's reason.
+   */
+  async *trainExpert(
+    name: string,
+    data: ExampleSource,
+    options: TrainingOptions = {},
+  ): AsyncGenerator<TrainingProgress> {
+    const place = this.#find(this.#names.expert(name));
+    yield* this.#trainAlone(place.adapter, data, options, (adapter) => {
+      place.adapter = adapter;
+    });
+  }
+
+  /** Trains the general adapter alone at weight 1. Errors as trainExpert(). */
+  async *trainGeneral(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    const { general } = this.#data;
+    if (!general) throw new AtMoeError('ERR_AT_MOE_UNKNOWN_NAME', 'the mixture has no general adapter');
+    yield* this.#trainAlone(general.adapter, data, options, (adapter) => {
+      general.adapter = adapter;
+    });
+  }
+
+  /** Trains the router, and λ and ρ where they are learned; base and experts are frozen. Errors as trainExpert(). */
+  async *trainRouter(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    yield* this.#trainWhole('router', data, options);
+  }
+
+  /** Trains router, experts and the general adapter together. Errors as trainExpert(). */
+  async *trainJoint(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    yield* this.#trainWhole('joint', data, options);
+  }
+
+  async *#trainAlone(
+    adapter: Adapter,
+    data: ExampleSource,
+    options: TrainingOptions,
+    keep: (trained: Adapter) => void,
+  ): AsyncGenerator<TrainingProgress> {
+    const alone = await AdapterModel.from(this.core, adapter);
+    this.#begin();
+    try {
+      yield* alone.train(data, options);
+    } finally {
+      try {
+        keep(alone.adapter);
+        await this.#reload(this.#data);
+      } finally {
+        alone.dispose();
+        this.#training = false;
+      }
+    }
+  }
+
+  async *#trainWhole(
+    target: 'router' | 'joint',
+    data: ExampleSource,
+    options: TrainingOptions,
+  ): AsyncGenerator<TrainingProgress> {
+    const { engine, tokenizer, chatTemplate, info } = this.core;
+    this.#begin();
+    const handle = this.#handle;
+    const context = {
+      engine,
+      mixture: handle,
+      target,
+      groups: this.#names.groups,
+      contextLength: info.contextLength,
+      fingerprint: this.#fingerprint(),
+      ...(tokenizer && { tokenizer }),
+      ...(chatTemplate && { chatTemplate }),
+    };
+    try {
+      yield* runTraining(context, data, options);
+    } finally {
+      try {
+        await this.#reload(await this.#read(handle));
+      } finally {
+        this.#training = false;
+      }
+    }
+  }
+
+  /** The mixture's data with the values the engine holds. */
+  async #read(handle: MixtureHandle): Promise<MixtureData> {
+    const tensors = await this.#core.engine.readMixture(handle, '');
+    let index = 0;
+    const groups = this.#data.groups.map(({ name, experts }) => ({
+      name,
+      experts: experts.map((expert) => ({
+        name: expert.name,
+        adapter: withValues(expert.adapter, `experts.${index++}.`, tensors),
+      })),
+    }));
+    const general = this.#data.general && {
+      name: this.#data.general.name,
+      adapter: withValues(this.#data.general.adapter, 'general.', tensors),
+    };
+    return { groups, general, routing: this.#data.routing, router: routerValues(this.#data.router, tensors) };
+  }
+
+  async #reload(data: MixtureData): Promise<void> {
+    const { mixture } = await this.#core.engine.createMixture(mixtureDescriptor(data));
+    this.#core.engine.releaseMixture(this.#handle);
+    this.#handle = mixture;
+    this.#data = data;
+    this.#names = namesOf(data);
+  }
+
+  /**
+   * Adds an expert, to a new group if there is none of that name. Its router rows start at zero; requests in flight go on
+   * with what they have. @throws RangeError for a name that cannot be used; AtMoeError of reading an adapter.
+   */
+  async addExpert(group: string, name: string, spec: ExpertSpec, seed = 0): Promise<void> {
+    const adapter = await makeAdapter(this.core, spec, seed);
+    const groups = this.#data.groups.map((own) => ({ ...own, experts: [...own.experts] }));
+    const found = groups.find((own) => own.name === group);
+    if (found) found.experts.push({ name, adapter });
+    else groups.push({ name: group, experts: [{ name, adapter }] });
+    const problem = nameProblem({
+      groups: groups.map((own) => ({ name: own.name, experts: own.experts.map((expert) => expert.name) })),
+      general: null,
+    });
+    if (problem) throw new RangeError(problem);
+    const at = groups.findIndex((own) => own.name === group);
+    const router = addRouterRows(this.#data.router, this.#sizes(), at);
+    await this.#exchange({ ...this.#data, groups, router });
+  }
+
+  /** Removes an expert with its router rows; its group goes with its last expert. @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME. */
+  async removeExpert(name: string): Promise<void> {
+    const index = this.#names.expert(name);
+    if (this.#names.experts.length === 1) throw new RangeError('a mixture needs at least one expert');
+    const router = dropRouterRows(this.#data.router, this.#sizes(), index);
+    const gone = this.#find(index);
+    const groups = this.#data.groups
+      .map((group) => ({ ...group, experts: group.experts.filter((expert) => expert !== gone) }))
+      .filter(({ experts }) => experts.length > 0);
+    await this.#exchange({ ...this.#data, groups, router });
+  }
+
+  /** Puts another adapter in an expert's place; its router rows stay. Errors as addExpert(). */
+  async replaceExpert(name: string, spec: ExpertSpec, seed = 0): Promise<void> {
+    const old = this.#find(this.#names.expert(name));
+    const adapter = await makeAdapter(this.core, spec, seed);
+    const groups = this.#data.groups.map((group) => ({
+      ...group,
+      experts: group.experts.map((expert) => (expert === old ? { name: expert.name, adapter } : expert)),
+    }));
+    await this.#exchange({ ...this.#data, groups });
+  }
+
+  async #exchange(data: MixtureData): Promise<void> {
+    this.#begin();
+    try {
+      await this.#reload(data);
+    } finally {
+      this.#training = false;
+    }
+  }
+
+  /** Saves to a folder; a crash leaves the old mixture or the new one. @throws AtMoeError ERR_AT_MOE_IO. */
+  async save(dir: string): Promise<void> {
+    const { path, sha256, descriptor } = this.core;
+    await writeMixture(dir, { nameOrPath: path, config: descriptor.config, sha256 }, this.#data);
+  }
+
+  /**
+   * Writes the mixture at fixed weights as one plain model ('merged') or one PEFT adapter of the ranks' sum ('peft').
+   * @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_IO.
+   */
+  async export(dir: string, options: ExportOptions): Promise<void> {
+    const weights = expertWeights(this.#names, options.weights);
+    if (options.as === 'peft') await exportAdapter(dir, this.core, this.#data, weights);
+    else await exportMerged(dir, this.core, this.#data, this.#handle, weights);
+  }
+
+  /** Frees the engine's memory of the mixture; requests in flight finish. May be called again. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.#core.engine.releaseMixture(this.#handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #check(): void {
+    if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the mixture was disposed');
+    this.#core.check();
+  }
+
+  #begin(): void {
+    if (this.#training) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the mixture is being trained or changed');
+    this.#training = true;
+  }
+
+  #sizes(): number[] {
+    return this.#data.groups.map(({ experts }) => experts.length);
+  }
+
+  #find(index: number): { name: string; adapter: Adapter } {
+    return this.#data.groups.flatMap(({ experts }) => experts)[index] as { name: string; adapter: Adapter };
+  }
+
+  #fingerprint(): string {
+    return JSON.stringify([this.#core.sha256, this.groups, this.hasGeneral, this.#data.routing]);
+  }
+}
+
+function namesOf(data: MixtureData): RoutingNames {
+  return new RoutingNames(
+    data.groups.map(({ name, experts }) => ({ name, experts: experts.map((expert) => expert.name) })),
+  );
+}

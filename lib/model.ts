@@ -1,0 +1,247 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { Adapter } from './adapter.js';
+import { freshAdapter } from './adapter-tensors.js';
+import type { ExampleSource } from './data/rows.js';
+import type { ModelConfig, StorageType } from './descriptors.js';
+import { fromFloat32 } from './formats/float-types.js';
+import { formatIssues } from './formats/json.js';
+import type { LoraOptions } from './formats/lora-options.js';
+import { readMixture } from './formats/mixture-folder.js';
+import { modelDescriptor, writeModel } from './formats/model-folder.js';
+import { readAdapter } from './formats/peft.js';
+import type { RequestRouting } from './generation.js';
+import { type DownloadProgress, resolveModel } from './hub.js';
+import { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memory.js';
+import { Mixture, type MixtureOptions } from './mixture.js';
+import { ModelCore } from './model-core.js';
+import { createEngine } from './native.js';
+import type { MemoryStatement } from './native-types.js';
+import type { RoutingControls } from './routing-controls.js';
+import { Tokenizer } from './text/tokenizer.js';
+import { TextGenerator } from './text-generator.js';
+import type { TrainingOptions } from './training/options.js';
+import { runTraining, type TrainingProgress } from './training/run.js';
+
+export interface LoadModelOptions {
+  /** 'auto' (default): a GPU when there is one, else the CPU. */
+  device?: 'auto' | 'cpu' | 'cuda' | 'emulated';
+  /** Storage of the linear weights. 'auto' (default): as in the checkpoint. */
+  weights?: 'auto' | StorageType;
+  /** CPU threads; default: the physical cores. */
+  threads?: number;
+  /** Most sequences worked on at once; default 16. */
+  maxBatch?: number;
+  /** Longest sequence; default: what the model was made for, as far as the KV cache holds it. */
+  contextLength?: number;
+  /** Tokens of the KV cache, all sequences together. */
+  kvTokens?: number;
+  /** Keep f32 parameters, so that the base itself can be trained. */
+  trainable?: boolean;
+  /** Of a model by Hub name. */
+  revision?: string;
+  cacheDir?: string;
+  offline?: boolean;
+  token?: string;
+  onDownload?: (progress: DownloadProgress) => void;
+  onLoad?: (bytesDone: number, bytesTotal: number) => void;
+  signal?: AbortSignal;
+}
+
+const callback = z.custom<(...values: never[]) => void>((value) => typeof value === 'function').optional();
+const schema = z.strictObject({
+  device: z.enum(['auto', 'cpu', 'cuda', 'emulated']).default('auto'),
+  weights: z.enum(['auto', 'f32', 'f16', 'bf16']).default('auto'),
+  threads: z.int().min(1).max(1024).optional(),
+  maxBatch: z.int().min(1).max(1024).optional(),
+  contextLength: z.int().min(1).optional(),
+  kvTokens: z.int().min(16).optional(),
+  trainable: z.boolean().default(false),
+  revision: z.string().optional(),
+  cacheDir: z.string().optional(),
+  offline: z.boolean().optional(),
+  token: z.string().optional(),
+  onDownload: callback,
+  onLoad: callback,
+  signal: z.instanceof(AbortSignal).optional(),
+});
+
+/**
+ * Loads a base model from a Hugging Face folder, or by name ("owner/model") from the Hub's cache or the Hub.
+ * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_NOT_FOUND, ERR_AT_MOE_BAD_FILE, ERR_AT_MOE_UNSUPPORTED,
+ * ERR_AT_MOE_MISMATCH, ERR_AT_MOE_NOT_FINITE, ERR_AT_MOE_OUT_OF_MEMORY, ERR_AT_MOE_DEVICE_UNAVAILABLE, ERR_AT_MOE_OFFLINE;
+ * the signal's reason.
+ */
+export async function loadModel(pathOrId: string, options: LoadModelOptions = {}): Promise<Model> {
+  if (typeof pathOrId !== 'string' || pathOrId === '') throw new TypeError('loadModel needs a folder or a model name');
+  const checked = schema.safeParse(options);
+  if (!checked.success) {
+    const range = checked.error.issues.every(({ code }) => code === 'too_small' || code === 'too_big');
+    throw new (range ? RangeError : TypeError)(`loadModel: ${formatIssues(checked.error)}`);
+  }
+  const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens } = options;
+  signal?.throwIfAborted();
+  const path = await resolveModel(pathOrId, {
+    ...(options.revision && { revision: options.revision }),
+    ...(options.cacheDir && { cacheDir: options.cacheDir }),
+    ...(options.offline !== undefined && { offline: options.offline }),
+    ...(options.token && { token: options.token }),
+    ...(options.onDownload && { onProgress: options.onDownload }),
+    ...(signal && { signal }),
+  });
+  const [base, tokenizer] = await Promise.all([modelDescriptor(path), Tokenizer.loadIfPresent(path)]);
+  const chosen = checked.data.weights === 'auto' ? base.descriptor.config.storedType : checked.data.weights;
+  const engine = createEngine({ device: device ?? 'auto', ...(threads && { threads }) });
+  try {
+    const info = await engine.loadModel(
+      base.descriptor,
+      {
+        weights: trainable ? 'f32' : chosen,
+        ...(trainable && { trainable }),
+        ...(maxBatch && { maxBatch }),
+        ...(contextLength && { contextLength }),
+        ...(kvTokens && { kvTokens }),
+      },
+      { ...(signal && { signal }), ...(onLoad && { onProgress: onLoad }) },
+    );
+    return new Model(new ModelCore(engine, info, { path, ...base }, tokenizer));
+  } catch (error) {
+    await engine.dispose();
+    throw error;
+  }
+}
+
+/** A base model on its device. */
+export class Model extends TextGenerator {
+  readonly #core: ModelCore;
+
+  /** @internal */
+  constructor(core: ModelCore) {
+    super();
+    this.#core = core;
+  }
+
+  /** @internal */
+  get core(): ModelCore {
+    return this.#core;
+  }
+
+  /** @internal */
+  requestRouting(controls: RoutingControls): RequestRouting {
+    if (Object.keys(controls).length > 0) throw new TypeError('a base model has no routing to control');
+    return { request: { kind: 'base' }, perToken: false };
+  }
+
+  /** Folder of the model. */
+  get path(): string {
+    return this.#core.path;
+  }
+
+  get config(): Readonly<ModelConfig> {
+    return this.#core.descriptor.config;
+  }
+
+  /** 'cpu', 'cuda' … */
+  get device(): string {
+    return this.#core.info.device;
+  }
+
+  /** Most tokens of a sequence, prompt and answer together. */
+  get contextLength(): number {
+    return this.#core.info.contextLength;
+  }
+
+  /** Absent for a folder without tokenizer.json: prompts are token ids then. */
+  get tokenizer(): Tokenizer | undefined {
+    return this.#core.tokenizer;
+  }
+
+  /** A new mixture: fresh experts (B = 0) or PEFT adapters in groups, and a router that weighs all groups alike. */
+  async createMixture(options: MixtureOptions): Promise<Mixture> {
+    this.#core.check();
+    if (typeof options?.groups !== 'object' || options.groups === null)
+      throw new TypeError('createMixture needs groups');
+    return await Mixture.create(this.#core, options);
+  }
+
+  /** A saved mixture. `onWarning` hears of a base that is not quite the one it was made for. */
+  async loadMixture(dir: string, options: { onWarning?: (message: string) => void } = {}): Promise<Mixture> {
+    this.#core.check();
+    const { warnings, ...data } = await readMixture(dir, { config: this.config, sha256: this.#core.sha256 });
+    for (const warning of warnings) (options.onWarning ?? process.emitWarning)(warning);
+    return await Mixture.from(this.#core, data);
+  }
+
+  /** A PEFT LoRA adapter. */
+  async loadAdapter(dir: string): Promise<Adapter> {
+    this.#core.check();
+    return await Adapter.from(this.#core, await readAdapter(dir, this.config));
+  }
+
+  /** A fresh LoRA adapter (B = 0), to be trained. */
+  async createAdapter(options: LoraOptions = {}, seed = 0): Promise<Adapter> {
+    this.#core.check();
+    return await Adapter.from(this.#core, freshAdapter(options, this.config, seed, this.#core.path));
+  }
+
+  /**
+   * Trains all parameters of the base; the model must be loaded with `trainable`. `saveTo` is written at the end, as a
+   * model folder in f32.
+   * @throws AtMoeError ERR_AT_MOE_UNSUPPORTED when it was not loaded with `trainable`; as Mixture.trainExpert.
+   */
+  async *train(
+    data: ExampleSource,
+    options: TrainingOptions & { saveTo?: string } = {},
+  ): AsyncGenerator<TrainingProgress> {
+    const { saveTo, ...training } = options;
+    const { engine, tokenizer, chatTemplate, info, sha256 } = this.#core;
+    const context = {
+      engine,
+      mixture: null,
+      target: 'base' as const,
+      contextLength: info.contextLength,
+      fingerprint: sha256,
+      ...(tokenizer && { tokenizer }),
+      ...(chatTemplate && { chatTemplate }),
+      ...(saveTo && { onEnd: (trainer: number) => this.#saveBase(trainer, saveTo) }),
+    };
+    yield* runTraining(context, data, training);
+  }
+
+  async #saveBase(trainer: number, dir: string): Promise<void> {
+    const values = new Map((await this.#core.engine.baseValues(trainer)).map((tensor) => [tensor.name, tensor.values]));
+    const tensors = this.#core.descriptor.tensors.map(({ name, shape }) => ({
+      name: name === 'lm_head.weight' ? name : `model.${name}`,
+      dtype: 'f32' as const,
+      shape,
+      data: fromFloat32('f32', values.get(name) ?? new Float32Array(0)),
+    }));
+    const config = JSON.parse(await readFile(join(this.path, 'config.json'), 'utf8')) as Record<string, unknown>;
+    await writeModel(dir, { ...config, torch_dtype: 'float32' }, tensors);
+  }
+
+  /** Bytes that a use of this model takes, from its shapes. */
+  estimateMemory(options: MemoryOptions = {}): MemoryEstimate {
+    return estimateMemory(this.config, {
+      weights: this.#core.info.weights,
+      kvTokens: this.#core.info.kvTokens,
+      ...options,
+    });
+  }
+
+  /** Bytes in use on the device now. */
+  async memory(): Promise<MemoryStatement> {
+    this.#core.check();
+    return await this.#core.engine.memory();
+  }
+
+  /** Cancels what runs and frees everything; may be called again. */
+  async dispose(): Promise<void> {
+    await this.#core.dispose();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose();
+  }
+}

@@ -1,0 +1,62 @@
+import { type TokenizedExample, tokenizeExamples } from '../data/examples.js';
+import type { GroupNames } from '../data/labels.js';
+import type { ExampleSource } from '../data/rows.js';
+import type { MixtureHandle, NativeEngine, TrainTarget } from '../native-types.js';
+import type { ChatTemplate } from '../text/chat-template.js';
+import type { Tokenizer } from '../text/tokenizer.js';
+import { abortReason } from './abort.js';
+import type { ParsedEvaluationOptions } from './options.js';
+
+/** What is trained or evaluated, and what its rows are read with. */
+export interface TrainingContext {
+  engine: NativeEngine;
+  /** Null for the base. */
+  mixture: MixtureHandle | null;
+  target: TrainTarget;
+  tokenizer?: Tokenizer;
+  chatTemplate?: ChatTemplate;
+  /** The mixture's groups; without them rows with labels are an error. */
+  groups?: readonly GroupNames[];
+  /** Longest sequence in tokens. */
+  contextLength: number;
+  /** Of the structure of model and mixture: a checkpoint is resumed only where it is the same. */
+  fingerprint: string;
+  /** Of the adapters' input where the options give none; default 0. */
+  dropout?: number;
+  /** Called once before the trainer ends, however it ends: the last moment to read what was trained. */
+  onEnd?: (trainer: number) => Promise<void>;
+}
+
+/**
+ * The examples of a source. Errors: RangeError for a maxLength beyond the context; those of tokenizeExamples, where
+ * an abort throws the signal's reason.
+ */
+export async function* readExamples(
+  context: TrainingContext,
+  source: ExampleSource,
+  options: ParsedEvaluationOptions,
+): AsyncGenerator<TokenizedExample> {
+  const { contextLength, tokenizer, chatTemplate, groups } = context;
+  const { lossOn, appendEos, tooLong, onSkip, signal, batchTokens } = options;
+  if ((options.maxLength ?? 0) > contextLength) {
+    throw new RangeError(`maxLength ${options.maxLength} is beyond the context of ${contextLength} tokens`);
+  }
+  const limit = options.maxLength ?? contextLength;
+  // An example beyond batchTokens is refused by packing, in words of its own, unless it was to be cut or left out.
+  const maxLength = tooLong === 'error' ? limit : Math.min(limit, batchTokens);
+  try {
+    yield* tokenizeExamples(source, {
+      tokenizer,
+      chatTemplate,
+      groups,
+      lossOn,
+      appendEos,
+      maxLength,
+      tooLong,
+      onSkip,
+      signal,
+    });
+  } catch (error) {
+    throw abortReason(error, signal);
+  }
+}
