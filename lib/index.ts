@@ -7,6 +7,7 @@ export type { LoraOptions } from './formats/lora-options.js';
 export type { GenerateResult, Piece, Usage } from './generation.js';
 export type { GenerateOptions, Prompt } from './generation-options.js';
 export type { DownloadProgress } from './hub.js';
+export { type InitializeOptions, initializeModel } from './initialize.js';
 export { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memory.js';
 export { type ExpertSpec, Mixture, type MixtureOptions } from './mixture.js';
 export { type LoadModelOptions, loadModel, Model } from './model.js';

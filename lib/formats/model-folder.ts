@@ -19,6 +19,8 @@ export interface BaseModel {
   sha256: string;
 }
 
+type ModelShapes = Omit<ModelConfigFile, 'sha256'>;
+
 /** Path of a linear module inside its decoder layer: `self_attn.q_proj`, `mlp.up_proj`. */
 export function modulePath(module: LinearModule): string {
   return module === 'gate_proj' || module === 'up_proj' || module === 'down_proj'
@@ -44,13 +46,13 @@ export function moduleShape(config: ModelConfig, module: LinearModule): { outFea
   }
 }
 
-function hasBias(file: ModelConfigFile, module: LinearModule): boolean {
+function hasBias(file: ModelShapes, module: LinearModule): boolean {
   if (modulePath(module).startsWith('mlp.')) return file.mlpBias;
   return file.attentionBias === 'qkvo' || (file.attentionBias === 'qkv' && module !== 'o_proj');
 }
 
 /** Every tensor the decoder needs, by its name without "model.", with its shape. */
-function expectedTensors(file: ModelConfigFile): Map<string, number[]> {
+export function expectedTensors(file: ModelShapes): Map<string, number[]> {
   const { config } = file;
   const shapes = new Map<string, number[]>([['embed_tokens.weight', [config.vocabSize, config.hiddenSize]]]);
   for (let layer = 0; layer < config.numLayers; layer++) {
