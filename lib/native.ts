@@ -2,34 +2,239 @@
  * The one way to native code. The addon is loaded at the first use; loading it starts no thread and touches no device.
  * Native code never calls into the caller's code: results settle promises, events come through one dispatcher.
  */
-import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { existsSync, readdirSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import nodeGypBuild from 'node-gyp-build';
 import type { ModelDescriptor } from './descriptors.js';
 import { AtMoeError, type AtMoeErrorCode } from './errors.js';
+import { loadBinary } from './native-binary.js';
 import type {
   BenchRequest,
-  BenchResult,
   DeviceDescription,
   EngineOptions,
   GenerateRequest,
   JobOptions,
   LoadOptions,
-  MemoryStatement,
   MergeRequest,
   MicroBatch,
-  MicroBatchResult,
   MixtureDescriptor,
-  MixtureHandle,
-  MixtureInfo,
-  ModelInfo,
-  NamedTensor,
   NativeEngine,
-  ProbeResult,
   ScoreRequest,
   SequenceEvent,
   TrainerState,
   TrainOptions,
 } from './native-types.js';
+
+/** The methods of the native class: those of NativeEngine with a number, chosen here, in front of each job's arguments. */
+type NativeMethod = (number: number, ...args: unknown[]) => Promise<unknown>;
+type JobName = Exclude<keyof NativeEngine, 'generate' | 'cancel' | 'releaseMixture' | 'releaseSession'>;
+type RawEngine = Record<JobName, NativeMethod> & {
+  generate(sequence: number, request: GenerateRequest): void;
+  cancelSequence(sequence: number): void;
+  cancelJob(job: number): void;
+  releaseMixture(mixture: number): void;
+  releaseSession(session: number): void;
+};
+
+type Result<Name extends JobName> = Awaited<ReturnType<NativeEngine[Name]>>;
+type RunOptions = JobOptions & { onProgress?: (bytesDone: number, bytesTotal: number) => void };
+
+type RawEvent = { id: number } & (SequenceEvent | { type: 'progress'; done: number; total: number });
+
+/** State of the addon in this thread, kept with the addon: the ESM and the CommonJS build of this file share it. */
+interface Hub {
+  next: number;
+  sequences: Map<number, (event: SequenceEvent) => void>;
+  progress: Map<number, (done: number, total: number) => void>;
+}
+
+export interface Addon {
+  devices(): DeviceDescription[];
+  setDispatcher(dispatcher: (events: RawEvent[]) => void): void;
+  Engine: new (options: EngineOptions) => RawEngine;
+  /** Single ops, for tests. */
+  ops: Record<string, (...args: unknown[]) => Record<string, unknown>>;
+  hub?: Hub;
+}
+
+let addon: Addon | undefined;
+
+/** Throws ERR_AT_MOE_NATIVE_MISSING when there is no binary that fits. */
+export function loadAddon(): Addon {
+  addon ??= loadBinary() as Addon;
+  return addon;
+}
+
+export function listDevices(): DeviceDescription[] {
+  return loadAddon().devices();
+}
+
+function hubOf(loaded: Addon): Hub {
+  if (loaded.hub) return loaded.hub;
+  const hub: Hub = { next: 1, sequences: new Map(), progress: new Map() };
+  loaded.setDispatcher((events) => {
+    for (const { id, ...event } of events) {
+      if (event.type === 'progress') {
+        hub.progress.get(id)?.(event.done, event.total);
+        continue;
+      }
+      const listener = hub.sequences.get(id);
+      if (event.type === 'done') hub.sequences.delete(id);
+      listener?.(event as SequenceEvent);
+    }
+  });
+  loaded.hub = hub;
+  return hub;
+}
+
+/** Errors of native code carry their code; wrong arguments stay TypeErrors. */
+function wrapError(error: unknown): unknown {
+  if (!(error instanceof Error) || error instanceof TypeError) return error;
+  const { code } = error as NodeJS.ErrnoException;
+  return code?.startsWith('ERR_AT_MOE_')
+    ? new AtMoeError(code as AtMoeErrorCode, error.message, { cause: error })
+    : error;
+}
+
+class Engine implements NativeEngine {
+  readonly #raw: RawEngine;
+  readonly #hub: Hub;
+  #disposed: Promise<void> | undefined;
+
+  constructor(options: EngineOptions) {
+    const loaded = loadAddon();
+    this.#hub = hubOf(loaded);
+    try {
+      this.#raw = new loaded.Engine(options);
+    } catch (error) {
+      throw wrapError(error);
+    }
+  }
+
+  async #run<Name extends JobName>(
+    name: Name,
+    args: unknown[],
+    { signal, onProgress }: RunOptions = {},
+  ): Promise<Result<Name>> {
+    if (signal?.aborted) throw new AtMoeError('ERR_AT_MOE_ABORTED', 'the job was aborted', { cause: signal.reason });
+    const number = this.#hub.next++;
+    const abort = () => this.#raw.cancelJob(number);
+    if (onProgress) this.#hub.progress.set(number, onProgress);
+    signal?.addEventListener('abort', abort, { once: true });
+    try {
+      return (await this.#raw[name](number, ...args)) as Result<Name>;
+    } catch (error) {
+      throw wrapError(error);
+    } finally {
+      signal?.removeEventListener('abort', abort);
+      this.#hub.progress.delete(number);
+    }
+  }
+
+  loadModel(descriptor: ModelDescriptor, options: LoadOptions, job?: RunOptions) {
+    return this.#run('loadModel', [descriptor, options], job);
+  }
+
+  loadRandom(config: ModelDescriptor['config'], seed: number, options: LoadOptions, job?: JobOptions) {
+    return this.#run('loadRandom', [config, seed, options], job);
+  }
+
+  createMixture(descriptor: MixtureDescriptor) {
+    return this.#run('createMixture', [descriptor]);
+  }
+
+  releaseMixture(mixture: number) {
+    this.#raw.releaseMixture(mixture);
+  }
+
+  readMixture(mixture: number, prefix: string) {
+    return this.#run('readMixture', [mixture, prefix]);
+  }
+
+  generate(request: GenerateRequest, listener: (event: SequenceEvent) => void): number {
+    const number = this.#hub.next++;
+    this.#hub.sequences.set(number, listener);
+    try {
+      this.#raw.generate(number, request);
+    } catch (error) {
+      this.#hub.sequences.delete(number);
+      throw wrapError(error);
+    }
+    return number;
+  }
+
+  cancel(sequence: number) {
+    this.#raw.cancelSequence(sequence);
+  }
+
+  releaseSession(session: number) {
+    this.#raw.releaseSession(session);
+  }
+
+  score(request: ScoreRequest, job?: JobOptions) {
+    return this.#run('score', [request], job);
+  }
+
+  beginTraining(mixture: number | null, options: TrainOptions) {
+    return this.#run('beginTraining', [mixture, options]);
+  }
+
+  microBatch(trainer: number, batch: MicroBatch, job?: JobOptions) {
+    return this.#run('microBatch', [trainer, batch], job);
+  }
+
+  evaluate(trainer: number, batch: MicroBatch, job?: JobOptions) {
+    return this.#run('evaluate', [trainer, batch], job);
+  }
+
+  finishStep(trainer: number, learningRate: number) {
+    return this.#run('finishStep', [trainer, learningRate]);
+  }
+
+  discardGradients(trainer: number) {
+    return this.#run('discardGradients', [trainer]);
+  }
+
+  trainerState(trainer: number) {
+    return this.#run('trainerState', [trainer]);
+  }
+
+  restoreTrainer(trainer: number, state: TrainerState) {
+    return this.#run('restoreTrainer', [trainer, state]);
+  }
+
+  gradients(trainer: number) {
+    return this.#run('gradients', [trainer]);
+  }
+
+  baseValues(trainer: number) {
+    return this.#run('baseValues', [trainer]);
+  }
+
+  endTraining(trainer: number) {
+    return this.#run('endTraining', [trainer]);
+  }
+
+  merged(request: MergeRequest) {
+    return this.#run('merged', [request]);
+  }
+
+  memory() {
+    return this.#run('memory', []);
+  }
+
+  bench(request: BenchRequest, job?: JobOptions) {
+    return this.#run('bench', [request], job);
+  }
+
+  probe() {
+    return this.#run('probe', []);
+  }
+
+  dispose() {
+    this.#disposed ??= this.#run('dispose', []);
+    return this.#disposed;
+  }
+}
+
+/** Starts the engine's thread; the device is opened by the first load. */
+export function createEngine(options: EngineOptions): NativeEngine {
+  return new Engine(options);
+}
