@@ -69,8 +69,8 @@ template std::vector<double> OpCall::values<double>(const Napi::Object&, const c
 template std::vector<int32_t> OpCall::values<int32_t>(const Napi::Object&, const char*);
 template std::vector<uint8_t> OpCall::values<uint8_t>(const Napi::Object&, const char*);
 
-Matrix OpCall::allocate(int64_t rows, int64_t cols, DType dtype) {
-  const int64_t stride = cols + pad_;
+Matrix OpCall::allocate(int64_t rows, int64_t cols, DType dtype, bool packed) {
+  const int64_t stride = cols + (packed ? 0 : pad_);
   const size_t bytes = static_cast<size_t>(rows * stride) * size_of(dtype);
   buffers_.push_back(backend_.allocate(bytes));
   const std::vector<uint32_t> poison(bytes / sizeof(uint32_t) + 1, kPoison);
@@ -78,7 +78,7 @@ Matrix OpCall::allocate(int64_t rows, int64_t cols, DType dtype) {
   return {buffers_.back().as<void>(), rows, cols, stride, dtype};
 }
 
-Matrix OpCall::matrix(const Napi::Object& from, const char* name, DType dtype) {
+Matrix OpCall::matrix(const Napi::Object& from, const char* name, DType dtype, bool packed) {
   if (!has(from, name)) return {};
   const Napi::Object source = from.Get(name).As<Napi::Object>();
   const int64_t rows = integer(source, "rows"), cols = integer(source, "cols");
@@ -86,7 +86,7 @@ Matrix OpCall::matrix(const Napi::Object& from, const char* name, DType dtype) {
   if (static_cast<int64_t>(data.size()) != rows * cols) {
     wrong(from, concat("'", name, "' has ", data.size(), " values for ", rows, " x ", cols));
   }
-  const Matrix value = allocate(rows, cols, dtype);
+  const Matrix value = allocate(rows, cols, dtype, packed);
   std::vector<uint16_t> narrow;
   for (int64_t n = 0; n < rows; ++n) {
     const float* row = data.data() + n * cols;
@@ -138,20 +138,22 @@ float* OpCall::update_array(const char* name) {
   return data;
 }
 
+DType OpCall::dtype_of(const Napi::Object& from) {
+  if (!has(from, "dtype")) return DType::f32;
+  const std::string name = from.Get("dtype").As<Napi::String>();
+  for (const DType candidate : {DType::f32, DType::f16, DType::bf16}) {
+    if (name == name_of(candidate)) return candidate;
+  }
+  wrong(from, concat("no dtype '", name, "'"));
+}
+
 const Weight* OpCall::weight(const Napi::Object& from, const char* name) {
   if (!has(from, name)) return nullptr;
   const Napi::Object source = from.Get(name).As<Napi::Object>();
   const int64_t rows = integer(source, "rows"), cols = integer(source, "cols");
   const std::vector<float> data = values<float>(source, "data");
   if (static_cast<int64_t>(data.size()) != rows * cols) wrong(from, concat("'", name, "' does not fit its shape"));
-  DType dtype = DType::f32;
-  if (has(from, "dtype")) {
-    const std::string type = from.Get("dtype").As<Napi::String>();
-    for (const DType candidate : {DType::f16, DType::bf16}) {
-      if (type == name_of(candidate)) dtype = candidate;
-    }
-  }
-  weights_.push_back(backend_.create_weight(rows, cols, dtype));
+  weights_.push_back(backend_.create_weight(rows, cols, dtype_of(from)));
   backend_.pack(*weights_.back(), 0, rows, data.data(), DType::f32);
   return weights_.back().get();
 }

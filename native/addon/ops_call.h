@@ -35,8 +35,8 @@ class OpCall {
   template <typename T>
   static std::vector<T> values(const Napi::Object& from, const char* name);
 
-  // Device copies. Absent: empty or null.
-  Matrix matrix(const Napi::Object& from, const char* name, DType dtype);
+  // Device copies; `packed`: without padding. Absent: empty or null.
+  Matrix matrix(const Napi::Object& from, const char* name, DType dtype, bool packed = false);
   Matrix matrix(const char* name, DType dtype) { return matrix(args_, name, dtype); }
   template <typename T>
   T* array(const Napi::Object& from, const char* name);
@@ -53,14 +53,17 @@ class OpCall {
   // Returns a matrix already uploaded.
   void keep(const std::string& name, const Matrix& value) { outputs_.emplace_back(name, value); }
 
-  // A weight packed from the matrix `name` (null when absent); `dtype` is its storage, "f32" unless given.
+  // The DType that `dtype` names; f32 unless given.
+  static DType dtype_of(const Napi::Object& from);
+
+  // A weight packed from the matrix `name` (null when absent), stored as dtype_of(from).
   const Weight* weight(const Napi::Object& from, const char* name);
 
   Napi::Object result() { return result_; }
   void download();
 
  private:
-  Matrix allocate(int64_t rows, int64_t cols, DType dtype);
+  Matrix allocate(int64_t rows, int64_t cols, DType dtype, bool packed = false);
   Napi::Value to_array(const std::string& name, const Matrix& value);
 
   Backend& backend_;

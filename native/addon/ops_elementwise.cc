@@ -5,9 +5,9 @@ namespace at_moe {
 namespace {
 
 void embedding_forward(OpCall& call) {
-  const Matrix table = call.matrix("table", DType::f32);
+  const Matrix table = call.matrix(call.args(), "table", OpCall::dtype_of(call.args()), true);
   const int64_t rows = call.integer("rows");
-  call.backend().forward(EmbeddingForward{table.data, DType::f32, call.array<int32_t>("ids"),
+  call.backend().forward(EmbeddingForward{table.data, table.dtype, call.array<int32_t>("ids"),
                                           call.out("y", rows, table.cols, call.activation())});
 }
 

@@ -53,11 +53,11 @@ void adamw(OpCall& call) {
   args.moment1 = call.update_array("moment1");
   args.moment2 = call.update_array("moment2");
   args.count = static_cast<int64_t>(OpCall::values<float>(call.args(), "parameter").size());
-  args.learning_rate = static_cast<float>(call.number("learningRate"));
-  args.beta1 = static_cast<float>(call.number("beta1", 0.9));
-  args.beta2 = static_cast<float>(call.number("beta2", 0.999));
-  args.epsilon = static_cast<float>(call.number("epsilon", 1e-8));
-  args.weight_decay = static_cast<float>(call.number("weightDecay"));
+  args.learning_rate = call.number("learningRate");
+  args.beta1 = call.number("beta1", 0.9);
+  args.beta2 = call.number("beta2", 0.999);
+  args.epsilon = call.number("epsilon", 1e-8);
+  args.weight_decay = call.number("weightDecay");
   args.gradient_scale = static_cast<float>(call.number("gradientScale", 1));
   args.step = call.integer("step", 1);
   call.backend().update(args);

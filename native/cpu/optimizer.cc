@@ -17,10 +17,12 @@ int64_t blocks_of(int64_t count) { return (count + kBlock - 1) / kBlock; }
 
 void CpuBackend::update(const AdamW& args) {
   const double step = static_cast<double>(args.step);
-  const float rate = static_cast<float>(args.learning_rate / (1 - std::pow(static_cast<double>(args.beta1), step)));
-  const float root = static_cast<float>(1 / std::sqrt(1 - std::pow(static_cast<double>(args.beta2), step)));
-  const float decay = static_cast<float>(1 - static_cast<double>(args.learning_rate) * args.weight_decay);
-  const float fresh1 = 1 - args.beta1, fresh2 = 1 - args.beta2;
+  const float rate = static_cast<float>(args.learning_rate / (1 - std::pow(args.beta1, step)));
+  const float root = static_cast<float>(1 / std::sqrt(1 - std::pow(args.beta2, step)));
+  const float decay = static_cast<float>(1 - args.learning_rate * args.weight_decay);
+  const float beta1 = static_cast<float>(args.beta1), fresh1 = static_cast<float>(1 - args.beta1);
+  const float beta2 = static_cast<float>(args.beta2), fresh2 = static_cast<float>(1 - args.beta2);
+  const float epsilon = static_cast<float>(args.epsilon), scale = args.gradient_scale;
   pool_.run_ranges(blocks_of(args.count), 1, [&](int64_t begin, int64_t end, int) {
     const int64_t last = std::min(args.count, end * kBlock);
     float* __restrict p = args.parameter;
@@ -28,10 +30,10 @@ void CpuBackend::update(const AdamW& args) {
     float* __restrict v = args.moment2;
     const float* __restrict gradient = args.gradient;
     for (int64_t i = begin * kBlock; i < last; ++i) {
-      const float g = gradient[i] * args.gradient_scale;
-      m[i] = args.beta1 * m[i] + fresh1 * g;
-      v[i] = args.beta2 * v[i] + fresh2 * g * g;
-      p[i] = decay * p[i] - rate * m[i] / (std::sqrt(v[i]) * root + args.epsilon);
+      const float g = gradient[i] * scale;
+      m[i] = beta1 * m[i] + fresh1 * g;
+      v[i] = beta2 * v[i] + fresh2 * g * g;
+      p[i] = decay * p[i] - rate * m[i] / (std::sqrt(v[i]) * root + epsilon);
     }
   });
 }

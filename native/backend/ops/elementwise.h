@@ -71,7 +71,8 @@ struct SwigluBackward {
   Matrix dgate, dup;  // written; may be gate and up themselves
 };
 
-// y = x ⊙ mask / (1 - p); mask from philox(seed, stream, element): recomputed, never stored. Backward is the same op on dy.
+// y = x ⊙ mask / (1 - p); element i = (first_row + n) * cols + j is kept when
+// uniform(philox(seed, stream, i / 4)[i mod 4]) >= p: recomputed, never stored. Backward is the same op on dy.
 struct Dropout {
   Matrix x, y;
   bool accumulate = false;  // y += instead of =

@@ -12,7 +12,7 @@ struct AdamW {
   float* moment1 = nullptr;
   float* moment2 = nullptr;
   int64_t count = 0;
-  float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
+  double learning_rate = 0, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
   float gradient_scale = 1;  // the clip factor
   int64_t step = 1;          // t, from 1
 };
