@@ -42,7 +42,12 @@ export async function saveCheckpoint(dir: string, checkpoint: Checkpoint): Promi
   const { state, ...description } = checkpoint;
   const text = `${JSON.stringify({ format: 'at-moe-checkpoint', version, ...description }, null, 2)}\n`;
   const tensors = state.tensors.map(({ name, shape, values }) => {
-    return { name, shape, dtype: 'f32' as const, data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) };
+    return {
+      name,
+      shape,
+      dtype: 'f32' as const,
+      data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+    };
   });
   await replaceFolder(dir, [descriptionFile, stateFile], async (folder) => {
     await writeSafetensors(join(folder, stateFile), tensors);

@@ -164,8 +164,14 @@ export function parseTrainingOptions(options: TrainingOptions, target: TrainTarg
   const refuse = (refused: boolean, message: string): void => {
     if (refused) throw new TypeError(message);
   };
-  refuse(parsed.accumulate !== undefined && parsed.batchExamples !== undefined, 'give either accumulate or batchExamples');
-  refuse(parsed.warmupSteps !== undefined && parsed.warmupRatio !== undefined, 'give either warmupSteps or warmupRatio');
+  refuse(
+    parsed.accumulate !== undefined && parsed.batchExamples !== undefined,
+    'give either accumulate or batchExamples',
+  );
+  refuse(
+    parsed.warmupSteps !== undefined && parsed.warmupRatio !== undefined,
+    'give either warmupSteps or warmupRatio',
+  );
   const routed = target === 'router' || target === 'joint';
   refuse(parsed.balance !== undefined && !routed, 'balance is for training a router');
   refuse(parsed.randomScale !== 1 && target !== 'adapter', 'randomScale is for training one adapter');

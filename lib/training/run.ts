@@ -1,9 +1,15 @@
-import type { TrainingStep } from '../data/packing.js';
 import type { ExampleSource } from '../data/rows.js';
 import type { TrainOptions } from '../native-types.js';
 import { orAborted } from './abort.js';
 import type { BatchPlan } from './batch.js';
-import { type Checkpoint, checkResumable, loadCheckpoint, type RunIdentity, saveCheckpoint } from './checkpoint.js';
+import {
+  type Checkpoint,
+  checkResumable,
+  loadCheckpoint,
+  type RunIdentity,
+  type RunPosition,
+  saveCheckpoint,
+} from './checkpoint.js';
 import type { TrainingContext } from './context.js';
 import { type EvaluationResult, type EvaluationSet, evaluateTrainer, readEvaluationSet } from './evaluate.js';
 import { type ParsedTrainingOptions, parseTrainingOptions, type TrainingOptions } from './options.js';
@@ -109,7 +115,15 @@ async function endTrainer({ engine, onEnd }: TrainingContext, trainer: number): 
 function engineOptions({ target }: TrainingContext, options: ParsedTrainingOptions, dropout: number): TrainOptions {
   const { seed, beta1, beta2, epsilon, weightDecay, maxGradNorm, recompute, baseKl, randomScale, balance } = options;
   const optimiser = { seed, beta1, beta2, epsilon, weightDecay, maxGradNorm };
-  return { target, ...optimiser, recompute, dropout, baseKl, scaleMin: randomScale, ...(balance && { coefficients: balance }) };
+  return {
+    target,
+    ...optimiser,
+    recompute,
+    dropout,
+    baseKl,
+    scaleMin: randomScale,
+    ...(balance && { coefficients: balance }),
+  };
 }
 
 /** The options that change what is computed, as a checkpoint keeps them. */
@@ -144,13 +158,16 @@ interface Run {
   trainer: number;
 }
 
-async function* trainSteps(run: Run, from: Pick<Checkpoint, 'step' | 'tokens' | 'next'>): AsyncGenerator<TrainingProgress> {
+async function* trainSteps(run: Run, from: RunPosition): AsyncGenerator<TrainingProgress> {
   const { context, options, source, schedule, trainer } = run;
   const { engine } = context;
   const { signal } = options;
   const { totalSteps } = source;
   const routed = context.target === 'router' || context.target === 'joint';
-  const plan: BatchPlan = { baseKl: options.baseKl > 0, groups: options.balance?.supervision ? context.groups : undefined };
+  const plan: BatchPlan = {
+    baseKl: options.baseKl > 0,
+    groups: options.balance?.supervision ? context.groups : undefined,
+  };
   const feed = new StepFeed(source.steps(from.next), (totalSteps ?? Number.POSITIVE_INFINITY) - from.step);
   let { step: done, tokens } = from;
   const start = performance.now();
@@ -172,7 +189,7 @@ async function* trainSteps(run: Run, from: Pick<Checkpoint, 'step' | 'tokens' | 
       yield {
         step: done,
         totalSteps,
-        epoch: epochAfter(source, step, done, last),
+        epoch: source.epochAfter(step, done, last),
         ...lossesOf(result, plan.baseKl, routed),
         learningRate,
         gradientNorm: result.gradientNorm,
@@ -185,10 +202,6 @@ async function* trainSteps(run: Run, from: Pick<Checkpoint, 'step' | 'tokens' | 
   } finally {
     feed.close();
   }
-}
-
-function epochAfter(source: StepSource, step: TrainingStep, done: number, last: boolean): number {
-  return last && source.digest === null ? 1 : source.epochAfter(step, done);
 }
 
 function lossesOf(
@@ -207,7 +220,7 @@ async function evaluateIfDue(run: Run, done: number, last: boolean): Promise<Eva
   return await evaluateTrainer(context.engine, trainer, evaluation, options.signal);
 }
 
-async function saveIfDue(run: Run, position: Pick<Checkpoint, 'step' | 'tokens' | 'next'>, last: boolean): Promise<void> {
+async function saveIfDue(run: Run, position: RunPosition, last: boolean): Promise<void> {
   const { checkpoint } = run.options;
   if (!checkpoint || !(last || position.step % checkpoint.every === 0)) return;
   const state = await run.context.engine.trainerState(run.trainer);

@@ -1,6 +1,12 @@
 import { createHash } from 'node:crypto';
 import type { TokenizedExample } from '../data/examples.js';
-import { PackedExamples, type PackingOptions, type PackingState, streamSteps, type TrainingStep } from '../data/packing.js';
+import {
+  PackedExamples,
+  type PackingOptions,
+  type PackingState,
+  streamSteps,
+  type TrainingStep,
+} from '../data/packing.js';
 import type { ExampleSource } from '../data/rows.js';
 import { AtMoeError } from '../errors.js';
 import { readExamples, type TrainingContext } from './context.js';
@@ -14,7 +20,7 @@ export interface StepSource {
   digest: string | null;
   steps(from: PackingState): AsyncIterator<TrainingStep> | Iterator<TrainingStep>;
   /** Epochs that are over after a step, with the part of the current one; 0 within a stream of unknown length. */
-  epochAfter(step: TrainingStep, done: number): number;
+  epochAfter(step: TrainingStep, done: number, last: boolean): number;
 }
 
 /** SHA-256 over what is learnt from the examples, in their order. */
@@ -48,7 +54,7 @@ export async function openSource(
       totalSteps,
       digest: null,
       steps: (from) => streamSteps(reading, packing, from),
-      epochAfter: (_, done) => (totalSteps === null ? 0 : done / totalSteps),
+      epochAfter: (_, done, last) => (last ? 1 : totalSteps === null ? 0 : done / totalSteps),
     };
   }
   const examples: TokenizedExample[] = [];
