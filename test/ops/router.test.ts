@@ -43,7 +43,10 @@ function parse(record: number[], shape: Shape): Routed {
   const groups = shape.groupStart.length - 1;
   const experts = shape.groupStart[groups]!;
   let at = 0;
-  const take = (count: number) => record.slice(at, (at += count));
+  const take = (count: number) => {
+    at += count;
+    return record.slice(at - count, at);
+  };
   const [alpha0, beta0, alpha, weight, gate] = [groups, experts, groups, experts, experts + 1].map(take);
   return { alpha0, beta0, alpha, weight, gate, kept: [], c: [] } as unknown as Routed;
 }

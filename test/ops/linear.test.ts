@@ -1,0 +1,360 @@
+import type { Matrix } from '../helpers/ops.js';
+import { run } from '../helpers/ops.js';
+import { type Group, type Stack, linear } from './reference/linear.js';
+import { range } from './reference/router.js';
+import { Random, close, doubles, dot, matrix, numericGradient, onDevices, row, sameBits } from './support.js';
+
+const gateColumns = 5;
+
+/** Experts of the given ranks in each module; a rank of 0 leaves the expert out of that module. */
+function stackOf(random: Random, cols: number, outputs: number[], ranks: number[][]): Stack {
+  const columns: number[] = [];
+  const modules = outputs.map((rows, m) => {
+    const first = columns.length;
+    ranks[m]!.forEach((rank, e) => columns.push(...Array(rank).fill(e)));
+    const width = columns.length - first;
+    return width > 0 ? { b: random.matrix(rows, width, 0.5), first } : { first };
+  });
+  return {
+    a: random.matrix(columns.length, cols, 0.5),
+    gateColumn: Int32Array.from(columns),
+    scale: Float32Array.from(columns, (e) => 0.5 + e),
+    modules,
+  };
+}
+
+interface Shape {
+  rows: number;
+  cols: number;
+  outputs: number[];
+  ranks: number[][];
+  segments?: [begin: number, end: number, stack: number][];
+  bias?: boolean;
+}
+
+function groupOf(random: Random, shape: Shape): Group {
+  return {
+    x: random.matrix(shape.rows, shape.cols),
+    modules: shape.outputs.map((rows) => ({
+      weight: random.matrix(rows, shape.cols, 0.5),
+      ...(shape.bias ? { bias: random.array(rows) } : {}),
+    })),
+    stacks: [
+      stackOf(random, shape.cols, shape.outputs, shape.ranks),
+      stackOf(random, shape.cols, shape.outputs, shape.ranks),
+    ],
+    segments: (shape.segments ?? [[0, shape.rows, 0]]).map(([begin, end, stack]) => ({ begin, end, stack })),
+    routing: random.matrix(shape.rows, gateColumns),
+  };
+}
+
+const shapes: Shape[] = [
+  { rows: 1, cols: 1, outputs: [1], ranks: [[1]] },
+  { rows: 1, cols: 33, outputs: [17], ranks: [[1, 2, 5]], bias: true },
+  {
+    rows: 3,
+    cols: 70,
+    outputs: [16, 5, 5],
+    ranks: [
+      [4, 0, 3],
+      [0, 8, 0],
+      [0, 0, 0],
+    ],
+    bias: true,
+  },
+  {
+    rows: 13,
+    cols: 64,
+    outputs: [48, 50],
+    ranks: [
+      [16, 8],
+      [4, 128],
+    ],
+  },
+  {
+    rows: 9,
+    cols: 40,
+    outputs: [24],
+    ranks: [[3, 6]],
+    segments: [
+      [1, 4, 0],
+      [4, 4, 1],
+      [4, 7, 1],
+      [7, 8, -1],
+    ],
+  },
+  {
+    rows: 67,
+    cols: 129,
+    outputs: [35],
+    ranks: [[7]],
+    segments: [
+      [0, 30, 1],
+      [30, 67, 0],
+    ],
+  },
+  { rows: 300, cols: 24, outputs: [20], ranks: [[2, 2]] },
+  { rows: 0, cols: 8, outputs: [4], ranks: [[2]] },
+];
+
+onDevices('linear: forward', (device, tolerance) => {
+  const random = new Random(1);
+  for (const shape of shapes) {
+    const group = groupOf(random, shape);
+    const out = run('linearForward', device, { ...group, pad: 3 });
+    linear(group).forEach((y, m) => {
+      close(out[`y${m}`], y, tolerance, `y${m} of ${JSON.stringify(shape)}`);
+    });
+  }
+});
+
+onDevices(
+  'linear: no adapters, bf16 and f16 weights, residual in place and apart, a shrink input of its own',
+  (device, tolerance) => {
+    const random = new Random(2);
+    const group = groupOf(random, { rows: 5, cols: 50, outputs: [31], ranks: [[4, 3]], bias: true });
+    for (const dtype of ['bf16', 'f16']) {
+      const small = group.modules.map(({ weight, bias }) => ({ weight, bias, dtype }));
+      const plain = { ...group, modules: small, stacks: [], segments: [] };
+      close(run('linearForward', device, { ...plain, pad: 1 }).y0, linear(plain)[0]!, Math.max(tolerance, 2e-3), dtype);
+    }
+    const more = { ...group, residual: random.matrix(5, 31), shrinkX: random.matrix(5, 50) };
+    for (const residualInPlace of [false, true]) {
+      close(run('linearForward', device, { ...more, residualInPlace, pad: 2 }).y0, linear(more)[0]!, tolerance, 'y0');
+    }
+  },
+);
+
+onDevices('linear: experts that no row selects, and skewed selections', (device, tolerance) => {
+  const random = new Random(3);
+  const group = groupOf(random, {
+    rows: 40,
+    cols: 32,
+    outputs: [33, 16],
+    ranks: [
+      [16, 16, 3],
+      [1, 64, 16],
+    ],
+  });
+  group.routing.data.forEach((_, i) => {
+    const [n, e] = [Math.floor(i / gateColumns), i % gateColumns];
+    if (e === 1 || (e === 2 && n !== 7)) group.routing.data[i] = 0;
+  });
+  const out = run('linearForward', device, { ...group, pad: 3 });
+  linear(group).forEach((y, m) => {
+    close(out[`y${m}`], y, tolerance, `y${m}`);
+  });
+});
+
+onDevices('linear: same bits for rows alone, in a batch, cut in pieces, and on two threads', (device) => {
+  const random = new Random(4);
+  const group = groupOf(random, {
+    rows: 61,
+    cols: 96,
+    outputs: [48, 17],
+    ranks: [
+      [4, 9],
+      [0, 16],
+    ],
+    bias: true,
+  });
+  const whole = run('linearForward', device, group);
+  const two = run('linearForward', device, group, 2);
+  const slice = (m: Matrix, begin: number, end: number) =>
+    matrix(end - begin, m.cols, m.data.slice(begin * m.cols, end * m.cols));
+  for (const m of [0, 1]) sameBits(two[`y${m}`], whole[`y${m}`], 'two threads');
+  for (const [begin, end] of [
+    [0, 1],
+    [60, 61],
+    [0, 16],
+    [16, 61],
+    [5, 12],
+    [30, 38],
+  ] as const) {
+    const part = run('linearForward', device, {
+      ...group,
+      x: slice(group.x, begin, end),
+      routing: slice(group.routing, begin, end),
+      segments: [{ begin: 0, end: end - begin, stack: 0 }],
+    });
+    group.modules.forEach(({ weight }, m) => {
+      sameBits(
+        part[`y${m}`],
+        whole[`y${m}`].slice(begin * weight.rows, end * weight.rows),
+        `rows ${begin} to ${end} of y${m}`,
+      );
+    });
+  }
+});
+
+const backwardShapes: Shape[] = [
+  { rows: 1, cols: 1, outputs: [1], ranks: [[1]], bias: true },
+  {
+    rows: 4,
+    cols: 9,
+    outputs: [5, 3],
+    ranks: [
+      [2, 1],
+      [0, 3],
+    ],
+    bias: true,
+  },
+  {
+    rows: 5,
+    cols: 6,
+    outputs: [7],
+    ranks: [[1, 2]],
+    segments: [
+      [0, 2, 1],
+      [2, 2, 0],
+      [2, 4, 0],
+    ],
+  },
+  { rows: 3, cols: 5, outputs: [4, 4, 2], ranks: [[1], [0], [2]] },
+  { rows: 0, cols: 4, outputs: [3], ranks: [[2]] },
+];
+
+onDevices('linear backward: against finite differences', (device, tolerance) => {
+  const random = new Random(5);
+  for (const shape of backwardShapes) {
+    for (const dropout of [false, true]) {
+      const group = groupOf(random, shape);
+      if (dropout) group.shrinkX = random.matrix(shape.rows, shape.cols);
+      const dy = shape.outputs.map((rows) => random.matrix(shape.rows, rows));
+      const forward = run('linearForward', device, group);
+      const rank = group.stacks[0]!.a.rows;
+      const drouting = random.matrix(shape.rows, gateColumns);
+      // Rows of no stack hold NaN in h and hg, and must not be read.
+      const out = run('linearBackward', device, {
+        ...group,
+        modules: group.modules.map((module, m) => ({ ...module, dy: dy[m] })),
+        h: matrix(shape.rows, rank, forward.h),
+        hg: matrix(shape.rows, rank, forward.hg),
+        drouting,
+        wantWeight: true,
+        wantBias: true,
+        wantAdapters: true,
+        pad: 3,
+      });
+      const what = `${JSON.stringify(shape)}${dropout ? ' with dropout' : ''}`;
+      const loss = (moved: Group) => linear(moved).reduce((sum, y, m) => sum + dot(y, dy[m]!.data), 0);
+      const check = (
+        actual: Float32Array,
+        source: ArrayLike<number>,
+        name: string,
+        place: (at: Float64Array) => Group,
+        start?: Float32Array,
+      ) => {
+        const expected = numericGradient(doubles(source), (at) => loss(place(at)), 1e-3);
+        close(actual, start ? expected.map((v, i) => v + start[i]!) : expected, tolerance, `${name} of ${what}`, 0.1);
+      };
+      const data = (m: Matrix, at: Float64Array) => ({ ...m, data: at as unknown as Float32Array });
+      check(out.dx, group.x.data, 'dx', (at) => ({ ...group, x: data(group.x, at) }));
+      if (dropout)
+        check(out.shrinkDx, group.shrinkX!.data, 'shrinkDx', (at) => ({ ...group, shrinkX: data(group.shrinkX!, at) }));
+      check(
+        out.drouting,
+        group.routing.data,
+        'drouting',
+        (at) => ({ ...group, routing: data(group.routing, at) }),
+        drouting.data,
+      );
+      group.modules.forEach((module, m) => {
+        const replace = (change: object) => ({
+          ...group,
+          modules: group.modules.map((own, i) => (i === m ? { ...own, ...change } : own)),
+        });
+        check(out[`dweight${m}`], module.weight.data, `dweight${m}`, (at) =>
+          replace({ weight: data(module.weight, at) }),
+        );
+        check(out[`dbias${m}`], module.bias ?? new Float32Array(module.weight.rows), `dbias${m}`, (at) =>
+          replace({ bias: at }),
+        );
+      });
+      group.stacks.forEach((stack, s) => {
+        const replace = (change: object) => ({
+          ...group,
+          stacks: group.stacks.map((own, i) => (i === s ? { ...own, ...change } : own)),
+        });
+        check(out[`da${s}`], stack.a.data, `da${s}`, (at) => replace({ a: data(stack.a, at) }));
+        stack.modules.forEach((module, m) => {
+          if (!module.b) return;
+          const moved = (at: Float64Array) =>
+            stack.modules.map((own, i) => (i === m ? { ...own, b: data(module.b!, at) } : own));
+          check(out[`db${s}_${m}`], module.b.data, `db${s}_${m}`, (at) => replace({ modules: moved(at) }));
+        });
+      });
+    }
+  }
+});
+
+onDevices(
+  'linear backward: dx is added to on request, same bits alone, in a batch and on two threads',
+  (device, tolerance) => {
+    const random = new Random(6);
+    const group = groupOf(random, { rows: 300, cols: 48, outputs: [33], ranks: [[5, 12]] });
+    const dy = random.matrix(300, 33);
+    const forward = run('linearForward', device, group);
+    const args = (begin: number, end: number) => {
+      const slice = (m: Matrix) => matrix(end - begin, m.cols, m.data.slice(begin * m.cols, end * m.cols));
+      return {
+        ...group,
+        x: slice(group.x),
+        routing: slice(group.routing),
+        segments: [{ begin: 0, end: end - begin, stack: 0 }],
+        modules: group.modules.map((module) => ({ ...module, dy: slice(dy) })),
+        h: slice(matrix(300, 17, forward.h)),
+        hg: slice(matrix(300, 17, forward.hg)),
+        drouting: matrix(end - begin, gateColumns, new Float32Array((end - begin) * gateColumns)),
+        wantAdapters: true,
+      };
+    };
+    const whole = run('linearBackward', device, args(0, 300));
+    const two = run('linearBackward', device, args(0, 300), 2);
+    for (const name of ['dx', 'drouting', 'da0', 'db0_0']) sameBits(two[name], whole[name], `${name} on two threads`);
+    for (const [begin, end] of [
+      [0, 1],
+      [299, 300],
+      [7, 40],
+    ] as const) {
+      const part = run('linearBackward', device, args(begin, end));
+      sameBits(part.dx, whole.dx.slice(begin * 48, end * 48), `dx of rows ${begin} to ${end}`);
+      sameBits(
+        part.drouting,
+        whole.drouting.slice(begin * gateColumns, end * gateColumns),
+        `drouting of rows ${begin} to ${end}`,
+      );
+    }
+    const start = random.matrix(300, 48);
+    const added = run('linearBackward', device, { ...args(0, 300), dx: start });
+    close(
+      added.dx,
+      whole.dx.map((v: number, i: number) => v + start.data[i]!),
+      tolerance,
+      'dx added',
+    );
+  },
+);
+
+onDevices('router logits: the product for each segment', (device, tolerance) => {
+  const random = new Random(7);
+  const x = random.matrix(7, 37);
+  const layers = [3, 9].map((rows) => ({ weight: random.matrix(rows, 37, 0.3), bias: random.array(rows) }));
+  const out = run('routerLogits', device, {
+    x,
+    cols: 9,
+    segments: [
+      { begin: 0, end: 3, ...layers[0] },
+      { begin: 3, end: 3, ...layers[1] },
+      { begin: 4, end: 7, ...layers[1] },
+    ],
+    pad: 1,
+  });
+  for (const [n, layer] of [
+    ...range(0, 3).map((n) => [n, layers[0]!] as const),
+    ...range(4, 7).map((n) => [n, layers[1]!] as const),
+  ]) {
+    const expected = [...layer.bias].map((b, o) => b + dot(row(layer.weight, o), row(x, n)));
+    close(row({ cols: 9, data: out.logits }, n).slice(0, expected.length), expected, tolerance, `row ${n}`);
+  }
+});

@@ -1,0 +1,83 @@
+import { run } from '../helpers/ops.js';
+import { rmsNorm } from './reference/elementwise.js';
+import { Random, close, dot, doubles, matrix, numericGradient, onDevices, row, sameBits } from './support.js';
+
+// [rows, cols, dim]: whole rows and heads, odd sizes, no rows
+const shapes: [number, number, number][] = [
+  [1, 1, 1],
+  [1, 17, 17],
+  [5, 64, 16],
+  [3, 35, 7],
+  [2, 2500, 2500],
+  [37, 96, 32],
+  [0, 8, 8],
+];
+
+onDevices('rms_norm: forward, also in place', (device, tolerance) => {
+  const random = new Random(1);
+  for (const [rows, cols, dim] of shapes) {
+    const x = random.matrix(rows, cols, 3);
+    const gamma = random.array(dim);
+    for (const inPlace of [false, true]) {
+      const { y } = run('rmsNormForward', device, { x, gamma, dim, eps: 1e-5, inPlace, pad: 3 });
+      close(y, rmsNorm(x.data, gamma, 1e-5), tolerance, `y of ${rows} x ${cols} by ${dim}`);
+    }
+  }
+  const tiny = matrix(1, 64, new Float32Array(64));
+  close(
+    run('rmsNormForward', device, { x: tiny, gamma: random.array(64), eps: 1e-5 }).y,
+    new Float32Array(64),
+    0,
+    'zeros',
+  );
+});
+
+onDevices('rms_norm: backward against finite differences', (device, tolerance) => {
+  const random = new Random(2);
+  for (const [rows, cols, dim] of [...shapes.filter((shape) => shape[1] < 2000), [3, 130, 130] as const]) {
+    const x = random.matrix(rows, cols, 2);
+    const gamma = random.array(dim);
+    const dy = random.matrix(rows, cols);
+    const expected = numericGradient(doubles(x.data), (at) => dot(rmsNorm(at, gamma, 1e-5), dy.data));
+    const expectedGamma = numericGradient(doubles(gamma), (at) => dot(rmsNorm(x.data, at, 1e-5), dy.data));
+    const start = random.matrix(rows, cols);
+    const dgamma = random.array(dim);
+    const args = { x, dy, gamma, dim, eps: 1e-5, pad: 5 };
+    const plain = run('rmsNormBackward', device, { ...args, dgamma });
+    close(plain.dx, expected, tolerance, `dx of ${rows} x ${cols} by ${dim}`, 1);
+    close(
+      plain.dgamma,
+      expectedGamma.map((v, i) => v + dgamma[i]!),
+      tolerance,
+      'dgamma',
+      1,
+    );
+    close(run('rmsNormBackward', device, args).dx, expected, tolerance, 'dx without dgamma', 1);
+    const inPlace = run('rmsNormBackward', device, { ...args, dgamma, inPlace: true });
+    close(inPlace.dx, expected, tolerance, 'dx in place of dy', 1);
+    sameBits(inPlace.dgamma, plain.dgamma, 'dgamma in place');
+    close(
+      run('rmsNormBackward', device, { ...args, dx: start }).dx,
+      expected.map((v, i) => v + start.data[i]!),
+      tolerance,
+      'dx added',
+      1,
+    );
+  }
+});
+
+onDevices('rms_norm: same bits alone, in a batch, and on two threads', (device) => {
+  const random = new Random(3);
+  const x = random.matrix(50, 200);
+  const dy = random.matrix(50, 200);
+  const gamma = random.array(200);
+  const args = { x, dy, gamma, eps: 1e-6, dgamma: new Float32Array(200) };
+  const forward = run('rmsNormForward', device, args);
+  const backward = run('rmsNormBackward', device, args);
+  sameBits(run('rmsNormForward', device, args, 2).y, forward.y, 'y');
+  const two = run('rmsNormBackward', device, args, 2);
+  sameBits(two.dx, backward.dx, 'dx');
+  sameBits(two.dgamma, backward.dgamma, 'dgamma');
+  const alone = run('rmsNormForward', device, { ...args, x: matrix(1, 200, row(x, 49)) });
+  sameBits(alone.y, forward.y.slice(49 * 200), 'row 49');
+});

@@ -1,0 +1,103 @@
+import assert from 'node:assert/strict';
+import { run } from '../helpers/ops.js';
+import { philox, uniform } from './reference/philox.js';
+import { logSumExp, range } from './reference/router.js';
+import { type SamplingRow, candidates, penalised } from './reference/sampling.js';
+import { Random, close, matrix, onDevices, row } from './support.js';
+
+const rules: SamplingRow[] = [
+  { temperature: 1 },
+  { temperature: 0.3 },
+  { temperature: 2.5, topK: 1 },
+  { temperature: 1.5, topK: 7 },
+  { temperature: 1, topP: 0.6 },
+  { temperature: 1, topP: 0.01 },
+  { temperature: 3, minP: 0.2 },
+  { temperature: 2, topK: 9, topP: 0.8, minP: 0.05 },
+  { temperature: 1, repetitionPenalty: 1.7, history: Int32Array.of(3, 3, 0, 11), banned: Int32Array.of(1, 2) },
+];
+
+onDevices('sampling: the drawn token is where the draw falls among the candidates', (device) => {
+  const random = new Random(1);
+  for (const vocabulary of [12, 1003]) {
+    for (const rule of rules) {
+      const logits = random.matrix(25, vocabulary, 3);
+      const rows = range(0, 25).map((n) => ({ ...rule, seed: 77, draw: n }));
+      const out = run('sampling', device, { logits, rows, pad: 3 });
+      rows.forEach((own, n) => {
+        const kept = candidates(row(logits, n), rule);
+        const u = uniform(philox(77n, 0n, BigInt(own.draw))[0]);
+        let sum = 0;
+        const near = kept.filter(([, p]) => {
+          const before = sum;
+          sum += p;
+          return u >= before - 1e-5 && u < sum + 1e-5;
+        });
+        const token = out.tokens[n] as number;
+        assert.ok(
+          near.some(([id]) => id === token),
+          `${JSON.stringify(rule)}: ${token} is not where ${u} falls`,
+        );
+        close(
+          [out.logProbs[n]],
+          [logits.data[n * vocabulary + token]! - logSumExp(row(logits, n))],
+          1e-5,
+          'log probability',
+        );
+      });
+    }
+  }
+});
+
+onDevices('sampling: greedy, ties, penalties and bans', (device) => {
+  const logits = matrix(4, 5, [1, 7, 7, 0, 7, 1, 7, 7, 0, 7, 4, 3, -1, -2, -3, -1, -2, -3, -4, -5]);
+  const rows: SamplingRow[] = [
+    { temperature: 0 },
+    { temperature: 0, banned: Int32Array.of(1) },
+    { temperature: 0, repetitionPenalty: 2, history: Int32Array.of(0) },
+    { temperature: 0, repetitionPenalty: 3, history: Int32Array.of(0) },
+  ];
+  const { tokens } = run('sampling', device, { logits, rows });
+  assert.deepEqual([...tokens], [1, 2, 1, 1]);
+  rows.forEach((own, n) => {
+    const scores = penalised(row(logits, n), own);
+    assert.equal(scores[tokens[n]], Math.max(...scores));
+  });
+  const tied = run('sampling', device, {
+    logits: matrix(60, 4, new Float32Array(240)),
+    rows: range(0, 60).map((draw) => ({ temperature: 1, topK: 2, seed: 5, draw })),
+  });
+  assert.deepEqual([...new Set(tied.tokens as Int32Array)].sort(), [0, 1], 'top-k of equal logits keeps the lower ids');
+});
+
+onDevices('sampling: frequencies follow the probabilities, extreme temperatures stay finite', (device) => {
+  const probabilities = [0.5, 0.25, 0.125, 0.125];
+  const count = 4000;
+  const logits = matrix(
+    count,
+    4,
+    range(0, count).flatMap(() => probabilities.map(Math.log)),
+  );
+  const { tokens } = run(
+    'sampling',
+    device,
+    { logits, rows: range(0, count).map((draw) => ({ temperature: 1, seed: 9, draw })) },
+    2,
+  );
+  probabilities.forEach((p, id) => {
+    const share = (tokens as Int32Array).filter((token) => token === id).length / count;
+    assert.ok(Math.abs(share - p) < 0.03, `${id} was drawn with ${share}`);
+  });
+  const cold = run('sampling', device, { logits: matrix(1, 3, [1, 9, 2]), rows: [{ temperature: 1e-30 }] });
+  assert.equal(cold.tokens[0], 1);
+});
+
+onDevices('sampling: nothing finite to draw from is an error', (device) => {
+  const wrong = [
+    { logits: matrix(1, 2, [Number.NaN, 1]), rows: [{ temperature: 1 }] },
+    { logits: matrix(1, 2, [Number.NaN, Number.NaN]), rows: [{ temperature: 0 }] },
+    { logits: matrix(1, 2, [Infinity, 1]), rows: [{ temperature: 1 }] },
+    { logits: matrix(1, 2, [0, 1]), rows: [{ temperature: 1, banned: Int32Array.of(0, 1) }] },
+  ];
+  for (const args of wrong) assert.throws(() => run('sampling', device, args), { code: 'ERR_AT_MOE_NOT_FINITE' });
+});
