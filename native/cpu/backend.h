@@ -1,6 +1,7 @@
 // The CPU device: threads and SIMD. Activations are f32; every op has finished when its call returns.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
@@ -10,7 +11,10 @@ namespace at_moe {
 
 namespace cpu {
 struct Kernels;
-}
+struct BlockedRows;
+struct Product;
+struct GradientProduct;
+}  // namespace cpu
 
 // Zeroed memory aligned to 64 bytes; fails with kOutOfMemory naming the bytes.
 Buffer allocate_aligned(size_t bytes);
@@ -72,6 +76,12 @@ class CpuBackend : public Backend {
   T* shared_scratch(int slot, int64_t count) {
     return static_cast<T*>(grow(shared_scratch_[slot], sizeof(T) * static_cast<size_t>(count)));
   }
+  // The products of one job: tasks of all of them are spread over the threads together.
+  void multiply(std::span<const cpu::Product> products);
+  void accumulate(std::span<const cpu::GradientProduct> products);
+  void add_gradients(const LinearBackward& args);
+  cpu::BlockedRows block_rows(int slot, const Matrix& x);
+
   static void* grow(Buffer& buffer, size_t bytes);
 
   static constexpr int kSharedSlots = 8;

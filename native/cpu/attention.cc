@@ -1,0 +1,180 @@
+// Attention over the paged pool (backend/ops/attention.h). A task is a block of rows of one sequence by one key head: the
+// queries of its group of heads are the rows of two products over each run of keys, q·Kᵀ with pages of K as panels and
+// P·V with 16 columns of V as panels. A run is reduced alone (maximum, sum, weighted values) and then blended into the
+// row's result. Pages no row of the block sees are not touched; a key that one row does not see has weight exactly 0.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/status.h"
+#include "cpu/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/kv.h"
+
+namespace at_moe {
+
+using cpu::Kernels;
+using cpu::ScoreRow;
+using cpu::Tile;
+
+namespace {
+
+constexpr int64_t kQueryRows = 48;  // query rows times heads of a block
+
+struct RowBlock {
+  int64_t begin = 0, end = 0;
+};
+
+std::vector<RowBlock> cut_rows(const RaggedRows& layout, int64_t most) {
+  std::vector<RowBlock> blocks;
+  for (int64_t n = 0; n < layout.rows; ++n) {
+    if (!blocks.empty() && layout.sequence[n] == layout.sequence[blocks.back().begin] &&
+        n - blocks.back().begin < most) {
+      blocks.back().end = n + 1;
+    } else {
+      blocks.push_back({n, n + 1});
+    }
+  }
+  return blocks;
+}
+
+// One block of rows and one key head.
+class BlockAttention {
+ public:
+  BlockAttention(const Kernels& kernels, const AttentionForward& args, const RowBlock& rows, int64_t kv_head, float* scratch)
+      : kernels_(kernels),
+        args_(args),
+        kv_(static_cast<const CpuKvPool&>(*args.kv)),
+        rows_(rows),
+        kv_head_(kv_head),
+        dim_(kv_.shape().head_dim),
+        width_(kv_.value_stride()),
+        group_(args.heads / kv_.shape().kv_heads),
+        count_((rows.end - rows.begin) * group_),
+        scores_(scratch),
+        q_(scores_ + count_ * kKeyRun),
+        out_(q_ + count_ * width_),
+        run_out_(out_ + count_ * width_),
+        maximum_(run_out_ + count_ * width_),
+        sum_(maximum_ + count_) {}
+
+  static int64_t scratch_floats(int64_t rows, int64_t width) { return rows * (kKeyRun + 3 * width + 2); }
+
+  void compute() {
+    load_queries();
+    const int64_t last = args_.layout.position[rows_.end - 1] + 1;
+    for (int64_t run = first_key(rows_.begin) / kKeyRun; run * kKeyRun < last; ++run) add_run(run * kKeyRun, last);
+    store();
+  }
+
+ private:
+  int64_t row_of(int64_t r) const { return rows_.begin + r / group_; }
+  int64_t column_of(int64_t r) const { return (kv_head_ * group_ + r % group_) * dim_; }
+  int64_t first_key(int64_t row) const {
+    return args_.window > 0 ? std::max<int64_t>(0, args_.layout.position[row] - args_.window + 1) : 0;
+  }
+
+  void load_queries() {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim_));
+    for (int64_t r = 0; r < count_; ++r) {
+      const float* q = args_.q.row(row_of(r)) + column_of(r);
+      for (int64_t i = 0; i < dim_; ++i) q_[r * width_ + i] = q[i] * scale;
+      sum_[r] = 0;
+    }
+    std::memset(out_, 0, sizeof(float) * static_cast<size_t>(count_ * width_));
+  }
+
+  // Keys of the run that starts at `run`, up to `last`.
+  void add_run(int64_t run, int64_t last) {
+    const int64_t begin = std::max(run, first_key(rows_.begin)), end = std::min(run + kKeyRun, last);
+    const int64_t origin = begin / kPageTokens * kPageTokens;  // scores_ column 0
+    const int64_t keys = (end - origin + kPageTokens - 1) / kPageTokens * kPageTokens;
+    const int32_t* pages = args_.layout.page_table + args_.layout.sequence[rows_.begin] * args_.layout.page_stride;
+
+    Tile scores;
+    scores.rows = count_;
+    scores.panels = 1;
+    scores.k = dim_;
+    scores.a = q_;
+    scores.a_row = width_;
+    scores.acc_row = kKeyRun;
+    for (int64_t r = 0; r < count_; ++r) std::memset(scores_ + r * kKeyRun, 0, sizeof(float) * static_cast<size_t>(keys));
+    for (int64_t key = origin; key < end; key += kPageTokens) {
+      scores.b = kv_.keys(args_.layer, pages[key / kPageTokens], kv_head_);
+      scores.acc = scores_ + (key - origin);
+      kernels_.multiply(scores);
+    }
+
+    ScoreRow reduced[kQueryRows];
+    for (int64_t r = 0; r < count_; ++r) {
+      const int64_t first = std::max(begin, first_key(row_of(r))) - origin;
+      const int64_t visible = std::min<int64_t>(end, args_.layout.position[row_of(r)] + 1) - origin;
+      reduced[r] = kernels_.softmax(scores_ + r * kKeyRun, keys, first, std::max(first, visible));
+    }
+
+    Tile values;
+    values.rows = count_;
+    values.panels = width_ / 16;
+    values.a_row = kKeyRun;
+    values.b_panel = 16;
+    values.b_k = width_;
+    values.acc = run_out_;
+    values.acc_row = width_;
+    std::memset(run_out_, 0, sizeof(float) * static_cast<size_t>(count_ * width_));
+    for (int64_t page = origin; page < end; page += kPageTokens) {
+      const int64_t from = std::max(page, begin);
+      values.k = std::min(page + kPageTokens, end) - from;
+      values.a = scores_ + (from - origin);
+      values.b = kv_.values(args_.layer, pages[page / kPageTokens], kv_head_) + (from - page) * width_;
+      kernels_.multiply(values);
+    }
+    for (int64_t r = 0; r < count_; ++r) blend(r, reduced[r]);
+  }
+
+  void blend(int64_t r, const ScoreRow& run) {
+    if (run.sum == 0) return;
+    float keep = 0, take = 1;
+    if (sum_[r] > 0) {
+      const float top = std::max(maximum_[r], run.maximum);
+      keep = std::exp(maximum_[r] - top);
+      take = std::exp(run.maximum - top);
+      maximum_[r] = top;
+    } else {
+      maximum_[r] = run.maximum;
+    }
+    sum_[r] = sum_[r] * keep + run.sum * take;
+    kernels_.blend(out_ + r * width_, run_out_ + r * width_, width_, keep, take);
+  }
+
+  void store() {
+    for (int64_t r = 0; r < count_; ++r) {
+      float* out = args_.out.row(row_of(r)) + column_of(r);
+      const float scale = 1.0f / sum_[r];
+      for (int64_t i = 0; i < dim_; ++i) out[i] = out_[r * width_ + i] * scale;
+      if (args_.lse) args_.lse.row(row_of(r))[kv_head_ * group_ + r % group_] = maximum_[r] + std::log(sum_[r]);
+    }
+  }
+
+  const Kernels& kernels_;
+  const AttentionForward& args_;
+  const CpuKvPool& kv_;
+  const RowBlock rows_;
+  const int64_t kv_head_, dim_, width_, group_, count_;
+  float *scores_, *q_, *out_, *run_out_, *maximum_, *sum_;
+};
+
+}  // namespace
+
+void CpuBackend::forward(const AttentionForward& args) {
+  const auto& kv = static_cast<const CpuKvPool&>(*args.kv);
+  const int64_t kv_heads = kv.shape().kv_heads, group = args.heads / kv_heads;
+  require(group > 0 && group <= kQueryRows && args.heads % kv_heads == 0, "attention: ", args.heads, " heads over ", kv_heads,
+          " key heads");
+  const std::vector<RowBlock> blocks = cut_rows(args.layout, kQueryRows / group);
+  pool_.run(static_cast<int64_t>(blocks.size()) * kv_heads, [&](int64_t task, int worker) {
+    float* scratch = worker_scratch(worker, BlockAttention::scratch_floats(kQueryRows, kv.value_stride()));
+    BlockAttention(kernels_, args, blocks[static_cast<size_t>(task / kv_heads)], task % kv_heads, scratch).compute();
+  });
+}
+
+}  // namespace at_moe

@@ -1,0 +1,97 @@
+#include "cpu/backend.h"
+
+#include <cstring>
+#include <new>
+
+#include "backend/registry.h"
+#include "core/status.h"
+#include "cpu/kernels.h"
+#include "cpu/kv.h"
+#include "cpu/processor.h"
+#include "cpu/weight.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#define AT_MOE_HAS_MMAP 1
+#endif
+
+namespace at_moe {
+
+namespace {
+
+constexpr size_t kMapFrom = size_t{1} << 20;
+constexpr int64_t kCopyGrain = int64_t{1} << 20;
+
+}  // namespace
+
+Buffer allocate_aligned(size_t bytes) {
+  if (bytes == 0) bytes = 1;
+#ifdef AT_MOE_HAS_MMAP
+  if (bytes >= kMapFrom) {
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) fail(Code::kOutOfMemory, "cannot allocate ", bytes, " bytes of memory");
+#ifdef MADV_HUGEPAGE
+    madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return Buffer(data, bytes, [](void* memory, size_t size) { munmap(memory, size); });
+  }
+#endif
+  void* data = ::operator new(bytes, std::align_val_t{64}, std::nothrow);
+  if (!data) fail(Code::kOutOfMemory, "cannot allocate ", bytes, " bytes of memory");
+  std::memset(data, 0, bytes);
+  return Buffer(data, bytes, [](void* memory, size_t) { ::operator delete(memory, std::align_val_t{64}); });
+}
+
+CpuBackend::CpuBackend(int threads) : pool_(threads), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
+
+void* CpuBackend::grow(Buffer& buffer, size_t bytes) {
+  if (buffer.bytes() < bytes) {
+    buffer = Buffer();
+    buffer = allocate_aligned(bytes + bytes / 4);
+  }
+  return buffer.as<void>();
+}
+
+void CpuBackend::copy(void* to, const void* from, size_t bytes) {
+  pool_.run_ranges(static_cast<int64_t>(bytes), kCopyGrain, [&](int64_t begin, int64_t end, int) {
+    std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin, static_cast<size_t>(end - begin));
+  });
+}
+
+void CpuBackend::zero(void* device, size_t bytes) {
+  pool_.run_ranges(static_cast<int64_t>(bytes), kCopyGrain, [&](int64_t begin, int64_t end, int) {
+    std::memset(static_cast<char*>(device) + begin, 0, static_cast<size_t>(end - begin));
+  });
+}
+
+std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, DType dtype) {
+  return std::make_unique<CpuWeight>(rows, cols, dtype, allocate_aligned(CpuWeight::bytes(rows, cols, dtype)));
+}
+
+std::unique_ptr<KvPool> CpuBackend::create_kv(const KvPool::Shape& shape) {
+  return std::make_unique<CpuKvPool>(shape, allocate_aligned(CpuKvPool::bytes(shape)));
+}
+
+size_t CpuBackend::kv_bytes(const KvPool::Shape& shape) const { return CpuKvPool::bytes(shape); }
+
+std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
+  return std::make_unique<CpuBackend>(options.threads);
+}
+
+std::vector<DeviceDescription> describe_cpu() {
+  DeviceDescription cpu;
+  cpu.name = "cpu";
+  cpu.memory_bytes = usable_memory();
+  try {
+    const int cores = usable_cores();
+    cpu.description =
+        concat(processor_name(), ", ", cores, cores == 1 ? " core, " : " cores, ", cpu::best_kernels().name);
+    cpu.available = true;
+  } catch (const Error& error) {
+    cpu.description = processor_name();
+    cpu.reason = error.what();
+  }
+  return {cpu};
+}
+
+}  // namespace at_moe

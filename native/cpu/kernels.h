@@ -1,0 +1,69 @@
+// The functions that exist once per instruction set, and the choice among the sets. Every set computes an element of a
+// product as one chain acc = fma(a, b, acc) over ascending k, so that all shapes and cuts of a set agree bit for bit.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace at_moe::cpu {
+
+inline constexpr int64_t kBlockK = 256;  // k-block of a product: a panel of it stays in the first-level cache
+
+// acc[r][16 p + c] += Σ_k a[r][k] b[p][k][c], all f32.
+struct Tile {
+  int64_t rows = 0, panels = 0, k = 0;
+  const float* a = nullptr;
+  int64_t a_row = 0, a_k = 1;
+  const float* b = nullptr;
+  int64_t b_panel = 0, b_k = 16;
+  float* acc = nullptr;
+  int64_t acc_row = 0, acc_panel = 16;
+};
+
+// acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] over packed panels (see weight.h) read once: few rows, bound by memory.
+struct Lines {
+  int64_t rows = 0, panels = 0, k = 0;  // rows <= line_rows
+  const char* w = nullptr;
+  int64_t w_panel = 0;  // bytes
+  const float* a = nullptr;
+  int64_t a_row = 0;
+  float* acc = nullptr;
+  int64_t acc_row = 0;
+};
+
+// One row of attention scores against a run of keys. Entries [first, last) are visible, of [0, keys); keys and the
+// rows' starts are multiples of 16.
+struct ScoreRow {
+  float maximum = 0, sum = 0;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t tile_panels;             // panels that `multiply` takes at once
+  int64_t line_rows;               // most rows of `lines`
+  void (*multiply)(const Tile&);   // any number of rows and panels
+  void (*lines[3])(const Lines&);  // by dtype
+  // Inputs [begin, begin + count) of a packed panel as f32 [count][16]; begin even.
+  void (*widen[3])(const char* panel, int64_t begin, int64_t count, float* out);
+  // The same, transposed: out[o * out_row + i] for 16 outputs o, and inputs i < 16, zero from count on.
+  void (*widen_transposed[3])(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
+  // 16 rows of `cols` values of `source_type`, `source_row` bytes apart, into a packed panel; rows from `rows` on are zero.
+  void (*pack)(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype, char* panel);
+  // scores -> exp(scores - max) over [first, last), exact zero elsewhere in [0, keys).
+  ScoreRow (*softmax)(float* scores, int64_t keys, int64_t first, int64_t last);
+  // p -> P = exp(s - lse), ds -> P (dp - delta) over [first, last), exact zero elsewhere in [0, keys).
+  void (*softmax_backward)(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta);
+  // out = out * keep + in * take, n a multiple of 16.
+  void (*blend)(float* out, const float* in, int64_t n, float keep, float take);
+  float (*dot)(const float* a, const float* b, int64_t n);
+  // Σ of the f32 sum of a block read in eight streams: the probe of memory.
+  float (*read)(const char* data, int64_t bytes);
+  // `count` rounds of independent multiply-adds; returns how many there were, and in `keep` a value that needs them.
+  int64_t (*spin_fma)(int64_t count, float* keep);
+};
+
+// The best set that this processor runs; fails with kUnsupported when it runs none.
+const Kernels& best_kernels();
+
+}  // namespace at_moe::cpu

@@ -1,0 +1,148 @@
+// Forward of a linear group (backend/ops/linear.h): one job for the shrink of all segments, one for all modules. Each
+// module is a product of two kinds of terms on one accumulator: its weight over all rows, and, for each segment, the
+// adapter's B over the segment's rows; the residual is added when a block is done.
+#include <algorithm>
+#include <cstring>
+
+#include "core/status.h"
+#include "cpu/adapter.h"
+#include "cpu/backend.h"
+#include "cpu/product.h"
+
+namespace at_moe {
+
+using cpu::Block;
+using cpu::BlockedRows;
+using cpu::Product;
+using cpu::Term;
+
+namespace {
+
+constexpr int kInputSlot = 0, kShrinkSlot = 1;
+
+const CpuWeight* packed(const Weight* weight) { return static_cast<const CpuWeight*>(weight); }
+
+Term base_term(const Weight* weight, int64_t begin, int64_t end, const Matrix& x, const BlockedRows& blocked) {
+  Term term;
+  term.weight = packed(weight);
+  term.begin = begin;
+  term.end = end;
+  term.a = x;
+  term.blocked = blocked;
+  term.ranges = {{0, weight->cols()}};
+  return term;
+}
+
+std::function<void(const Block&)> start_with_bias(const float* bias) {
+  if (!bias) return {};
+  return [bias](const Block& block) {
+    for (int64_t n = 0; n < block.rows; ++n) {
+      std::memcpy(block.acc + n * block.stride, bias + block.col, sizeof(float) * static_cast<size_t>(block.cols));
+    }
+  };
+}
+
+std::function<void(const Block&)> finish_into(const Matrix& y, const Matrix& residual) {
+  return [y, residual](const Block& block) {
+    for (int64_t n = block.row; n < block.row + block.rows; ++n) {
+      const float* acc = block.at(n);
+      float* out = y.row(n) + block.col;
+      if (residual) {
+        const float* add = residual.row(n) + block.col;
+        for (int64_t i = 0; i < block.cols; ++i) out[i] = acc[i] + add[i];
+      } else {
+        std::memcpy(out, acc, sizeof(float) * static_cast<size_t>(block.cols));
+      }
+    }
+  };
+}
+
+Product shrink(const LinearForward& args, const AdapterSegment& segment, const Matrix& x, const BlockedRows& blocked) {
+  const AdapterStack* stack = segment.stack;
+  Product product;
+  product.begin = segment.begin;
+  product.end = segment.end;
+  product.cols = stack->a->rows();
+  product.terms.push_back(base_term(stack->a, segment.begin, segment.end, x, blocked));
+  product.finish = [&args, stack](const Block& block) {
+    for (int64_t n = block.row; n < block.row + block.rows; ++n) {
+      const float* acc = block.at(n);
+      const float* routing = args.routing.row(n);
+      float* hg = args.hg.row(n) + block.col;
+      for (int64_t j = 0; j < block.cols; ++j) {
+        hg[j] = acc[j] * routing[stack->gate_column[block.col + j]] * stack->scale[block.col + j];
+      }
+      if (args.h) std::memcpy(args.h.row(n) + block.col, acc, sizeof(float) * static_cast<size_t>(block.cols));
+    }
+  };
+  if (!args.h) {
+    product.skip = [gates = GateRanges(args.routing, segment)](int64_t panel) {
+      return gates.in(panel * kPanel, (panel + 1) * kPanel, 1).empty();
+    };
+  }
+  return product;
+}
+
+}  // namespace
+
+void CpuBackend::forward(const LinearForward& args) {
+  const int64_t rows = args.x.rows;
+  if (rows == 0) return;
+  const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
+  const BlockedRows blocked = rows > kernels_.line_rows ? block_rows(kInputSlot, args.x) : BlockedRows();
+
+  if (!segments.empty()) {
+    require(args.hg && args.routing, "linear: adapters need hg and routing");
+    const Matrix& x = args.shrink_x ? args.shrink_x : args.x;
+    BlockedRows shrink_blocked = blocked;
+    if (args.shrink_x && rows > kernels_.line_rows) shrink_blocked = block_rows(kShrinkSlot, x);
+    std::vector<Product> products;
+    for (const AdapterSegment& segment : segments) products.push_back(shrink(args, segment, x, shrink_blocked));
+    multiply(products);
+  }
+
+  std::vector<GateRanges> gates;
+  for (const AdapterSegment& segment : segments) gates.emplace_back(args.routing, segment);
+  std::vector<Product> products;
+  for (size_t m = 0; m < args.modules.size(); ++m) {
+    const LinearModule& module = args.modules[m];
+    Product product;
+    product.end = rows;
+    product.cols = module.weight->rows();
+    product.terms.push_back(base_term(module.weight, 0, rows, args.x, blocked));
+    for (size_t s = 0; s < segments.size(); ++s) {
+      const AdapterStack::Module& adapter = segments[s].stack->modules[m];
+      if (!adapter.b) continue;
+      const int64_t rank = adapter.b->cols();
+      Term term = base_term(adapter.b, segments[s].begin, segments[s].end, args.hg.col_range(adapter.first, rank), {});
+      term.ranges = gates[s].in(adapter.first, adapter.first + rank, 2);
+      if (!term.ranges.empty()) product.terms.push_back(std::move(term));
+    }
+    product.start = start_with_bias(module.bias);
+    product.finish = finish_into(module.y, args.residual);
+    products.push_back(std::move(product));
+  }
+  multiply(products);
+}
+
+void CpuBackend::forward(const RouterLogits& args) {
+  std::vector<Product> products;
+  bool many = false;
+  for (const RouterLogits::Segment& segment : args.segments) many |= segment.end - segment.begin > kernels_.line_rows;
+  const BlockedRows blocked = many ? block_rows(kInputSlot, args.x) : BlockedRows();
+  for (const RouterLogits::Segment& segment : args.segments) {
+    if (segment.begin >= segment.end) continue;
+    const Weight* weight = segment.layer->weight;
+    Product product;
+    product.begin = segment.begin;
+    product.end = segment.end;
+    product.cols = weight->rows();
+    product.terms.push_back(base_term(weight, segment.begin, segment.end, args.x, blocked));
+    product.start = start_with_bias(segment.layer->bias);
+    product.finish = finish_into(args.logits, {});
+    products.push_back(std::move(product));
+  }
+  multiply(products);
+}
+
+}  // namespace at_moe

@@ -1,0 +1,251 @@
+// A task is a block of at most kRowBlock rows by a group of panels of 16 outputs; its accumulators stay in the second-level
+// cache. Few rows: the packed panels are streamed once (Kernels::lines). Many rows: a panel of kBlockK inputs is widened to
+// f32 and all rows of the block pass over it (Kernels::multiply). Both add the same values in the same order. Tasks of one
+// weight follow each other, so that row blocks find it in the shared cache.
+#include "cpu/product.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/ops/linear.h"
+#include "cpu/backend.h"
+
+namespace at_moe {
+
+using cpu::Block;
+using cpu::BlockedRows;
+using cpu::GradientProduct;
+using cpu::kBlockK;
+using cpu::Kernels;
+using cpu::Lines;
+using cpu::Product;
+using cpu::Term;
+using cpu::Tile;
+
+namespace {
+
+constexpr int64_t kRowBlock = 128;
+constexpr int64_t kMaxGroup = 8;
+constexpr int64_t kMaxLineGroup = 16;
+constexpr int64_t kGradientOutputs = 72;  // a multiple of every tile's rows
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The cut of one product into tasks.
+struct Plan {
+  int64_t row_blocks = 1, group = 1, groups = 1, first_task = 0;
+};
+
+std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int64_t workers, int64_t* tasks) {
+  int64_t pieces = 0;
+  for (const Product& p : products) pieces += divide_up(p.cols, kPanel) * divide_up(p.end - p.begin, kRowBlock);
+  std::vector<Plan> plans;
+  *tasks = 0;
+  for (const Product& p : products) {
+    Plan cut;
+    const int64_t rows = p.end - p.begin, panels = divide_up(p.cols, kPanel);
+    cut.row_blocks = divide_up(rows, kRowBlock);
+    const int64_t wanted = std::clamp<int64_t>(pieces / (8 * workers), 1, rows <= line_rows ? kMaxLineGroup : kMaxGroup);
+    cut.group = wanted >= 4 ? wanted / 4 * 4 : wanted;
+    cut.groups = divide_up(panels, cut.group);
+    cut.first_task = *tasks;
+    *tasks += cut.row_blocks * cut.groups;
+    plans.push_back(cut);
+  }
+  return plans;
+}
+
+// f32 panels [first, first + count) of inputs [k, k + n) of a term, in `scratch` unless they lie ready.
+void load_panels(const Kernels& kernels, const Term& term, int64_t first, int64_t count, int64_t k, int64_t n,
+                 float* scratch, Tile* tile) {
+  const CpuWeight& w = *term.weight;
+  const int type = static_cast<int>(w.dtype());
+  tile->b = scratch;
+  tile->b_panel = kBlockK * kPanel;
+  if (term.transposed) {
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t input = (first + p) * kPanel;
+      for (int64_t i = 0; i < n; i += kPanel) {
+        kernels.widen_transposed[type](w.panel((k + i) / kPanel), input, std::min(kPanel, w.cols() - input),
+                                       scratch + p * kBlockK * kPanel + i * kPanel, kPanel);
+      }
+    }
+  } else if (w.dtype() == DType::f32) {
+    tile->b = reinterpret_cast<const float*>(w.panel(first)) + k * kPanel;
+    tile->b_panel = w.panel_bytes() / static_cast<int64_t>(sizeof(float));
+  } else {
+    for (int64_t p = 0; p < count; ++p) kernels.widen[type](w.panel(first + p), k, n, scratch + p * kBlockK * kPanel);
+  }
+}
+
+void add_lines(const Kernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end) {
+  const CpuWeight& w = *term.weight;
+  for (const auto& [from, to] : term.ranges) {
+    Lines lines;
+    lines.rows = end - begin;
+    lines.panels = divide_up(block.cols, kPanel);
+    lines.k = to - from;
+    lines.w = w.panel(block.col / kPanel) + from * kPanel * static_cast<int64_t>(size_of(w.dtype()));
+    lines.w_panel = w.panel_bytes();
+    lines.a = term.a.row(begin) + from;
+    lines.a_row = term.a.stride;
+    lines.acc = block.at(begin);
+    lines.acc_row = block.stride;
+    kernels.lines[static_cast<int>(w.dtype())](lines);
+  }
+}
+
+void add_tiles(const Kernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end, float* scratch) {
+  const int64_t panels = divide_up(block.cols, kPanel);
+  for (const auto& [from, to] : term.ranges) {
+    for (int64_t k = from; k < to;) {
+      const int64_t n = std::min(to, k / kBlockK * kBlockK + kBlockK) - k;
+      Tile tile;
+      tile.rows = end - begin;
+      tile.k = n;
+      if (term.blocked.data) {
+        tile.a = term.blocked.data + k / kBlockK * term.blocked.block + begin * kBlockK + k % kBlockK;
+        tile.a_row = kBlockK;
+      } else {
+        tile.a = term.a.row(begin) + k;
+        tile.a_row = term.a.stride;
+      }
+      tile.acc_row = block.stride;
+      for (int64_t p = 0; p < panels; p += kernels.tile_panels) {
+        tile.panels = std::min(kernels.tile_panels, panels - p);
+        tile.acc = block.at(begin) + p * kPanel;
+        load_panels(kernels, term, block.col / kPanel + p, tile.panels, k, n, scratch, &tile);
+        kernels.multiply(tile);
+      }
+      k += n;
+    }
+  }
+}
+
+// The runs of a group's panels that are not to be skipped.
+template <typename Function>
+void for_wanted(const Product& product, const Block& block, Function&& fn) {
+  if (!product.skip) return fn(block);
+  const int64_t panels = divide_up(block.cols, kPanel), first = block.col / kPanel;
+  for (int64_t p = 0; p < panels;) {
+    int64_t end = p;
+    while (end < panels && !product.skip(first + end)) ++end;
+    if (end > p) {
+      Block part = block;
+      part.col += p * kPanel;
+      part.cols = std::min(block.cols, end * kPanel) - p * kPanel;
+      part.acc += p * kPanel;
+      fn(part);
+    }
+    p = end + 1;
+  }
+}
+
+}  // namespace
+
+void CpuBackend::multiply(std::span<const Product> products) {
+  const Kernels& kernels = kernels_;
+  int64_t tasks = 0;
+  const std::vector<Plan> plans = plan(products, kernels.line_rows, pool_.workers(), &tasks);
+  pool_.run(tasks, [&](int64_t task, int worker) {
+    size_t index = 0;
+    while (index + 1 < plans.size() && plans[index + 1].first_task <= task) ++index;
+    const Product& product = products[index];
+    const Plan& cut = plans[index];
+    const int64_t local = task - cut.first_task;
+    const int64_t group = local / cut.row_blocks, row_block = local % cut.row_blocks;
+    const int64_t rows = product.end - product.begin;
+
+    Block block;
+    block.row = product.begin + rows * row_block / cut.row_blocks;
+    block.rows = product.begin + rows * (row_block + 1) / cut.row_blocks - block.row;
+    block.col = group * cut.group * kPanel;
+    block.cols = std::min(cut.group * kPanel, product.cols - block.col);
+    block.stride = cut.group * kPanel;
+    float* scratch = worker_scratch(worker, kernels.tile_panels * kBlockK * kPanel + block.rows * block.stride);
+    block.acc = scratch + kernels.tile_panels * kBlockK * kPanel;
+
+    std::memset(block.acc, 0, sizeof(float) * static_cast<size_t>(block.rows * block.stride));
+    if (product.start) product.start(block);
+    for_wanted(product, block, [&](const Block& part) {
+      for (const Term& term : product.terms) {
+        const int64_t begin = std::max(block.row, term.begin), end = std::min(block.row + block.rows, term.end);
+        if (begin >= end) continue;
+        if (!term.transposed && end - begin <= kernels.line_rows) {
+          add_lines(kernels, term, part, begin, end);
+        } else {
+          add_tiles(kernels, term, part, begin, end, scratch);
+        }
+      }
+    });
+    product.finish(block);
+  });
+}
+
+BlockedRows CpuBackend::block_rows(int slot, const Matrix& x) {
+  const int64_t blocks = divide_up(x.cols, kBlockK);
+  float* data = shared_scratch(slot, blocks * x.rows * kBlockK);
+  pool_.run_ranges(x.rows, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const size_t bytes = sizeof(float) * static_cast<size_t>(std::min(kBlockK, x.cols - b * kBlockK));
+      for (int64_t n = begin; n < end; ++n) {
+        std::memcpy(data + (b * x.rows + n) * kBlockK, x.row(n) + b * kBlockK, bytes);
+      }
+    }
+  });
+  return {data, x.rows * kBlockK};
+}
+
+// A task owns a block of outputs by a group of inputs and walks the runs in order; a run is reduced from zero in scratch
+// and then added. g is copied so that the outputs of a token are neighbours, x into panels of 16 inputs.
+void CpuBackend::accumulate(std::span<const GradientProduct> products) {
+  const Kernels& kernels = kernels_;
+  struct Task {
+    const GradientProduct* product;
+    int64_t output, input;
+  };
+  std::vector<Task> tasks;
+  for (const GradientProduct& p : products) {
+    for (int64_t input = 0; input < p.x.cols; input += kMaxGroup * kPanel) {
+      for (int64_t output = 0; output < p.g.cols; output += kGradientOutputs) tasks.push_back({&p, output, input});
+    }
+  }
+  pool_.run(static_cast<int64_t>(tasks.size()), [&](int64_t index, int worker) {
+    const auto [p, output, input] = tasks[static_cast<size_t>(index)];
+    const int64_t outputs = std::min(kGradientOutputs, p->g.cols - output);
+    const int64_t inputs = std::min(kMaxGroup * kPanel, p->x.cols - input);
+    const int64_t width = divide_up(inputs, kPanel) * kPanel;
+    float* a = worker_scratch(worker, kGradientRun * (kGradientOutputs + kPanel) + outputs * width);
+    float* b = a + kGradientRun * kGradientOutputs;
+    float* acc = b + kGradientRun * kPanel;
+    for (int64_t run = p->begin; run < p->end; run += kGradientRun) {
+      const int64_t rows = std::min(kGradientRun, p->end - run);
+      for (int64_t n = 0; n < rows; ++n) {
+        std::memcpy(a + n * outputs, p->g.row(run + n) + output, sizeof(float) * static_cast<size_t>(outputs));
+      }
+      std::memset(acc, 0, sizeof(float) * static_cast<size_t>(outputs * width));
+      for (int64_t col = 0; col < inputs; col += kPanel) {
+        const size_t bytes = sizeof(float) * static_cast<size_t>(std::min(kPanel, inputs - col));
+        if (inputs - col < kPanel) std::memset(b, 0, sizeof(float) * static_cast<size_t>(rows * kPanel));
+        for (int64_t n = 0; n < rows; ++n) std::memcpy(b + n * kPanel, p->x.row(run + n) + input + col, bytes);
+        Tile tile;
+        tile.rows = outputs;
+        tile.panels = 1;
+        tile.k = rows;
+        tile.a = a;
+        tile.a_row = 1;
+        tile.a_k = outputs;
+        tile.b = b;
+        tile.acc = acc + col;
+        tile.acc_row = width;
+        kernels.multiply(tile);
+      }
+      for (int64_t o = 0; o < outputs; ++o) {
+        float* grad = p->grad + (output + o) * p->stride + input;
+        for (int64_t i = 0; i < inputs; ++i) grad[i] += acc[o * width + i];
+      }
+    }
+  });
+}
+
+}  // namespace at_moe

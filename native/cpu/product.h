@@ -1,0 +1,59 @@
+// The one product of the CPU backend: rows of f32 activations by packed weights, as sums of terms that share one
+// accumulator. Forward products, their adapter extension, and the products with the transposed weight are all lists of it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "core/matrix.h"
+#include "cpu/kernels.h"
+#include "cpu/weight.h"
+
+namespace at_moe::cpu {
+
+// Rows copied into blocks of kBlockK columns, so that a tile walks neighbouring cache lines:
+// element (n, k) at data + (k / kBlockK) * block + n * kBlockK + k % kBlockK.
+struct BlockedRows {
+  const float* data = nullptr;
+  int64_t block = 0;
+};
+
+// acc[n] += a[n] · Wᵀ (or a[n] · W when transposed) for n in [begin, end).
+struct Term {
+  const CpuWeight* weight = nullptr;
+  bool transposed = false;
+  int64_t begin = 0, end = 0;
+  Matrix a;             // [N, k] row-major; row 0 is row 0 of the product
+  BlockedRows blocked;  // the same values, when there is a copy
+  std::vector<std::pair<int64_t, int64_t>> ranges;  // of k, ascending: the rest of `a` is known to be zero
+
+  int64_t reduction() const { return transposed ? weight->rows() : weight->cols(); }
+};
+
+// A finished or fresh block of accumulators: rows [row, row + rows), columns [col, col + cols).
+struct Block {
+  int64_t row = 0, rows = 0, col = 0, cols = 0;
+  float* acc = nullptr;
+  int64_t stride = 0;
+  float* at(int64_t n) const { return acc + (n - row) * stride; }  // by absolute row
+};
+
+struct Product {
+  int64_t begin = 0, end = 0, cols = 0;
+  std::vector<Term> terms;
+  std::function<void(const Block&)> start;  // sets the accumulators; empty: zero
+  std::function<void(const Block&)> finish;
+  std::function<bool(int64_t panel)> skip;  // panels whose result is known to be used as zero; may be empty
+};
+
+// grad[o][i] += Σ_n g[n][o] x[n][i] over rows [begin, end), in runs of kGradientRun.
+struct GradientProduct {
+  Matrix g, x;
+  int64_t begin = 0, end = 0;
+  float* grad = nullptr;
+  int64_t stride = 0;
+};
+
+}  // namespace at_moe::cpu

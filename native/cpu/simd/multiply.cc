@@ -1,0 +1,96 @@
+// acc[r][16 p + c] += Σ_k a[r][k] b[p][k][c]. A tile of R rows by P panels lives in registers while k runs: 6 x 1 with
+// AVX2 (12 of 16 registers), 8 x 3 with AVX-512 and 6 x 1 with NEON (24 of 32), 2 x 1 with SSE4. Rows are spread evenly
+// over the tiles, since a tile of one or two rows waits for the latency of its few chains.
+#include "cpu/simd/vector.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace at_moe::cpu::AT_MOE_SIMD_NS {
+
+namespace {
+
+constexpr int kRows = kLanes == 16 ? 8 : (kLanes == 8 || HWY_TARGET == HWY_NEON) ? 6 : 2;
+constexpr int kPanels = kLanes == 16 ? 3 : 1;
+
+template <int R, int P>
+void tile(const Tile& t) {
+  const F32 d;
+  constexpr int V = P * kVectors;
+  const float* a[R];
+  Vec acc[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    a[r] = t.a + r * t.a_row;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      acc[r][v] = hn::LoadU(d, t.acc + r * t.acc_row + v / kVectors * t.acc_panel + v % kVectors * kLanes);
+    }
+  }
+  const float* b = t.b;
+  int64_t at = 0;
+  for (int64_t k = 0; k < t.k; ++k, b += t.b_k, at += t.a_k) {
+    Vec line[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) line[v] = hn::LoadU(d, b + v / kVectors * t.b_panel + v % kVectors * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec value = hn::Set(d, a[r][at]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[r][v] = hn::MulAdd(value, line[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      hn::StoreU(acc[r][v], d, t.acc + r * t.acc_row + v / kVectors * t.acc_panel + v % kVectors * kLanes);
+    }
+  }
+}
+
+template <int P>
+void any_rows(const Tile& t) {
+  switch (t.rows) {
+    case 1: return tile<1, P>(t);
+    case 2: return tile<2, P>(t);
+#if HWY_TARGET == HWY_NEON || HWY_MAX_BYTES >= 32
+    case 3: return tile<3, P>(t);
+    case 4: return tile<4, P>(t);
+    case 5: return tile<5, P>(t);
+    case 6: return tile<6, P>(t);
+#endif
+#if HWY_MAX_BYTES >= 64
+    case 7: return tile<7, P>(t);
+    case 8: return tile<8, P>(t);
+#endif
+  }
+}
+
+}  // namespace
+
+extern const int64_t kTilePanels;
+const int64_t kTilePanels = kPanels;
+
+void multiply(const Tile& all) {
+  const int64_t groups = (all.rows + kRows - 1) / kRows;
+  for (int64_t p = 0; p < all.panels; p += kPanels) {
+    for (int64_t g = 0, row = 0; g < groups; ++g) {
+      const int64_t end = all.rows * (g + 1) / groups;
+      Tile t = all;
+      t.rows = end - row;
+      t.a += row * t.a_row;
+      t.b += p * t.b_panel;
+      t.acc += row * t.acc_row + p * t.acc_panel;
+      switch (all.panels - p < kPanels ? all.panels - p : kPanels) {
+        case 1: any_rows<1>(t); break;
+#if HWY_MAX_BYTES >= 64
+        case 2: any_rows<2>(t); break;
+        case 3: any_rows<3>(t); break;
+#endif
+      }
+      row = end;
+    }
+  }
+}
+
+}  // namespace at_moe::cpu::AT_MOE_SIMD_NS
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,127 @@
+// Rows of any stored type into packed panels (weight.h), and packed panels back into f32 blocks. 16 rows x 16 inputs at a
+// time: widen to f32, transpose in registers, narrow. Only the last step rounds (to nearest, ties to even), so a type
+// packed into itself keeps its bits.
+#include "cpu/simd/widen.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace at_moe::cpu::AT_MOE_SIMD_NS {
+
+namespace {
+
+using U16 = hn::Rebind<uint16_t, F32>;
+using F16 = hn::Rebind<hwy::float16_t, F32>;
+
+HWY_INLINE Vec load_as_float(DType type, const char* source) {
+  if (type == DType::f32) return hn::LoadU(F32(), reinterpret_cast<const float*>(source));
+  if (type == DType::f16) {
+    return hn::PromoteTo(F32(), hn::LoadU(F16(), reinterpret_cast<const hwy::float16_t*>(source)));
+  }
+  const auto bits = hn::PromoteTo(U32(), hn::LoadU(U16(), reinterpret_cast<const uint16_t*>(source)));
+  return hn::BitCast(F32(), hn::ShiftLeft<16>(bits));
+}
+
+// bf16 in the upper half of each lane, the lower half cleared.
+HWY_INLINE hn::Vec<U32> round_to_bf16(Vec value) {
+  const U32 d;
+  const auto bits = hn::BitCast(d, value);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d, 0x7FFF)));
+  const auto is_nan = hn::Gt(hn::And(bits, hn::Set(d, 0x7FFFFFFF)), hn::Set(d, 0x7F800000));
+  return hn::And(hn::IfThenElse(is_nan, hn::Or(bits, hn::Set(d, 0x400000)), rounded), hn::Set(d, 0xFFFF0000u));
+}
+
+HWY_INLINE void store_line(DType type, const float* line, const float* next, char* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    const Vec value = hn::Load(F32(), line + v * kLanes);
+    if (type == DType::f32) {
+      hn::Store(value, F32(), reinterpret_cast<float*>(out) + v * kLanes);
+    } else if (type == DType::f16) {
+      hn::Store(hn::DemoteTo(F16(), value), F16(), reinterpret_cast<hwy::float16_t*>(out) + v * kLanes);
+    } else {
+      const auto high = round_to_bf16(hn::Load(F32(), next + v * kLanes));
+      const auto low = hn::ShiftRight<16>(round_to_bf16(value));
+      hn::Store(hn::Or(high, low), U32(), reinterpret_cast<uint32_t*>(out) + v * kLanes);
+    }
+  }
+}
+
+template <DType Source, DType Target>
+void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols, char* panel) {
+  alignas(64) float block[16 * 16];
+  alignas(64) float turned[16 * 16];
+  constexpr int kSize = Source == DType::f32 ? 4 : 2;
+  constexpr int kStep = Target == DType::bf16 ? 2 : 1;
+  constexpr int kBytes = Target == DType::f16 ? 32 : 64;
+  for (int64_t k = 0; k < cols; k += 16) {
+    const int64_t count = cols - k < 16 ? cols - k : 16;
+    if (count < 16 || rows < 16) hwy::ZeroBytes<sizeof(block)>(block);
+    for (int64_t r = 0; r < rows; ++r) {
+      const char* from = source + r * source_row + k * kSize;
+      alignas(64) char tail[64] = {};
+      if (count < 16) {
+        for (int64_t i = 0; i < count * kSize; ++i) tail[i] = from[i];
+        from = tail;
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        hn::Store(load_as_float(Source, from + v * kLanes * kSize), F32(), block + r * 16 + v * kLanes);
+      }
+    }
+    transpose16(block, turned, 16);
+    for (int64_t i = 0; i < count; i += kStep, panel += kBytes) {
+      store_line(Target, turned + i * 16, turned + (i + kStep - 1) * 16, panel);
+    }
+  }
+}
+
+template <DType Source>
+void pack_from(const char* source, int64_t source_row, int64_t rows, int64_t cols, DType dtype, char* panel) {
+  switch (dtype) {
+    case DType::f32: return pack_as<Source, DType::f32>(source, source_row, rows, cols, panel);
+    case DType::f16: return pack_as<Source, DType::f16>(source, source_row, rows, cols, panel);
+    case DType::bf16: return pack_as<Source, DType::bf16>(source, source_row, rows, cols, panel);
+  }
+}
+
+}  // namespace
+
+void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype, char* panel) {
+  switch (source_type) {
+    case DType::f32: return pack_from<DType::f32>(source, source_row, rows, cols, dtype, panel);
+    case DType::f16: return pack_from<DType::f16>(source, source_row, rows, cols, dtype, panel);
+    case DType::bf16: return pack_from<DType::bf16>(source, source_row, rows, cols, dtype, panel);
+  }
+}
+
+template <DType T>
+void widen(const char* panel, int64_t begin, int64_t count, float* out) {
+  using S = Step<T>;
+  const char* line = panel + begin / S::kInputs * S::kBytes;
+  for (int64_t k = 0; k < count; k += S::kInputs, line += S::kBytes) {
+    for (int v = 0; v < kVectors; ++v) {
+      Vec inputs[S::kInputs];
+      S::load(line, v, inputs);
+      hn::Store(inputs[0], F32(), out + k * 16 + v * kLanes);
+      if (S::kInputs == 2 && k + 1 < count) {
+        hn::Store(inputs[S::kInputs - 1], F32(), out + (k + 1) * 16 + v * kLanes);
+      }
+    }
+  }
+}
+
+template <DType T>
+void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row) {
+  alignas(64) float block[16 * 16];
+  if (count < 16) hwy::ZeroBytes<sizeof(block)>(block);
+  widen<T>(panel, begin, count, block);
+  transpose16(block, out, out_row);
+}
+
+template void widen<DType::f32>(const char*, int64_t, int64_t, float*);
+template void widen<DType::f16>(const char*, int64_t, int64_t, float*);
+template void widen<DType::bf16>(const char*, int64_t, int64_t, float*);
+template void widen_transposed<DType::f32>(const char*, int64_t, int64_t, float*, int64_t);
+template void widen_transposed<DType::f16>(const char*, int64_t, int64_t, float*, int64_t);
+template void widen_transposed<DType::bf16>(const char*, int64_t, int64_t, float*, int64_t);
+
+}  // namespace at_moe::cpu::AT_MOE_SIMD_NS
+HWY_AFTER_NAMESPACE();

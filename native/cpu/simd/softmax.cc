@@ -1,0 +1,68 @@
+// The vector steps of attention over one row of scores. Lanes are keys by position modulo the vector, so a row's sums
+// never depend on the block of rows it is computed with.
+#include "cpu/simd/vector.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace at_moe::cpu::AT_MOE_SIMD_NS {
+
+namespace {
+
+HWY_INLINE auto visible(int64_t at, int64_t first, int64_t last) {
+  const I32 d;
+  const auto index = hn::Iota(d, static_cast<int32_t>(at));
+  return hn::And(hn::Gt(index, hn::Set(d, static_cast<int32_t>(first) - 1)),
+                 hn::Lt(index, hn::Set(d, static_cast<int32_t>(last))));
+}
+
+}  // namespace
+
+ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last) {
+  const F32 d;
+  const Vec lowest = hn::Set(d, hwy::LowestValue<float>());
+  Vec top = lowest;
+  for (int64_t i = first / kLanes * kLanes; i < last; i += kLanes) {
+    const auto mask = hn::RebindMask(d, visible(i, first, last));
+    top = hn::Max(top, hn::IfThenElse(mask, hn::Load(d, scores + i), lowest));
+  }
+  const Vec maximum = hn::MaxOfLanes(d, top);
+  Vec sum = hn::Zero(d);
+  for (int64_t i = 0; i < keys; i += kLanes) {
+    const auto mask = hn::RebindMask(d, visible(i, first, last));
+    const Vec p = hn::IfThenElseZero(mask, exp(hn::Sub(hn::Load(d, scores + i), maximum)));
+    sum = hn::Add(sum, p);
+    hn::Store(p, d, scores + i);
+  }
+  return {hn::GetLane(maximum), hn::GetLane(hn::SumOfLanes(d, sum))};
+}
+
+void softmax_backward(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta) {
+  const F32 d;
+  for (int64_t i = 0; i < keys; i += kLanes) {
+    const auto mask = hn::RebindMask(d, visible(i, first, last));
+    const Vec weight = hn::IfThenElseZero(mask, exp(hn::Sub(hn::Load(d, p + i), hn::Set(d, lse))));
+    const Vec slope = hn::Mul(weight, hn::Sub(hn::Load(d, ds + i), hn::Set(d, delta)));
+    hn::Store(weight, d, p + i);
+    hn::Store(hn::IfThenElseZero(mask, slope), d, ds + i);
+  }
+}
+
+void blend(float* out, const float* in, int64_t n, float keep, float take) {
+  const F32 d;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vec kept = hn::Mul(hn::LoadU(d, out + i), hn::Set(d, keep));
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, in + i), hn::Set(d, take), kept), d, out + i);
+  }
+}
+
+float dot(const float* a, const float* b, int64_t n) {
+  const F32 d;
+  Vec sum = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sum = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sum);
+  float total = hn::GetLane(hn::SumOfLanes(d, sum));
+  for (; i < n; ++i) total += a[i] * b[i];
+  return total;
+}
+
+}  // namespace at_moe::cpu::AT_MOE_SIMD_NS
+HWY_AFTER_NAMESPACE();

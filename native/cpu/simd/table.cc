@@ -1,0 +1,44 @@
+#include "cpu/kernels.h"
+
+#define AT_MOE_NAME(set) AT_MOE_NAME_(set)
+#define AT_MOE_NAME_(set) #set
+
+namespace at_moe::cpu::AT_MOE_SIMD_NS {
+
+extern const int64_t kTilePanels, kLineRows;
+void multiply(const Tile&);
+template <DType T>
+void lines(const Lines&);
+template <DType T>
+void widen(const char* panel, int64_t begin, int64_t count, float* out);
+template <DType T>
+void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
+void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype, char* panel);
+ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last);
+void softmax_backward(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta);
+void blend(float* out, const float* in, int64_t n, float keep, float take);
+float dot(const float* a, const float* b, int64_t n);
+float read(const char* data, int64_t bytes);
+int64_t spin_fma(int64_t count, float* keep);
+
+const Kernels& kernels() {
+  static const Kernels table = {
+      AT_MOE_NAME(AT_MOE_SIMD_NS),
+      kTilePanels,
+      kLineRows,
+      multiply,
+      {lines<DType::f32>, lines<DType::f16>, lines<DType::bf16>},
+      {widen<DType::f32>, widen<DType::f16>, widen<DType::bf16>},
+      {widen_transposed<DType::f32>, widen_transposed<DType::f16>, widen_transposed<DType::bf16>},
+      pack,
+      softmax,
+      softmax_backward,
+      blend,
+      dot,
+      read,
+      spin_fma,
+  };
+  return table;
+}
+
+}  // namespace at_moe::cpu::AT_MOE_SIMD_NS
