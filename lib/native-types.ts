@@ -327,6 +327,8 @@ export interface NativeEngine {
   releaseSession(session: number): void;
   /** Log-probability of each id from `first` on. */
   score(request: ScoreRequest, job?: JobOptions): Promise<Float32Array>;
+  /** Logits [ids, vocabulary] of every id, for tests: those before `first` are the instruction, and may be all. */
+  logits(request: ScoreRequest): Promise<Float32Array>;
 
   /** `mixture` is null for the base. */
   beginTraining(mixture: MixtureHandle | null, options: TrainOptions): Promise<number>;

@@ -172,6 +172,10 @@ class Engine implements NativeEngine {
     return this.#run('score', [request], job);
   }
 
+  logits(request: ScoreRequest) {
+    return this.#run('logits', [request]);
+  }
+
   beginTraining(mixture: number | null, options: TrainOptions) {
     return this.#run('beginTraining', [mixture, options]);
   }

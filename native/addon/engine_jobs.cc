@@ -92,6 +92,13 @@ Napi::Value EngineWrap::score(const Info& info) {
   return promise;
 }
 
+Napi::Value EngineWrap::logits(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    ScoreRequest request = read_score_request(Fields(info[1], "request"));
+    return [request = std::move(request)](Worker& worker, JobResult& result) { return worker.logits(request, result); };
+  });
+}
+
 Napi::Value EngineWrap::begin_training(const Info& info) {
   return job(info, kCommonLane, [&]() -> Engine::Body {
     const int64_t mixture = info[1].IsNull() ? 0 : integer_of(info[1], "mixture");

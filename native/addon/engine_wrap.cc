@@ -47,6 +47,7 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::cancel_job>("cancelJob"),
                       InstanceMethod<&Self::release_session>("releaseSession"),
                       InstanceMethod<&Self::score>("score"),
+                      InstanceMethod<&Self::logits>("logits"),
                       InstanceMethod<&Self::begin_training>("beginTraining"),
                       InstanceMethod<&Self::micro_batch>("microBatch"),
                       InstanceMethod<&Self::evaluate>("evaluate"),

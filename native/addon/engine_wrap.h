@@ -34,6 +34,7 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   void cancel_job(const Info& info);
   void release_session(const Info& info);
   Napi::Value score(const Info& info);
+  Napi::Value logits(const Info& info);
   Napi::Value begin_training(const Info& info);
   Napi::Value micro_batch(const Info& info);
   Napi::Value evaluate(const Info& info);

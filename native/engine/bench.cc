@@ -13,23 +13,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using RoutingFactory = std::function<std::shared_ptr<SequenceRouting>()>;
 
-// Pages of the scheduler's pool, given back at the end.
-struct Lease {
-  explicit Lease(KvPages& from) : pages(from) {}
-  Lease(const Lease&) = delete;
-  ~Lease() {
-    for (std::vector<int32_t>& one : held) pages.shrink(one, 0);
-  }
-  KvPages& pages;
-  std::vector<std::vector<int32_t>> held;
-};
-
 struct Variant {
   std::vector<std::shared_ptr<SequenceRouting>> routing;
   std::vector<double>* times = nullptr;
 };
 
-std::vector<SequenceRows> rows_of(const Variant& variant, const Lease& lease, int64_t position, int64_t count, int64_t vocab) {
+std::vector<SequenceRows> rows_of(const Variant& variant, const PageLease& lease, int64_t position, int64_t count, int64_t vocab) {
   std::vector<SequenceRows> rows(variant.routing.size());
   for (size_t i = 0; i < rows.size(); ++i) {
     for (int64_t row = 0; row < count; ++row) {
@@ -66,7 +55,7 @@ Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, 
   const Limits& limits = scheduler.limits();
   if (request.rows < 1 || request.context < 1 || request.steps < 1) fail(Code::kMismatch, "rows, context and steps are at least 1");
   if (request.context + 1 > limits.context_length) fail(Code::kContextLength, "the context holds ", limits.context_length, " tokens");
-  Lease lease(scheduler.pages());
+  PageLease lease(scheduler.pages());
   lease.held.resize(static_cast<size_t>(request.rows));
   for (std::vector<int32_t>& pages : lease.held) {
     if (lease.pages.grow(pages, request.context + 1)) continue;

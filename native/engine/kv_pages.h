@@ -25,4 +25,15 @@ class KvPages {
   std::vector<int32_t> free_;
 };
 
+// Pages of sequences outside the scheduler, given back at the end.
+struct PageLease {
+  explicit PageLease(KvPages& from) : pages(from) {}
+  PageLease(const PageLease&) = delete;
+  ~PageLease() {
+    for (std::vector<int32_t>& one : held) pages.shrink(one, 0);
+  }
+  KvPages& pages;
+  std::vector<std::vector<int32_t>> held;
+};
+
 }  // namespace at_moe

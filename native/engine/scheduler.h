@@ -28,6 +28,8 @@ class Scheduler {
  public:
   Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, EventSink& sink);
 
+  // Fails unless there are ids and all are in the vocabulary.
+  void check_ids(const std::vector<int32_t>& ids) const;
   // Failures are told through the sink.
   void add(GenerateRequest request);
   void add(ScoreRequest request);
@@ -62,7 +64,6 @@ class Scheduler {
   };
 
   Shared begin(const GenerateRequest& request);
-  void check_ids(const std::vector<int32_t>& ids) const;
   void cancel(Sequence::Kind kind, int64_t id);
 
   void start_prefill();

@@ -7,6 +7,7 @@
 #include "core/status.h"
 #include "engine/bench.h"
 #include "engine/limits.h"
+#include "engine/logits.h"
 #include "engine/merge.h"
 
 namespace at_moe {
@@ -117,6 +118,13 @@ Pass Worker::memory(JobResult& result) {
   statement.trainers = trainers_.device_bytes();
   result = statement;
   co_return;
+}
+
+Pass Worker::logits(ScoreRequest request, JobResult& result) {
+  Scheduler& on = scheduler();
+  std::vector<float> values;
+  co_await sequence_logits(*model_, on, request, routing(request.routing), values);
+  result = std::move(values);
 }
 
 Pass Worker::bench(BenchRequest request, JobResult& result) {

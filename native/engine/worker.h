@@ -28,6 +28,7 @@ class Worker {
   Pass begin_training(int64_t mixture, TrainOptions options, JobResult& result);  // mixture 0: the base
   Pass merged(MergeRequest request, JobResult& result);
   Pass memory(JobResult& result);
+  Pass logits(ScoreRequest request, JobResult& result);
   Pass bench(BenchRequest request, JobResult& result);
   Pass probe(JobResult& result);
 

@@ -1,6 +1,7 @@
 #include "model/decoder.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/status.h"
 #include "model/layer.h"
@@ -56,8 +57,7 @@ class InferencePass {
 
   // Log-probabilities of the labels, in runs of rows small enough for one block of logits.
   Pass score() {
-    const int64_t most = buffers_.logits.bytes() / static_cast<int64_t>(sizeof(float)) / config_.vocab_size;
-    const int64_t run = std::min<int64_t>(buffers_.chunk, most);
+    const int64_t run = head_run();
     for (size_t i = 0; i < sequences_.size(); ++i) {
       SequenceRows& sequence = sequences_[i];
       if (sequence.labels.empty()) continue;
@@ -68,6 +68,24 @@ class InferencePass {
       }
       for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(run)) {
         score_run(sequence, begin_[i], std::span(rows).subspan(at, std::min(static_cast<size_t>(run), rows.size() - at)));
+        co_await unit_end();
+      }
+    }
+  }
+
+  // Logits of all rows of the sequences that ask for them.
+  Pass all_logits() {
+    const int64_t run = head_run();
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      if (!sequences_[i].logits) continue;
+      std::vector<float>& out = *sequences_[i].logits;
+      out.resize(static_cast<size_t>((begin_[i + 1] - begin_[i]) * config_.vocab_size));
+      for (int64_t row = begin_[i]; row < begin_[i + 1]; row += run) {
+        std::vector<int32_t> rows(static_cast<size_t>(std::min(run, begin_[i + 1] - row)));
+        std::iota(rows.begin(), rows.end(), static_cast<int32_t>(row));
+        const Matrix logits = head_of(rows);
+        backend_.download(out.data() + (row - begin_[i]) * config_.vocab_size, logits.data,
+                          rows.size() * static_cast<size_t>(config_.vocab_size) * sizeof(float));
         co_await unit_end();
       }
     }
@@ -211,6 +229,12 @@ class InferencePass {
     layer_forward(model_, {index, mixtures, &kv_, index, layout(row, count), nullptr}, views);
   }
 
+  // Rows whose logits the workspace holds at once.
+  int64_t head_run() const {
+    const int64_t most = static_cast<int64_t>(buffers_.logits.bytes() / sizeof(float)) / config_.vocab_size;
+    return std::min(buffers_.chunk, most);
+  }
+
   Matrix head_of(const std::vector<int32_t>& rows) const {
     const int64_t count = static_cast<int64_t>(rows.size());
     backend_.upload(buffers_.last_rows.as<void>(), rows.data(), rows.size() * sizeof(int32_t));
@@ -287,6 +311,7 @@ Pass forward(const Model& model, Workspace& workspace, KvPool& kv, std::span<Seq
   InferencePass pass(model, workspace, kv, sequences);
   co_await pass.layers();
   co_await pass.score();
+  co_await pass.all_logits();
   result.logits = pass.last_logits();
 }
 

@@ -20,6 +20,7 @@ struct SequenceRows {
   SequenceRouting* routing = nullptr;
   std::vector<int32_t> labels;   // scoring: one per new row, the id whose log-probability is wanted, -100 = none; or empty
   std::vector<float> scores;     // out: [ids.size()] log-probabilities of the labels, 0 where there is none
+  std::vector<float>* logits = nullptr;  // filled with [ids.size(), V], or null
   RoutingTrace* trace = nullptr;  // filled with the records of the new rows (kFixed and kPool: one row), or null
 };
 
