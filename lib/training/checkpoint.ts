@@ -1,4 +1,4 @@
-import { writeFile } from 'node:fs/promises';
+import { readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
@@ -35,6 +35,20 @@ export type RunPosition = Pick<Description, 'step' | 'tokens' | 'next'>;
 
 export interface Checkpoint extends RunIdentity, RunPosition {
   state: TrainerState;
+}
+
+/** Says before the training what saving would say after hours of it. Error: IO for a folder with other files, or a file. */
+export async function checkCheckpointFolder(dir: string): Promise<void> {
+  const names = await readdir(dir).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return [];
+    throw new AtMoeError('ERR_AT_MOE_IO', `${dir}: checkpoints cannot be saved here: ${error.message}`, {
+      cause: error,
+    });
+  });
+  const foreign = names.find((name) => name !== descriptionFile && name !== stateFile);
+  if (foreign === undefined) return;
+  const message = `${dir}: holds ${JSON.stringify(foreign)}; checkpoints need a folder of their own`;
+  throw new AtMoeError('ERR_AT_MOE_IO', message);
 }
 
 /** Writes a checkpoint folder: a crash leaves the one before or this one. Errors: IO. */

@@ -4,7 +4,7 @@ import type { ExampleSource } from '../data/rows.js';
 import type { MixtureHandle, NativeEngine, TrainTarget } from '../native-types.js';
 import type { ChatTemplate } from '../text/chat-template.js';
 import type { Tokenizer } from '../text/tokenizer.js';
-import { abortReason } from './abort.js';
+import { abortReason, orAborted } from './abort.js';
 import type { ParsedEvaluationOptions } from './options.js';
 
 /** What is trained or evaluated, and what its rows are read with. */
@@ -59,4 +59,18 @@ export async function* readExamples(
   } catch (error) {
     throw abortReason(error, signal);
   }
+}
+
+/** All examples of a source, kept in memory. Errors: as readExamples; an abort does not wait for the source. */
+export async function collectExamples(
+  context: TrainingContext,
+  source: ExampleSource,
+  options: ParsedEvaluationOptions,
+): Promise<TokenizedExample[]> {
+  const collect = async () => {
+    const examples: TokenizedExample[] = [];
+    for await (const example of readExamples(context, source, options)) examples.push(example);
+    return examples;
+  };
+  return await orAborted(collect(), options.signal);
 }

@@ -5,7 +5,7 @@ import { AtMoeError } from '../errors.js';
 import type { NativeEngine } from '../native-types.js';
 import { abortReason } from './abort.js';
 import { type BatchTotals, batchTotals, engineBatch } from './batch.js';
-import { readExamples, type TrainingContext } from './context.js';
+import { collectExamples, type TrainingContext } from './context.js';
 import { type EvaluationOptions, type ParsedEvaluationOptions, parseEvaluationOptions } from './options.js';
 
 export interface EvaluationResult {
@@ -30,8 +30,7 @@ export async function readEvaluationSet(
   source: ExampleSource,
   options: ParsedEvaluationOptions,
 ): Promise<EvaluationSet> {
-  const examples: TokenizedExample[] = [];
-  for await (const example of readExamples(context, source, options)) examples.push(example);
+  const examples = await collectExamples(context, source, options);
   if (examples.length === 0) throw new AtMoeError('ERR_AT_MOE_BAD_DATA', 'there are no examples to evaluate');
   const packed = new PackedExamples(examples, { batchTokens: options.batchTokens, shuffle: false });
   const totals = { lossWeight: 0, labelled: 0, klRows: 0, tokens: 0 };

@@ -4,6 +4,7 @@ import { orAborted } from './abort.js';
 import type { BatchPlan } from './batch.js';
 import {
   type Checkpoint,
+  checkCheckpointFolder,
   checkResumable,
   loadCheckpoint,
   type RunIdentity,
@@ -78,6 +79,7 @@ async function* train(
 ): AsyncGenerator<TrainingProgress, void, undefined> {
   const { engine, target, fingerprint } = context;
   options.signal?.throwIfAborted();
+  if (options.checkpoint) await checkCheckpointFolder(options.checkpoint.dir);
   const source = await openSource(context, data, options);
   const schedule = resolveSchedule(options, source.totalSteps);
   const evaluation = options.evaluation && (await readEvaluationSet(context, options.evaluation.data, options));

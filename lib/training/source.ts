@@ -9,7 +9,7 @@ import {
 } from '../data/packing.js';
 import type { ExampleSource } from '../data/rows.js';
 import { AtMoeError } from '../errors.js';
-import { readExamples, type TrainingContext } from './context.js';
+import { collectExamples, readExamples, type TrainingContext } from './context.js';
 import type { ParsedTrainingOptions } from './options.js';
 
 /** The steps of a run. */
@@ -47,8 +47,8 @@ export async function openSource(
   const packing: PackingOptions = { batchTokens, accumulate, batchExamples, shuffle, seed };
   const endless = options.epochs === undefined && options.steps !== undefined;
   const isStream = typeof data !== 'string' && !Array.isArray(data) && !shuffle && (options.epochs ?? 1) === 1;
-  const reading = readExamples(context, data, options);
   if (isStream) {
+    const reading = readExamples(context, data, options);
     const totalSteps = options.steps ?? null;
     return {
       totalSteps,
@@ -57,8 +57,7 @@ export async function openSource(
       epochAfter: (_, done, last) => (last ? 1 : totalSteps === null ? 0 : done / totalSteps),
     };
   }
-  const examples: TokenizedExample[] = [];
-  for await (const example of reading) examples.push(example);
+  const examples = await collectExamples(context, data, options);
   if (options.balance?.supervision && !examples.some(({ groups }) => groups)) {
     throw new AtMoeError('ERR_AT_MOE_BAD_DATA', 'supervision needs rows with groups or experts, and there are none');
   }

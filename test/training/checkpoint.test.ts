@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -84,6 +84,23 @@ test('a checkpoint is written every few steps and at the end', async (t) => {
   }
   assert.deepEqual(steps, [0, 0, 3, 3, 3, 6, 7]);
   assert.deepEqual(readdirSync(dir), ['checkpoint.json', 'state.safetensors']);
+});
+
+test('a folder that holds something else is refused before the training', async (t) => {
+  const dir = folder(t);
+  const refused = async (checkpoint: string, message: RegExp) => {
+    const context = fakeContext();
+    const training = runTraining(context, rows(2), { checkpoint: { dir: checkpoint } });
+    await assert.rejects(
+      training.next(),
+      (error: AtMoeError) => error.code === 'ERR_AT_MOE_IO' && message.test(error.message),
+    );
+    assert.equal(context.fake.options, undefined);
+  };
+  mkdirSync(dir);
+  writeFileSync(join(dir, 'notes.txt'), '');
+  await refused(dir, /notes\.txt/);
+  await refused(join(dir, 'notes.txt'), /cannot be saved/);
 });
 
 test('a checkpoint of another run is refused, saying what differs', async (t) => {

@@ -181,6 +181,17 @@ test('an abort before the start does nothing, and one while a stream waits ends 
   assert.deepEqual([context.fake.rates.length, context.fake.ended], [1, 1]);
 });
 
+test('an abort does not wait for a source that is read into memory', async () => {
+  const controller = new AbortController();
+  async function* hanging(): AsyncGenerator<ExampleRow> {
+    yield* rows(2);
+    setImmediate().then(() => controller.abort());
+    await new Promise(() => undefined);
+  }
+  const training = runTraining(fakeContext(), hanging(), { signal: controller.signal });
+  await assert.rejects(training.next(), { name: 'AbortError' });
+});
+
 test('leaving the loop early ends the trainer', async () => {
   const context = fakeContext();
   for await (const { step } of runTraining(context, rows(9), { batchExamples: 1 })) if (step === 2) break;
