@@ -20,13 +20,13 @@ function found(folder: string): string {
 }
 
 function missing(cause: unknown): AtMoeError {
+  const root = process.env.AT_MOE_PREBUILD ?? packageRoot;
   const lines = [
     `the native part of at-moe cannot be loaded: ${cause instanceof Error ? cause.message.trim() : String(cause)}`,
     `  platform ${process.platform}, arch ${process.arch}, libc ${libcName()}, node ${process.version}`,
     '  looked in',
-    `    ${found(join(packageRoot, 'build', 'Release'))}`,
-    `    ${found(join(packageRoot, 'prebuilds', `${process.platform}-${process.arch}`))}`,
-    ...(process.env.AT_MOE_PREBUILD ? [`    ${found(process.env.AT_MOE_PREBUILD)} (AT_MOE_PREBUILD)`] : []),
+    `    ${found(join(root, 'build', 'Release'))}`,
+    `    ${found(join(root, 'prebuilds', `${process.platform}-${process.arch}`))}`,
     '  to use a prebuilt binary:  npm install at-moe --force',
     `  to build it here (CMake, a C++20 compiler):  cd ${packageRoot} && npm run build:native`,
   ];

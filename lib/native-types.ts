@@ -286,7 +286,7 @@ export interface BenchResult {
 export interface ProbeResult {
   /** Bytes per second. */
   readRate: number;
-  /** Fused multiply-adds per second. */
+  /** f32 operations per second, two per fused multiply-add. */
   fmaRate: number;
 }
 

@@ -62,7 +62,7 @@ export function loadAddon(): Addon {
   return addon;
 }
 
-export function listDevices(): DeviceDescription[] {
+export function devices(): DeviceDescription[] {
   return loadAddon().devices();
 }
 

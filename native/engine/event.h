@@ -83,7 +83,7 @@ struct BenchResult {
 };
 
 struct ProbeResult {
-  double read_rate = 0, fma_rate = 0;
+  double read_rate = 0, fma_rate = 0;  // bytes and f32 operations per second
 };
 
 using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
