@@ -7,8 +7,9 @@ import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-types.js';
 import { type RoutingControls, RoutingNames } from './routing-controls.js';
 import { TextGenerator } from './text-generator.js';
-import type { TrainingOptions } from './training/options.js';
-import { runTraining, type TrainingProgress } from './training/run.js';
+import type { TrainingContext } from './training/context.js';
+import type { EvaluationOptions, TrainingOptions } from './training/options.js';
+import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
 const options = {
   withinGroup: 'conditional' as const,
@@ -77,23 +78,20 @@ export class Adapter extends TextGenerator {
    * @throws AtMoeError ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE …; the signal's reason.
    */
   async *train(data: ExampleSource, trainingOptions: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
-    const { engine, tokenizer, chatTemplate, info, sha256 } = this.core;
-    const { config } = this.#adapter;
-    const context = {
-      engine,
-      mixture: this.#handle,
-      target: 'adapter' as const,
-      contextLength: info.contextLength,
-      fingerprint: JSON.stringify([sha256, config]),
-      dropout: config.dropout,
-      ...(tokenizer && { tokenizer }),
-      ...(chatTemplate && { chatTemplate }),
-    };
+    const { engine } = this.core;
     try {
-      yield* runTraining(context, data, trainingOptions);
+      yield* runTraining(this.#trainingContext(), data, trainingOptions);
     } finally {
       this.#adapter = withValues(this.#adapter, 'experts.0.', await engine.readMixture(this.#handle, 'experts.0.'));
     }
+  }
+
+  /**
+   * The loss of the adapter on data, in nats per token, without dropout.
+   * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE; the signal's reason.
+   */
+  async evaluate(data: ExampleSource, evaluationOptions: EvaluationOptions = {}): Promise<EvaluationResult> {
+    return await evaluateLoss(this.#trainingContext(), data, evaluationOptions);
   }
 
   /** Writes the adapter as PEFT does. @throws AtMoeError ERR_AT_MOE_IO. */
@@ -110,5 +108,20 @@ export class Adapter extends TextGenerator {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  #trainingContext(): TrainingContext {
+    const { engine, tokenizer, chatTemplate, info, sha256 } = this.core;
+    const { config } = this.#adapter;
+    return {
+      engine,
+      mixture: this.#handle,
+      target: 'adapter',
+      contextLength: info.contextLength,
+      fingerprint: JSON.stringify([sha256, config]),
+      dropout: config.dropout,
+      ...(tokenizer && { tokenizer }),
+      ...(chatTemplate && { chatTemplate }),
+    };
   }
 }

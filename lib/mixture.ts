@@ -19,8 +19,9 @@ import {
 } from './routing-controls.js';
 import { parseRoutingOptions, type RoutingOptions } from './routing-options.js';
 import { TextGenerator } from './text-generator.js';
-import type { TrainingOptions } from './training/options.js';
-import { runTraining, type TrainingProgress } from './training/run.js';
+import type { TrainingContext } from './training/context.js';
+import type { EvaluationOptions, TrainingOptions } from './training/options.js';
+import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
 /** An expert to be: LoRA options for a fresh one, or the folder of a PEFT adapter. */
 export type ExpertSpec = LoraOptions | { adapter: string };
@@ -204,19 +205,9 @@ export class Mixture extends TextGenerator {
     data: ExampleSource,
     options: TrainingOptions,
   ): AsyncGenerator<TrainingProgress> {
-    const { engine, tokenizer, chatTemplate, info } = this.core;
+    const context = this.#trainingContext(target);
     this.#begin();
     const handle = this.#handle;
-    const context = {
-      engine,
-      mixture: handle,
-      target,
-      groups: this.#names.groups,
-      contextLength: info.contextLength,
-      fingerprint: this.#fingerprint(),
-      ...(tokenizer && { tokenizer }),
-      ...(chatTemplate && { chatTemplate }),
-    };
     try {
       yield* runTraining(context, data, options);
     } finally {
@@ -226,6 +217,28 @@ export class Mixture extends TextGenerator {
         this.#training = false;
       }
     }
+  }
+
+  /**
+   * The loss on data as the router weighs the experts, in nats per token.
+   * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE; the signal's reason.
+   */
+  async evaluate(data: ExampleSource, options: EvaluationOptions = {}): Promise<EvaluationResult> {
+    return await evaluateLoss(this.#trainingContext('router'), data, options);
+  }
+
+  #trainingContext(target: 'router' | 'joint'): TrainingContext {
+    const { engine, tokenizer, chatTemplate, info } = this.core;
+    return {
+      engine,
+      mixture: this.#handle,
+      target,
+      groups: this.#names.groups,
+      contextLength: info.contextLength,
+      fingerprint: this.#fingerprint(),
+      ...(tokenizer && { tokenizer }),
+      ...(chatTemplate && { chatTemplate }),
+    };
   }
 
   /** The mixture's data with the values the engine holds. */

@@ -21,8 +21,9 @@ import type { MemoryStatement } from './native-types.js';
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
 import { TextGenerator } from './text-generator.js';
-import type { TrainingOptions } from './training/options.js';
-import { runTraining, type TrainingProgress } from './training/run.js';
+import type { TrainingContext } from './training/context.js';
+import type { EvaluationOptions, TrainingOptions } from './training/options.js';
+import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
 export interface LoadModelOptions {
   /** 'auto' (default): a GPU when there is one, else the CPU. */
@@ -195,18 +196,33 @@ export class Model extends TextGenerator {
     options: TrainingOptions & { saveTo?: string } = {},
   ): AsyncGenerator<TrainingProgress> {
     const { saveTo, ...training } = options;
-    const { engine, tokenizer, chatTemplate, info, sha256 } = this.#core;
     const context = {
+      ...this.#trainingContext(),
+      ...(saveTo && { onEnd: (trainer: number) => this.#saveBase(trainer, saveTo) }),
+    };
+    yield* runTraining(context, data, training);
+  }
+
+  /**
+   * The loss of the base on data, in nats per token; it need not be trainable.
+   * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE; the signal's reason.
+   */
+  async evaluate(data: ExampleSource, options: EvaluationOptions = {}): Promise<EvaluationResult> {
+    this.#core.check();
+    return await evaluateLoss(this.#trainingContext(), data, options);
+  }
+
+  #trainingContext(): TrainingContext {
+    const { engine, tokenizer, chatTemplate, info, sha256 } = this.#core;
+    return {
       engine,
       mixture: null,
-      target: 'base' as const,
+      target: 'base',
       contextLength: info.contextLength,
       fingerprint: sha256,
       ...(tokenizer && { tokenizer }),
       ...(chatTemplate && { chatTemplate }),
-      ...(saveTo && { onEnd: (trainer: number) => this.#saveBase(trainer, saveTo) }),
     };
-    yield* runTraining(context, data, training);
   }
 
   async #saveBase(trainer: number, dir: string): Promise<void> {

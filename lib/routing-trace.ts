@@ -90,21 +90,78 @@ export function buildTrace(
   return trace;
 }
 
-/** A compact rendering: a row per expert, its mean weight over the layers as a bar, and the spread over the layers. */
-export function renderTrace(trace: RoutingTrace, width = 24): string {
-  const lines: string[] = [];
-  const meanOver = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
-  const cell = (value: number) => value.toFixed(3);
-  for (const [g, group] of trace.groups.entries()) {
-    const alphas = trace.layers.map((layer) => layer.groupWeights[g] as number);
-    lines.push(`${group.padEnd(34)} ${cell(meanOver(alphas))}`);
-    for (const [e, path] of trace.experts.entries()) {
-      if (!path.startsWith(`${group}/`)) continue;
-      const weights = trace.layers.map((layer) => layer.expertWeights[e] as number);
-      const bar = '█'.repeat(Math.round(meanOver(weights) * width)).padEnd(width, '·');
-      const range = `${cell(Math.min(...weights))}–${cell(Math.max(...weights))}`;
-      lines.push(`  ${path.slice(group.length + 1).padEnd(32)} ${cell(meanOver(weights))} ${bar} ${range}`);
-    }
-  }
+export interface RenderOptions {
+  /** Characters of a full bar; default 24. */
+  width?: number;
+  /** Tokens shown with token scope, from the first on; default 32, 0 = none. */
+  tokens?: number;
+}
+
+const mostLayers = 40;
+const levels = '▁▂▃▄▅▆▇█';
+
+const meanOf = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
+
+/** A character per layer, or per run of layers where there are many; heights from 0 to 1. */
+function sparkline(values: readonly number[]): string {
+  const count = Math.min(values.length, mostLayers);
+  return Array.from({ length: count }, (_, i) => {
+    const part = values.slice(Math.floor((i * values.length) / count), Math.floor(((i + 1) * values.length) / count));
+    return levels[Math.min(levels.length - 1, Math.floor(meanOf(part) * levels.length))];
+  }).join('');
+}
+
+function weightRows(trace: RoutingTrace, width: number): string[] {
+  const { groups, experts, layers } = trace;
+  const names = [...groups, ...experts.map((path) => `  ${path.slice(path.indexOf('/') + 1)}`)];
+  const column = Math.max(...names.map((name) => name.length));
+  const row = (name: string, values: number[], filled: string) => {
+    const mean = meanOf(values);
+    const bar = filled.repeat(Math.round(Math.min(mean, 1) * width)).padEnd(width);
+    return `${name.padEnd(column)}  ${mean.toFixed(3)}  ${bar}  ${sparkline(values)}`.trimEnd();
+  };
+  const head = `${''.padEnd(column)}  mean   ${''.padEnd(width)}  layers 0 to ${layers.length - 1}`;
+  return groups.reduce(
+    (lines, group, g) => {
+      lines.push(row(group, layers.map((layer) => layer.groupWeights[g] as number), '█'));
+      for (const [e, path] of experts.entries()) {
+        if (!path.startsWith(`${group}/`)) continue;
+        lines.push(row(`  ${path.slice(group.length + 1)}`, layers.map((layer) => layer.expertWeights[e] as number), '▒'));
+      }
+      return lines;
+    },
+    [head],
+  );
+}
+
+/** Per token the strongest expert of every group, by its mean weight over the layers. */
+function tokenRows({ groups, experts, tokens = [] }: RoutingTrace, most: number): string[] {
+  const shown = tokens.slice(0, most);
+  const label = ({ id, text }: { id: number; text?: string }) => (text === undefined ? String(id) : JSON.stringify(text));
+  const column = Math.max(...shown.map((token) => label(token).length));
+  const cells = shown.map(({ layers }) => {
+    const weights = experts.map((_, e) => meanOf(layers.map((layer) => layer.expertWeights[e] as number)));
+    return groups.map((group) => {
+      const own = experts.flatMap((path, e) => (path.startsWith(`${group}/`) ? [{ path, weight: weights[e] as number }] : []));
+      const best = own.reduce((a, b) => (b.weight > a.weight ? b : a));
+      return `${best.path.slice(group.length + 1)} ${best.weight.toFixed(2)}`;
+    });
+  });
+  const widths = groups.map((group, g) => Math.max(group.length, ...cells.map((row) => (row[g] as string).length)));
+  const line = (first: string, row: readonly string[]) =>
+    `${first.padEnd(column)}  ${row.map((cell, g) => cell.padEnd(widths[g] as number)).join('  ')}`.trimEnd();
+  const rows = shown.map((token, i) => line(label(token), cells[i] as string[]));
+  const rest = tokens.length > most ? [`… ${tokens.length - most} more tokens`] : [];
+  return ['', line('token', groups), ...rows, ...rest];
+}
+
+/**
+ * A compact text: per group and expert its mean weight over the layers, as a number and a bar, and its course over the
+ * layers; with token scope per token the strongest expert of each group.
+ */
+export function renderTrace(trace: RoutingTrace, options: RenderOptions = {}): string {
+  const { width = 24, tokens = 32 } = options;
+  const lines = weightRows(trace, width);
+  if (tokens > 0 && trace.tokens && trace.tokens.length > 0) lines.push(...tokenRows(trace, tokens));
   return `${lines.join('\n')}\n`;
 }
