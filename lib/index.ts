@@ -11,7 +11,7 @@ export { type InitializeOptions, initializeModel } from './initialize.js';
 export { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memory.js';
 export { type ExpertSpec, Mixture, type MixtureOptions } from './mixture.js';
 export { type LoadModelOptions, loadModel, Model } from './model.js';
-export { listDevices as devices } from './native.js';
+export { devices } from './native.js';
 export type { DeviceDescription, MemoryStatement } from './native-types.js';
 export type { RoutingControls } from './routing-controls.js';
 export type { RoutingOptions } from './routing-options.js';
