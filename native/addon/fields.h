@@ -37,7 +37,8 @@ class Fields {
   std::vector<T> values(const char* name) const {
     if (!has(name)) return {};
     const Napi::Value value = get(name);
-    if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != array_type<T>()) wrong(name, array_name<T>());
+    if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != array_type<T>())
+      wrong(name, array_name<T>());
     const Napi::TypedArrayOf<T> array = value.As<Napi::TypedArrayOf<T>>();
     return std::vector<T>(array.Data(), array.Data() + array.ElementLength());
   }
