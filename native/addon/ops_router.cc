@@ -96,6 +96,30 @@ void router_forward(OpCall& call) {
   call.backend().synchronize();
 }
 
+// in, out (added to), runs [{begin, end, row}]
+void sum_rows(OpCall& call) {
+  std::vector<SumRows::Run> runs;
+  for (const Napi::Object& source : OpCall::list(call.args(), "runs")) {
+    runs.push_back({OpCall::integer(source, "begin"), OpCall::integer(source, "end"), OpCall::integer(source, "row")});
+  }
+  const Matrix in = call.matrix("in", DType::f32);
+  call.backend().forward(SumRows{in, call.update("out", DType::f32), runs});
+  call.backend().synchronize();
+}
+
+// out, accumulate?, runs [{begin, end, source, factor?}]
+void spread_rows(OpCall& call) {
+  std::vector<SpreadRows::Run> runs;
+  for (const Napi::Object& source : OpCall::list(call.args(), "runs")) {
+    const auto cols = static_cast<int64_t>(OpCall::values<float>(source, "source").size());
+    runs.push_back({OpCall::integer(source, "begin"), OpCall::integer(source, "end"),
+                    call.array<float>(source, "source"), cols,
+                    static_cast<float>(OpCall::number(source, "factor", 1))});
+  }
+  call.backend().forward(SpreadRows{call.update("out", DType::f32), runs, call.flag("accumulate")});
+  call.backend().synchronize();
+}
+
 void router_backward(OpCall& call) {
   const RouterShape shape = shape_of(call.args());
   const RouterLayer layer = layer_of(call, call.args());
@@ -129,7 +153,11 @@ void router_backward(OpCall& call) {
 }  // namespace
 
 std::vector<OpEntry> router_ops() {
-  return {{"routerLogits", router_logits}, {"routerForward", router_forward}, {"routerBackward", router_backward}};
+  return {{"routerLogits", router_logits},
+          {"routerForward", router_forward},
+          {"routerBackward", router_backward},
+          {"sumRows", sum_rows},
+          {"spreadRows", spread_rows}};
 }
 
 }  // namespace at_moe
