@@ -1,0 +1,155 @@
+import { access } from 'node:fs/promises';
+import { isDeepStrictEqual } from 'node:util';
+import type { Adapter } from '../adapter.js';
+import type { Mixture } from '../mixture.js';
+import type { Model } from '../model.js';
+import type { TrainingProgress } from '../training/run.js';
+import { type Command, type Flags, parseCommand, required, UsageError, type Values } from './flags.js';
+import { modelFlags, openMixture, openModel } from './open.js';
+import { groupNames, learningFlags, loraOptions, mixtureOptions, newFlags, trainingOptions } from './train-flags.js';
+import { progressView } from './train-progress.js';
+
+const targets = ['expert', 'general', 'router', 'joint', 'adapter', 'base'] as const;
+type Target = (typeof targets)[number];
+
+const command = {
+  name: 'train',
+  usage: `${targets.join('|')} --model DIR|NAME --data FILE [flags]`,
+  summary:
+    'Trains one expert of a mixture alone, its general adapter, its router, or experts and router together (joint); or ' +
+    'one adapter without a mixture; or all parameters of a small base. The result is saved at the end, and after ' +
+    'Ctrl-C with the steps done so far.',
+  positionals: 1,
+  flags: {
+    ...modelFlags,
+    mixture: { type: 'string', value: 'DIR', help: 'the mixture; made by --group when there is no such folder' },
+    adapter: { type: 'string', value: 'DIR', help: 'the adapter to go on with; a fresh one when there is no such folder' },
+    expert: { type: 'string', value: 'GROUP/NAME', help: 'the expert to train' },
+    data: { type: 'string', short: 'd', value: 'FILE', help: 'JSONL of {prompt, completion} or {messages}' },
+    output: { type: 'string', short: 'o', value: 'DIR', help: 'where the result goes; default --mixture or --adapter' },
+    ...newFlags,
+    ...learningFlags,
+    json: { type: 'boolean', help: 'one JSON object per step on stdout' },
+  },
+  examples: [
+    'train expert --model ./model --mixture ./mixture --group function=diagnosis,triage --group style=brief,formal \\\n' +
+      '      --expert function/triage --data triage.jsonl --rank 8 --epochs 3',
+    'train router --model ./model --mixture ./mixture --data compound.jsonl --group-balance 0.01 --eval held-out.jsonl',
+    'train adapter --model owner/name --data rows.jsonl --output ./adapter --learning-rate 2e-4',
+    'train base --model ./tiny --data corpus.jsonl --output ./trained --checkpoint ./state --resume ./state',
+  ],
+} as const satisfies Command<Flags>;
+
+type TrainValues = Values<typeof command.flags>;
+
+/** A run that is ready to start. `save` is called after its last step. */
+interface Run {
+  steps: AsyncGenerator<TrainingProgress>;
+  output: string;
+  save: () => Promise<void>;
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  return await access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+/** The mixture of --mixture, or a new one of --group. @throws UsageError when both are there and differ. */
+async function mixtureOf(model: Model, values: TrainValues): Promise<Mixture> {
+  const dir = values.mixture ?? required('mixture', values.output);
+  const groups = values.group && groupNames(values.group);
+  if (values.mixture !== undefined && (!groups || (await isFolder(dir)))) {
+    const mixture = await openMixture(model, dir);
+    if (groups && !isDeepStrictEqual(groups, mixture.groups)) {
+      throw new UsageError(`--group differs from the groups of ${dir}, which is there already`);
+    }
+    return mixture;
+  }
+  if (!groups) throw new UsageError('--mixture, or --group for a new one, is missing');
+  return await model.createMixture(mixtureOptions(values));
+}
+
+async function adapterOf(model: Model, values: TrainValues): Promise<Adapter> {
+  if (values.adapter !== undefined && (await isFolder(values.adapter))) return await model.loadAdapter(values.adapter);
+  return await model.createAdapter(loraOptions(values), values.seed);
+}
+
+async function prepare(target: Target, model: Model, values: TrainValues, signal: AbortSignal): Promise<Run> {
+  const data = required('data', values.data);
+  const options = trainingOptions(values, signal);
+  if (target === 'base') {
+    const output = required('output', values.output);
+    return { steps: model.train(data, { ...options, saveTo: output }), output, save: async () => {} };
+  }
+  if (target === 'adapter') {
+    const output = required('output', values.output ?? values.adapter);
+    const adapter = await adapterOf(model, values);
+    return { steps: adapter.train(data, options), output, save: () => adapter.save(output) };
+  }
+  const output = required('mixture', values.output ?? values.mixture);
+  const mixture = await mixtureOf(model, values);
+  const steps = {
+    expert: () => mixture.trainExpert(required('expert', values.expert), data, options),
+    general: () => mixture.trainGeneral(data, options),
+    router: () => mixture.trainRouter(data, options),
+    joint: () => mixture.trainJoint(data, options),
+  }[target]();
+  return { steps, output, save: () => mixture.save(output) };
+}
+
+/** Runs to the end or to an abort, and saves what was learnt. Rethrows the abort after saving. */
+async function runAndSave({ steps, output, save }: Run, json: boolean, signal: AbortSignal): Promise<void> {
+  const view = progressView(json);
+  let last: TrainingProgress | undefined;
+  let aborted: unknown;
+  try {
+    for await (const progress of steps) {
+      last = progress;
+      view.show(progress);
+    }
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    aborted = error;
+  } finally {
+    view.stop();
+  }
+  if (last) {
+    await save();
+    const message = `saved ${output} after ${last.step} steps, loss ${last.loss.toFixed(4)}`;
+    if (json) process.stdout.write(`${JSON.stringify({ saved: output, step: last.step, loss: last.loss })}\n`);
+    else process.stdout.write(`${message}\n`);
+  }
+  if (signal.aborted) throw aborted ?? signal.reason;
+}
+
+function checkFlags(target: Target, values: TrainValues): void {
+  if (target !== 'expert' && values.expert !== undefined) throw new UsageError('--expert is for train expert');
+  if (target === 'expert') required('expert', values.expert);
+  const alone = target === 'adapter' || target === 'base';
+  if (alone && (values.mixture !== undefined || values.group)) {
+    throw new UsageError(`train ${target} takes no mixture`);
+  }
+  if (target !== 'adapter' && values.adapter !== undefined) throw new UsageError('--adapter is for train adapter');
+  required('data', values.data);
+  if (target === 'base') required('output', values.output);
+  else if (target === 'adapter') required('output', values.output ?? values.adapter);
+  else required('mixture', values.mixture ?? values.output);
+}
+
+export async function train(argv: string[], signal: AbortSignal): Promise<number> {
+  const parsed = parseCommand(command, argv);
+  if (!parsed) return 0;
+  const { values, positionals } = parsed;
+  const target = targets.find((name) => name === positionals[0]);
+  if (!target) throw new UsageError(`what to train is one of ${targets.join(', ')}`);
+  checkFlags(target, values);
+  const model = await openModel(values, signal, { trainable: target === 'base' });
+  try {
+    await runAndSave(await prepare(target, model, values, signal), values.json === true, signal);
+    return 0;
+  } finally {
+    await model.dispose();
+  }
+}
