@@ -51,7 +51,8 @@ function packagesAreCurrent() {
 function installPackages() {
   if (packagesAreCurrent()) return;
   if (!quiet) console.log('setup: packages');
-  run(process.platform === 'win32' ? 'npm.cmd' : 'npm', ['ci']);
+  // No package here needs its install script, and our own would only report that the addon is not built yet.
+  run(process.platform === 'win32' ? 'npm.cmd' : 'npm', ['ci', '--ignore-scripts']);
 }
 
 function main() {
