@@ -10,6 +10,7 @@
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/kv.h"
+#include "cpu/weight.h"
 
 namespace at_moe {
 
@@ -19,7 +20,8 @@ using cpu::Tile;
 
 namespace {
 
-constexpr int64_t kQueryRows = 48;  // query rows times heads of a block
+constexpr int64_t kQueryRows = 48;   // query rows times heads of a block
+constexpr int64_t kDirectRows = 12;  // up to here V is read in place
 
 struct RowBlock {
   int64_t begin = 0, end = 0;
@@ -51,14 +53,15 @@ class BlockAttention {
         width_(kv_.value_stride()),
         group_(args.heads / kv_.shape().kv_heads),
         count_((rows.end - rows.begin) * group_),
-        scores_(scratch),
+        gathered_(scratch),
+        scores_(gathered_ + kKeyRun * kPanel),
         q_(scores_ + count_ * kKeyRun),
         out_(q_ + count_ * width_),
         run_out_(out_ + count_ * width_),
         maximum_(run_out_ + count_ * width_),
         sum_(maximum_ + count_) {}
 
-  static int64_t scratch_floats(int64_t rows, int64_t width) { return rows * (kKeyRun + 3 * width + 2); }
+  static int64_t scratch_floats(int64_t rows, int64_t width) { return kKeyRun * kPanel + rows * (kKeyRun + 3 * width + 2); }
 
   void compute() {
     load_queries();
@@ -112,23 +115,57 @@ class BlockAttention {
       reduced[r] = kernels_.softmax(scores_ + r * kKeyRun, keys, first, std::max(first, visible));
     }
 
+    std::memset(run_out_, 0, sizeof(float) * static_cast<size_t>(count_ * width_));
+    if (count_ > kDirectRows) {
+      add_values_by_column(pages, begin, end, origin);
+    } else {
+      add_values_by_page(pages, begin, end, origin);
+    }
+    for (int64_t r = 0; r < count_; ++r) blend(r, reduced[r]);
+  }
+
+  // Few rows: V is read where it lies.
+  void add_values_by_page(const int32_t* pages, int64_t begin, int64_t end, int64_t origin) {
     Tile values;
     values.rows = count_;
-    values.panels = width_ / 16;
+    values.panels = width_ / kPanel;
     values.a_row = kKeyRun;
-    values.b_panel = 16;
+    values.b_panel = kPanel;
     values.b_k = width_;
     values.acc = run_out_;
     values.acc_row = width_;
-    std::memset(run_out_, 0, sizeof(float) * static_cast<size_t>(count_ * width_));
     for (int64_t page = origin; page < end; page += kPageTokens) {
       const int64_t from = std::max(page, begin);
       values.k = std::min(page + kPageTokens, end) - from;
       values.a = scores_ + (from - origin);
-      values.b = kv_.values(args_.layer, pages[page / kPageTokens], kv_head_) + (from - page) * width_;
+      values.b = page_values(pages, page) + (from - page) * width_;
       kernels_.multiply(values);
     }
-    for (int64_t r = 0; r < count_; ++r) blend(r, reduced[r]);
+  }
+
+  // Many rows: 16 columns of the whole run are gathered first, and all rows pass over them.
+  void add_values_by_column(const int32_t* pages, int64_t begin, int64_t end, int64_t origin) {
+    Tile values;
+    values.rows = count_;
+    values.panels = 1;
+    values.k = end - begin;
+    values.a = scores_ + (begin - origin);
+    values.a_row = kKeyRun;
+    values.b = gathered_;
+    values.acc_row = width_;
+    for (int64_t column = 0; column < width_; column += kPanel) {
+      float* to = gathered_;
+      for (int64_t key = begin; key < end; ++key, to += kPanel) {
+        const float* from = page_values(pages, key) + key % kPageTokens * width_ + column;
+        std::memcpy(to, from, sizeof(float) * kPanel);
+      }
+      values.acc = run_out_ + column;
+      kernels_.multiply(values);
+    }
+  }
+
+  const float* page_values(const int32_t* pages, int64_t key) const {
+    return kv_.values(args_.layer, pages[key / kPageTokens], kv_head_);
   }
 
   void blend(int64_t r, const ScoreRow& run) {
@@ -160,7 +197,7 @@ class BlockAttention {
   const CpuKvPool& kv_;
   const RowBlock rows_;
   const int64_t kv_head_, dim_, width_, group_, count_;
-  float *scores_, *q_, *out_, *run_out_, *maximum_, *sum_;
+  float *gathered_, *scores_, *q_, *out_, *run_out_, *maximum_, *sum_;
 };
 
 }  // namespace

@@ -48,6 +48,8 @@ struct Kernels {
   void (*widen[3])(const char* panel, int64_t begin, int64_t count, float* out);
   // The same, transposed: out[o * out_row + i] for 16 outputs o, and inputs i < 16, zero from count on.
   void (*widen_transposed[3])(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
+  // in [16][16] -> out[j][i].
+  void (*transpose)(const float* in, int64_t in_row, float* out, int64_t out_row);
   // 16 rows of `cols` values of `source_type`, `source_row` bytes apart, into a packed panel; rows from `rows` on are zero.
   void (*pack)(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype, char* panel);
   // scores -> exp(scores - max) over [first, last), exact zero elsewhere in [0, keys).

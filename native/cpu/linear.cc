@@ -89,13 +89,13 @@ void CpuBackend::forward(const LinearForward& args) {
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
-  const BlockedRows blocked = rows > kernels_.line_rows ? block_rows(kInputSlot, args.x) : BlockedRows();
+  const BlockedRows blocked = rows > 2 * kernels_.line_rows ? block_rows(kInputSlot, args.x) : BlockedRows();
 
   if (!segments.empty()) {
     require(args.hg && args.routing, "linear: adapters need hg and routing");
     const Matrix& x = args.shrink_x ? args.shrink_x : args.x;
     BlockedRows shrink_blocked = blocked;
-    if (args.shrink_x && rows > kernels_.line_rows) shrink_blocked = block_rows(kShrinkSlot, x);
+    if (args.shrink_x && rows > 2 * kernels_.line_rows) shrink_blocked = block_rows(kShrinkSlot, x);
     std::vector<Product> products;
     for (const AdapterSegment& segment : segments) products.push_back(shrink(args, segment, x, shrink_blocked));
     multiply(products);
@@ -128,7 +128,7 @@ void CpuBackend::forward(const LinearForward& args) {
 void CpuBackend::forward(const RouterLogits& args) {
   std::vector<Product> products;
   bool many = false;
-  for (const RouterLogits::Segment& segment : args.segments) many |= segment.end - segment.begin > kernels_.line_rows;
+  for (const RouterLogits::Segment& segment : args.segments) many |= segment.end - segment.begin > 2 * kernels_.line_rows;
   const BlockedRows blocked = many ? block_rows(kInputSlot, args.x) : BlockedRows();
   for (const RouterLogits::Segment& segment : args.segments) {
     if (segment.begin >= segment.end) continue;

@@ -27,7 +27,8 @@ namespace {
 constexpr int64_t kRowBlock = 128;
 constexpr int64_t kMaxGroup = 8;
 constexpr int64_t kMaxLineGroup = 16;
-constexpr int64_t kGradientOutputs = 72;  // a multiple of every tile's rows
+constexpr int64_t kGradientOutputs = 96;  // a multiple of every tile's rows and of a panel
+constexpr int64_t kGradientInputs = 16 * kPanel;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -45,7 +46,7 @@ std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int
     Plan cut;
     const int64_t rows = p.end - p.begin, panels = divide_up(p.cols, kPanel);
     cut.row_blocks = divide_up(rows, kRowBlock);
-    const int64_t wanted = std::clamp<int64_t>(pieces / (8 * workers), 1, rows <= line_rows ? kMaxLineGroup : kMaxGroup);
+    const int64_t wanted = std::clamp<int64_t>(pieces / (8 * workers), 1, rows <= 2 * line_rows ? kMaxLineGroup : kMaxGroup);
     cut.group = wanted >= 4 ? wanted / 4 * 4 : wanted;
     cut.groups = divide_up(panels, cut.group);
     cut.first_task = *tasks;
@@ -80,18 +81,33 @@ void load_panels(const Kernels& kernels, const Term& term, int64_t first, int64_
 
 void add_lines(const Kernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end) {
   const CpuWeight& w = *term.weight;
-  for (const auto& [from, to] : term.ranges) {
-    Lines lines;
-    lines.rows = end - begin;
-    lines.panels = divide_up(block.cols, kPanel);
-    lines.k = to - from;
-    lines.w = w.panel(block.col / kPanel) + from * kPanel * static_cast<int64_t>(size_of(w.dtype()));
-    lines.w_panel = w.panel_bytes();
-    lines.a = term.a.row(begin) + from;
-    lines.a_row = term.a.stride;
-    lines.acc = block.at(begin);
-    lines.acc_row = block.stride;
+  Lines lines;
+  lines.w_panel = w.panel_bytes();
+  lines.a_row = term.a.stride;
+  lines.acc_row = block.stride;
+  const auto add = [&](int64_t row, int64_t rows, int64_t panel, int64_t panels, int64_t k, int64_t n) {
+    lines.rows = rows;
+    lines.panels = panels;
+    lines.k = n;
+    lines.w = w.panel(block.col / kPanel + panel) + k * kPanel * static_cast<int64_t>(size_of(w.dtype()));
+    lines.a = term.a.row(row) + k;
+    lines.acc = block.at(row) + panel * kPanel;
     kernels.lines[static_cast<int>(w.dtype())](lines);
+  };
+  const int64_t panels = divide_up(block.cols, kPanel), rows = end - begin;
+  for (const auto& [from, to] : term.ranges) {
+    if (rows <= kernels.line_rows) {
+      add(begin, rows, 0, panels, from, to - from);
+      continue;
+    }
+    // Twice as many: the second half of the rows finds each piece of a panel in the first-level cache.
+    for (int64_t p = 0; p < panels; ++p) {
+      for (int64_t k = from; k < to; k += kBlockK) {
+        const int64_t n = std::min(kBlockK, to - k), half = (rows + 1) / 2;
+        add(begin, half, p, 1, k, n);
+        add(begin + half, rows - half, p, 1, k, n);
+      }
+    }
   }
 }
 
@@ -171,7 +187,7 @@ void CpuBackend::multiply(std::span<const Product> products) {
       for (const Term& term : product.terms) {
         const int64_t begin = std::max(block.row, term.begin), end = std::min(block.row + block.rows, term.end);
         if (begin >= end) continue;
-        if (!term.transposed && end - begin <= kernels.line_rows) {
+        if (!term.transposed && end - begin <= 2 * kernels.line_rows) {
           add_lines(kernels, term, part, begin, end);
         } else {
           add_tiles(kernels, term, part, begin, end, scratch);
@@ -196,8 +212,36 @@ BlockedRows CpuBackend::block_rows(int slot, const Matrix& x) {
   return {data, x.rows * kBlockK};
 }
 
+namespace {
+
+// in [rows, cols] -> out[c][n], rows of out kGradientRun apart.
+void turn(const Kernels& kernels, const float* in, int64_t in_row, int64_t rows, int64_t cols, float* out) {
+  const int64_t whole_rows = rows / kPanel * kPanel, whole_cols = cols / kPanel * kPanel;
+  for (int64_t n = 0; n < whole_rows; n += kPanel) {
+    for (int64_t c = 0; c < whole_cols; c += kPanel) {
+      kernels.transpose(in + n * in_row + c, in_row, out + c * kGradientRun + n, kGradientRun);
+    }
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t c = n < whole_rows ? whole_cols : 0; c < cols; ++c) out[c * kGradientRun + n] = in[n * in_row + c];
+  }
+}
+
+// Columns [0, kPanel) of `rows` rows, those from `cols` on as zero.
+void copy_panel(const float* in, int64_t in_row, int64_t rows, int64_t cols, float* out) {
+  if (cols >= kPanel) {
+    for (int64_t n = 0; n < rows; ++n) std::memcpy(out + n * kPanel, in + n * in_row, sizeof(float) * kPanel);
+    return;
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t c = 0; c < kPanel; ++c) out[n * kPanel + c] = c < cols ? in[n * in_row + c] : 0.0f;
+  }
+}
+
+}  // namespace
+
 // A task owns a block of outputs by a group of inputs and walks the runs in order; a run is reduced from zero in scratch
-// and then added. g is copied so that the outputs of a token are neighbours, x into panels of 16 inputs.
+// and then added. g is turned so that the tokens of an output are neighbours, x copied into panels of 16 inputs.
 void CpuBackend::accumulate(std::span<const GradientProduct> products) {
   const Kernels& kernels = kernels_;
   struct Task {
@@ -206,43 +250,37 @@ void CpuBackend::accumulate(std::span<const GradientProduct> products) {
   };
   std::vector<Task> tasks;
   for (const GradientProduct& p : products) {
-    for (int64_t input = 0; input < p.x.cols; input += kMaxGroup * kPanel) {
-      for (int64_t output = 0; output < p.g.cols; output += kGradientOutputs) tasks.push_back({&p, output, input});
+    for (int64_t output = 0; output < p.g.cols; output += kGradientOutputs) {
+      for (int64_t input = 0; input < p.x.cols; input += kGradientInputs) tasks.push_back({&p, output, input});
     }
   }
   pool_.run(static_cast<int64_t>(tasks.size()), [&](int64_t index, int worker) {
     const auto [p, output, input] = tasks[static_cast<size_t>(index)];
     const int64_t outputs = std::min(kGradientOutputs, p->g.cols - output);
-    const int64_t inputs = std::min(kMaxGroup * kPanel, p->x.cols - input);
-    const int64_t width = divide_up(inputs, kPanel) * kPanel;
-    float* a = worker_scratch(worker, kGradientRun * (kGradientOutputs + kPanel) + outputs * width);
+    const int64_t inputs = std::min(kGradientInputs, p->x.cols - input);
+    float* a = worker_scratch(worker, kGradientRun * (kGradientOutputs + kPanel) + kGradientOutputs * kGradientInputs);
     float* b = a + kGradientRun * kGradientOutputs;
     float* acc = b + kGradientRun * kPanel;
     for (int64_t run = p->begin; run < p->end; run += kGradientRun) {
       const int64_t rows = std::min(kGradientRun, p->end - run);
-      for (int64_t n = 0; n < rows; ++n) {
-        std::memcpy(a + n * outputs, p->g.row(run + n) + output, sizeof(float) * static_cast<size_t>(outputs));
-      }
-      std::memset(acc, 0, sizeof(float) * static_cast<size_t>(outputs * width));
+      turn(kernels, p->g.row(run) + output, p->g.stride, rows, outputs, a);
+      std::memset(acc, 0, sizeof(float) * static_cast<size_t>(outputs * kGradientInputs));
       for (int64_t col = 0; col < inputs; col += kPanel) {
-        const size_t bytes = sizeof(float) * static_cast<size_t>(std::min(kPanel, inputs - col));
-        if (inputs - col < kPanel) std::memset(b, 0, sizeof(float) * static_cast<size_t>(rows * kPanel));
-        for (int64_t n = 0; n < rows; ++n) std::memcpy(b + n * kPanel, p->x.row(run + n) + input + col, bytes);
+        copy_panel(p->x.row(run) + input + col, p->x.stride, rows, inputs - col, b);
         Tile tile;
         tile.rows = outputs;
         tile.panels = 1;
         tile.k = rows;
         tile.a = a;
-        tile.a_row = 1;
-        tile.a_k = outputs;
+        tile.a_row = kGradientRun;
         tile.b = b;
         tile.acc = acc + col;
-        tile.acc_row = width;
+        tile.acc_row = kGradientInputs;
         kernels.multiply(tile);
       }
       for (int64_t o = 0; o < outputs; ++o) {
         float* grad = p->grad + (output + o) * p->stride + input;
-        for (int64_t i = 0; i < inputs; ++i) grad[i] += acc[o * width + i];
+        for (int64_t i = 0; i < inputs; ++i) grad[i] += acc[o * kGradientInputs + i];
       }
     }
   });

@@ -1,6 +1,8 @@
 // Rows of any stored type into packed panels (weight.h), and packed panels back into f32 blocks. 16 rows x 16 inputs at a
 // time: widen to f32, transpose in registers, narrow. Only the last step rounds (to nearest, ties to even), so a type
 // packed into itself keeps its bits.
+#include <hwy/cache_control.h>
+
 #include "cpu/simd/widen.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -52,7 +54,17 @@ void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
   constexpr int kSize = Source == DType::f32 ? 4 : 2;
   constexpr int kStep = Target == DType::bf16 ? 2 : 1;
   constexpr int kBytes = Target == DType::f16 ? 32 : 64;
-  for (int64_t k = 0; k < cols; k += 16) {
+  int64_t k = 0;
+  if constexpr (Source == Target && Source != DType::f16) {
+    // Four bytes of a row are a lane of a line already: move lanes, a cache line of each row at a time.
+    if (rows == 16 && source_row % 4 == 0) {
+      constexpr int64_t kInputs = 64 / kSize;
+      for (; k + kInputs <= cols; k += kInputs, panel += 1024) {
+        transpose16(source + k * kSize, source_row / 4, panel, 16);
+      }
+    }
+  }
+  for (; k < cols; k += 16) {
     const int64_t count = cols - k < 16 ? cols - k : 16;
     if (count < 16 || rows < 16) hwy::ZeroBytes<sizeof(block)>(block);
     for (int64_t r = 0; r < rows; ++r) {
@@ -66,7 +78,7 @@ void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
         hn::Store(load_as_float(Source, from + v * kLanes * kSize), F32(), block + r * 16 + v * kLanes);
       }
     }
-    transpose16(block, turned, 16);
+    transpose16(block, 16, turned, 16);
     for (int64_t i = 0; i < count; i += kStep, panel += kBytes) {
       store_line(Target, turned + i * 16, turned + (i + kStep - 1) * 16, panel);
     }
@@ -112,9 +124,15 @@ template <DType T>
 void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row) {
   alignas(64) float block[16 * 16];
   if (count < 16) hwy::ZeroBytes<sizeof(block)>(block);
+  // The next 16 inputs of the panel are wanted next, after other panels: too far apart for the hardware to foresee.
+  constexpr int64_t kBytes = 16 / Step<T>::kInputs * Step<T>::kBytes;
+  const char* next = panel + begin / Step<T>::kInputs * Step<T>::kBytes + kBytes;
+  for (int64_t at = 0; at < kBytes; at += 64) hwy::Prefetch(next + at);
   widen<T>(panel, begin, count, block);
-  transpose16(block, out, out_row);
+  transpose16(block, 16, out, out_row);
 }
+
+void transpose(const float* in, int64_t in_row, float* out, int64_t out_row) { transpose16(in, in_row, out, out_row); }
 
 template void widen<DType::f32>(const char*, int64_t, int64_t, float*);
 template void widen<DType::f16>(const char*, int64_t, int64_t, float*);

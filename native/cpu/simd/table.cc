@@ -13,6 +13,7 @@ template <DType T>
 void widen(const char* panel, int64_t begin, int64_t count, float* out);
 template <DType T>
 void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
+void transpose(const float* in, int64_t in_row, float* out, int64_t out_row);
 void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype, char* panel);
 ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last);
 void softmax_backward(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta);
@@ -30,6 +31,7 @@ const Kernels& kernels() {
       {lines<DType::f32>, lines<DType::f16>, lines<DType::bf16>},
       {widen<DType::f32>, widen<DType::f16>, widen<DType::bf16>},
       {widen_transposed<DType::f32>, widen_transposed<DType::f16>, widen_transposed<DType::bf16>},
+      transpose,
       pack,
       softmax,
       softmax_backward,

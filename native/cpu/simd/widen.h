@@ -36,17 +36,17 @@ struct Step<DType::f32> {
   }
 };
 
-// in [16][16] -> out[j][i], rows out_row apart.
-HWY_INLINE void transpose16(const float* in, float* out, int64_t out_row) {
-  const hn::FixedTag<float, 4> d;
+// in [16][16], rows in_row apart -> out[j][i], rows out_row apart. Lanes are moved as they are, whatever they hold.
+HWY_INLINE void transpose16(const void* in, int64_t in_row, void* out, int64_t out_row) {
+  const hn::FixedTag<uint32_t, 4> d;
   for (int i = 0; i < 16; i += 4) {
     for (int j = 0; j < 16; j += 4) {
-      const float* from = in + i * 16 + j;
-      const auto r0 = hn::Load(d, from), r1 = hn::Load(d, from + 16);
-      const auto r2 = hn::Load(d, from + 32), r3 = hn::Load(d, from + 48);
+      const auto* from = static_cast<const uint32_t*>(in) + i * in_row + j;
+      const auto r0 = hn::LoadU(d, from), r1 = hn::LoadU(d, from + in_row);
+      const auto r2 = hn::LoadU(d, from + 2 * in_row), r3 = hn::LoadU(d, from + 3 * in_row);
       const auto low01 = hn::InterleaveLower(d, r0, r1), low23 = hn::InterleaveLower(d, r2, r3);
       const auto high01 = hn::InterleaveUpper(d, r0, r1), high23 = hn::InterleaveUpper(d, r2, r3);
-      float* to = out + j * out_row + i;
+      auto* to = static_cast<uint32_t*>(out) + j * out_row + i;
       hn::StoreU(hn::ConcatLowerLower(d, low23, low01), d, to);
       hn::StoreU(hn::ConcatUpperUpper(d, low23, low01), d, to + out_row);
       hn::StoreU(hn::ConcatLowerLower(d, high23, high01), d, to + 2 * out_row);
