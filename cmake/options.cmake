@@ -3,8 +3,9 @@ find_package(Threads REQUIRED)
 
 add_library(at_moe_options INTERFACE)
 target_include_directories(at_moe_options INTERFACE "${PROJECT_SOURCE_DIR}/native")
-# Kernels write their fused multiply-adds out; elsewhere none may appear, or bits would depend on the compiler.
-target_compile_options(at_moe_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>)
+# Kernels write their fused multiply-adds out; elsewhere none may appear, or bits would depend on the compiler. Nobody reads
+# errno or floating-point traps, and without them loops over exp and sqrt can be vectorised.
+target_compile_options(at_moe_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off;-fno-math-errno;-fno-trapping-math>)
 if(AT_MOE_WERROR)
   target_compile_options(at_moe_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()

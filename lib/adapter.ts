@@ -1,4 +1,5 @@
 import { withValues } from './adapter-tensors.js';
+import type { GroupNames } from './data/labels.js';
 import type { ExampleSource } from './data/rows.js';
 import { AtMoeError } from './errors.js';
 import { type Adapter as AdapterData, writeAdapter } from './formats/peft.js';
@@ -8,6 +9,7 @@ import type { MixtureHandle } from './native-types.js';
 import { type RoutingControls, RoutingNames } from './routing-controls.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
+import { finishing } from './training/finishing.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
@@ -27,17 +29,19 @@ export class Adapter extends TextGenerator {
   readonly #core: ModelCore;
   readonly #handle: MixtureHandle;
   #adapter: AdapterData;
+  readonly #groups: readonly GroupNames[] | undefined;
   #disposed = false;
 
-  private constructor(core: ModelCore, adapter: AdapterData, handle: MixtureHandle) {
+  private constructor(core: ModelCore, adapter: AdapterData, handle: MixtureHandle, groups?: readonly GroupNames[]) {
     super();
+    this.#groups = groups;
     this.#core = core;
     this.#adapter = adapter;
     this.#handle = handle;
   }
 
-  /** @internal */
-  static async from(core: ModelCore, adapter: AdapterData): Promise<Adapter> {
+  /** `groups`: of the mixture the adapter is trained for, whose labels its data may carry. @internal */
+  static async from(core: ModelCore, adapter: AdapterData, groups?: readonly GroupNames[]): Promise<Adapter> {
     const descriptor = {
       groups: [1],
       experts: [adapter.modules],
@@ -47,7 +51,7 @@ export class Adapter extends TextGenerator {
       scale: 1,
     };
     const { mixture } = await core.engine.createMixture(descriptor);
-    return new Adapter(core, adapter, mixture);
+    return new Adapter(core, adapter, mixture, groups);
   }
 
   /** @internal */
@@ -77,13 +81,11 @@ export class Adapter extends TextGenerator {
    * Trains the adapter, the base frozen. Steps done stay when it is aborted or left early.
    * @throws AtMoeError ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE …; the signal's reason.
    */
-  async *train(data: ExampleSource, trainingOptions: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+  train(data: ExampleSource, trainingOptions: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
     const { engine } = this.core;
-    try {
-      yield* runTraining(this.#trainingContext(), data, trainingOptions);
-    } finally {
+    return finishing(runTraining(this.#trainingContext(), data, trainingOptions), async () => {
       this.#adapter = withValues(this.#adapter, 'experts.0.', await engine.readMixture(this.#handle, 'experts.0.'));
-    }
+    });
   }
 
   /**
@@ -120,6 +122,7 @@ export class Adapter extends TextGenerator {
       contextLength: info.contextLength,
       fingerprint: JSON.stringify([sha256, config]),
       dropout: config.dropout,
+      ...(this.#groups && { groups: this.#groups }),
       ...(tokenizer && { tokenizer }),
       ...(chatTemplate && { chatTemplate }),
     };

@@ -20,7 +20,9 @@ import {
 import { parseRoutingOptions, type RoutingOptions } from './routing-options.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
+import { finishing } from './training/finishing.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
+import { parseTrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
 /** An expert to be: LoRA options for a fresh one, or the folder of a PEFT adapter. */
@@ -149,34 +151,34 @@ export class Mixture extends TextGenerator {
    * @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_BUSY, ERR_AT_MOE_BAD_DATA, ERR_AT_MOE_NOT_FINITE …; the
    * signal's reason.
    */
-  async *trainExpert(
-    name: string,
-    data: ExampleSource,
-    options: TrainingOptions = {},
-  ): AsyncGenerator<TrainingProgress> {
+  trainExpert(name: string, data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
     const place = this.#find(this.#names.expert(name));
-    yield* this.#trainAlone(place.adapter, data, options, (adapter) => {
+    parseTrainingOptions(options, 'adapter');
+    return this.#trainAlone(place.adapter, data, options, (adapter) => {
       place.adapter = adapter;
     });
   }
 
   /** Trains the general adapter alone at weight 1. Errors as trainExpert(). */
-  async *trainGeneral(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+  trainGeneral(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
     const { general } = this.#data;
     if (!general) throw new AtMoeError('ERR_AT_MOE_UNKNOWN_NAME', 'the mixture has no general adapter');
-    yield* this.#trainAlone(general.adapter, data, options, (adapter) => {
+    parseTrainingOptions(options, 'adapter');
+    return this.#trainAlone(general.adapter, data, options, (adapter) => {
       general.adapter = adapter;
     });
   }
 
   /** Trains the router, and λ and ρ where they are learned; base and experts are frozen. Errors as trainExpert(). */
-  async *trainRouter(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
-    yield* this.#trainWhole('router', data, options);
+  trainRouter(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    parseTrainingOptions(options, 'router');
+    return this.#trainWhole('router', data, options);
   }
 
   /** Trains router, experts and the general adapter together. Errors as trainExpert(). */
-  async *trainJoint(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
-    yield* this.#trainWhole('joint', data, options);
+  trainJoint(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    parseTrainingOptions(options, 'joint');
+    return this.#trainWhole('joint', data, options);
   }
 
   async *#trainAlone(
@@ -185,11 +187,12 @@ export class Mixture extends TextGenerator {
     options: TrainingOptions,
     keep: (trained: Adapter) => void,
   ): AsyncGenerator<TrainingProgress> {
-    const alone = await AdapterModel.from(this.core, adapter);
     this.#begin();
-    try {
-      yield* alone.train(data, options);
-    } finally {
+    const alone = await AdapterModel.from(this.core, adapter, this.#names.groups).catch((error) => {
+      this.#training = false;
+      throw error;
+    });
+    yield* finishing(alone.train(data, options), async () => {
       try {
         keep(alone.adapter);
         await this.#reload(this.#data);
@@ -197,7 +200,7 @@ export class Mixture extends TextGenerator {
         alone.dispose();
         this.#training = false;
       }
-    }
+    });
   }
 
   async *#trainWhole(
@@ -208,15 +211,13 @@ export class Mixture extends TextGenerator {
     const context = this.#trainingContext(target);
     this.#begin();
     const handle = this.#handle;
-    try {
-      yield* runTraining(context, data, options);
-    } finally {
+    yield* finishing(runTraining(context, data, options), async () => {
       try {
         await this.#reload(await this.#read(handle));
       } finally {
         this.#training = false;
       }
-    }
+    });
   }
 
   /**

@@ -13,8 +13,6 @@ namespace {
 
 constexpr int64_t kSlabBytes = 8 << 20;
 
-std::string layer_prefix(int64_t layer) { return concat("layers.", layer, "."); }
-
 std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint64_t stream) {
   std::vector<float> values(static_cast<size_t>(count));
   for (size_t i = 0; i < values.size(); i += 4) {
