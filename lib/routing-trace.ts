@@ -100,7 +100,8 @@ export interface RenderOptions {
 const mostLayers = 40;
 const levels = '▁▂▃▄▅▆▇█';
 
-const meanOf = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
+const meanOf = (values: readonly number[]) =>
+  values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
 
 /** A character per layer, or per run of layers where there are many; heights from 0 to 1. */
 function sparkline(values: readonly number[]): string {
@@ -123,10 +124,22 @@ function weightRows(trace: RoutingTrace, width: number): string[] {
   const head = `${''.padEnd(column)}  mean   ${''.padEnd(width)}  layers 0 to ${layers.length - 1}`;
   return groups.reduce(
     (lines, group, g) => {
-      lines.push(row(group, layers.map((layer) => layer.groupWeights[g] as number), '█'));
+      lines.push(
+        row(
+          group,
+          layers.map((layer) => layer.groupWeights[g] as number),
+          '█',
+        ),
+      );
       for (const [e, path] of experts.entries()) {
         if (!path.startsWith(`${group}/`)) continue;
-        lines.push(row(`  ${path.slice(group.length + 1)}`, layers.map((layer) => layer.expertWeights[e] as number), '▒'));
+        lines.push(
+          row(
+            `  ${path.slice(group.length + 1)}`,
+            layers.map((layer) => layer.expertWeights[e] as number),
+            '▒',
+          ),
+        );
       }
       return lines;
     },
@@ -137,12 +150,15 @@ function weightRows(trace: RoutingTrace, width: number): string[] {
 /** Per token the strongest expert of every group, by its mean weight over the layers. */
 function tokenRows({ groups, experts, tokens = [] }: RoutingTrace, most: number): string[] {
   const shown = tokens.slice(0, most);
-  const label = ({ id, text }: { id: number; text?: string }) => (text === undefined ? String(id) : JSON.stringify(text));
+  const label = ({ id, text }: { id: number; text?: string }) =>
+    text === undefined ? String(id) : JSON.stringify(text);
   const column = Math.max(...shown.map((token) => label(token).length));
   const cells = shown.map(({ layers }) => {
     const weights = experts.map((_, e) => meanOf(layers.map((layer) => layer.expertWeights[e] as number)));
     return groups.map((group) => {
-      const own = experts.flatMap((path, e) => (path.startsWith(`${group}/`) ? [{ path, weight: weights[e] as number }] : []));
+      const own = experts.flatMap((path, e) =>
+        path.startsWith(`${group}/`) ? [{ path, weight: weights[e] as number }] : [],
+      );
       const best = own.reduce((a, b) => (b.weight > a.weight ? b : a));
       return `${best.path.slice(group.length + 1)} ${best.weight.toFixed(2)}`;
     });

@@ -11,7 +11,8 @@ import { readSafetensorsHeader } from '../formats/safetensors.js';
 import { resolveModel } from '../hub.js';
 import { estimateMemory } from '../memory.js';
 import type { RoutingOptions } from '../routing-options.js';
-import { formatBytes, formatCount, table } from './text.js';
+import { formatBytes, formatCount } from '../units.js';
+import { table } from './text.js';
 
 interface AdapterDescription {
   kind: 'adapter';
@@ -177,7 +178,12 @@ function renderMixture(mixture: MixtureDescription): string {
     ['mixture', mixture.path],
     ['base', `${base.nameOrPath} (hidden_size ${base.hiddenSize}, ${base.numLayers} layers)`],
     ['groups', groups.map(({ name, experts: own }) => `${name} (${own.length})`).join(', ')],
-    ['routing', Object.entries(routing).map(([key, value]) => `${key}=${value}`).join(' ')],
+    [
+      'routing',
+      Object.entries(routing)
+        .map(([key, value]) => `${key}=${value}`)
+        .join(' '),
+    ],
     ['router', `${formatCount(mixture.routerParameters)} parameters`],
     ['size', `${formatCount(mixture.parameters)} parameters, ${formatBytes(mixture.bytes)}`],
   ]);
@@ -196,7 +202,12 @@ function renderModel({ path, config, parameters, bytes, tokenizer, memory }: Mod
     ['context', `${config.maxPositionEmbeddings} tokens, rope ${config.ropeScaling.type}`],
     ['tokenizer', tokenizer ? 'yes' : 'no: prompts are token ids'],
     ['stored', `${formatCount(parameters)} parameters in ${config.storedType}, ${formatBytes(bytes)}`],
-    ['in memory', Object.entries(memory).map(([type, total]) => `${type} ${formatBytes(total)}`).join(', ')],
+    [
+      'in memory',
+      Object.entries(memory)
+        .map(([type, total]) => `${type} ${formatBytes(total)}`)
+        .join(', '),
+    ],
     ['', '(weights and the keys and values of one context)'],
   ]);
 }

@@ -1,6 +1,7 @@
 import { devices as listDevices } from '../native.js';
+import { formatBytes } from '../units.js';
 import { type Command, type Flags, parseCommand } from './flags.js';
-import { formatBytes, table } from './text.js';
+import { table } from './text.js';
 
 const command = {
   name: 'devices',

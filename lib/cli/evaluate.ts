@@ -11,7 +11,8 @@ import { table } from './text.js';
 const command = {
   name: 'evaluate',
   usage: '--model DIR|NAME [--mixture DIR | --adapter DIR] --data FILE [flags]',
-  summary: 'Loss and perplexity on the completions of a JSONL file; for a mixture the mean weight of every expert as well.',
+  summary:
+    'Loss and perplexity on the completions of a JSONL file; for a mixture the mean weight of every expert as well.',
   flags: {
     ...modelFlags,
     ...targetFlags,

@@ -6,7 +6,11 @@ export const exampleFlags = {
   'batch-tokens': { type: 'integer', help: 'most tokens of a micro-batch, which bounds memory; default 2048' },
   'loss-on': { type: 'string', choices: ['completion', 'all'], help: 'tokens that count; default completion' },
   'max-length': { type: 'integer', help: 'longest example in tokens; default the context' },
-  'too-long': { type: 'string', choices: ['error', 'truncate', 'skip'], help: 'what happens to a longer one; default error' },
+  'too-long': {
+    type: 'string',
+    choices: ['error', 'truncate', 'skip'],
+    help: 'what happens to a longer one; default error',
+  },
   'no-eos': { type: 'boolean', help: 'append no end-of-sequence token to completions' },
 } as const satisfies Flags;
 

@@ -96,7 +96,10 @@ type RawValues = Record<string, string | boolean | string[]>;
 
 function parse(argv: readonly string[], options: ParseOptions): { values: RawValues; positionals: string[] } {
   try {
-    return parseArgs({ args: [...argv], options, allowPositionals: true }) as { values: RawValues; positionals: string[] };
+    return parseArgs({ args: [...argv], options, allowPositionals: true }) as {
+      values: RawValues;
+      positionals: string[];
+    };
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     if (!code?.startsWith('ERR_PARSE_ARGS_')) throw error;
@@ -126,7 +129,8 @@ export function commandHelp<F extends Flags>(command: Command<F>): string {
   const column = Math.min(34, Math.max(...described.map(({ left }) => left.length)));
   const flagLines = described.flatMap(({ left, help }) => {
     const [first = '', ...rest] = wrap(help, 100 - column);
-    const opening = left.length > column ? [`  ${left}`, `  ${''.padEnd(column)}  ${first}`] : [`  ${left.padEnd(column)}  ${first}`];
+    const opening =
+      left.length > column ? [`  ${left}`, `  ${''.padEnd(column)}  ${first}`] : [`  ${left.padEnd(column)}  ${first}`];
     return [...opening, ...rest.map((line) => `  ${''.padEnd(column)}  ${line}`)];
   });
   return [

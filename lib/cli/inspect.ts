@@ -33,8 +33,7 @@ export async function inspect(argv: string[], signal: AbortSignal): Promise<numb
   const { values, positionals } = parsed;
   const [given] = positionals;
   const folders = [values.model, values.mixture, values.adapter].filter((folder) => folder !== undefined);
-  const write = (json: unknown, text: string) =>
-    process.stdout.write(values.json ? `${JSON.stringify(json)}\n` : text);
+  const write = (json: unknown, text: string) => process.stdout.write(values.json ? `${JSON.stringify(json)}\n` : text);
   if (values.model === undefined && given !== undefined) folders.push(given);
   if (values.model === undefined || (given === undefined && !values.ids)) {
     if (folders.length === 0) throw new UsageError('a folder, or a prompt with --model and --mixture, is missing');

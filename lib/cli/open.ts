@@ -1,13 +1,17 @@
 import { SingleBar } from 'cli-progress';
 import type { Adapter } from '../adapter.js';
 import type { Mixture } from '../mixture.js';
-import { loadModel, type LoadModelOptions, type Model } from '../model.js';
+import { type LoadModelOptions, loadModel, type Model } from '../model.js';
 import { type Flags, required, UsageError, type Values } from './flags.js';
 
 /** Which model, and where it runs. */
 export const modelFlags = {
   model: { type: 'string', short: 'm', value: 'DIR|NAME', help: 'folder of the base model, or its name on the Hub' },
-  device: { type: 'string', choices: ['auto', 'cpu', 'cuda', 'emulated'], help: 'default auto: a GPU when there is one' },
+  device: {
+    type: 'string',
+    choices: ['auto', 'cpu', 'cuda', 'emulated'],
+    help: 'default auto: a GPU when there is one',
+  },
   storage: { type: 'string', choices: ['auto', 'f32', 'f16', 'bf16'], help: 'of the base weights; default as stored' },
   threads: { type: 'integer', help: 'CPU threads; default the physical cores' },
   'context-length': { type: 'integer', help: 'longest sequence in tokens' },

@@ -12,12 +12,24 @@ export const promptFlags = {
 /** Controls of the routing of one request. */
 export const routingFlags = {
   expert: { type: 'string', value: 'GROUP/NAME', help: 'one expert alone, at weight 1' },
-  weights: { type: 'list', value: 'NAME=X,...', help: 'exactly these expert weights in every layer; the router is bypassed' },
-  set: { type: 'list', value: 'NAME=X,...', help: 'weight of a group, or of an expert inside its group; the others share the rest' },
+  weights: {
+    type: 'list',
+    value: 'NAME=X,...',
+    help: 'exactly these expert weights in every layer; the router is bypassed',
+  },
+  set: {
+    type: 'list',
+    value: 'NAME=X,...',
+    help: 'weight of a group, or of an expert inside its group; the others share the rest',
+  },
   bias: { type: 'list', value: 'NAME=X,...', help: 'added to the scores of groups or experts' },
   deny: { type: 'list', value: 'NAME,...', help: 'groups and experts that get weight 0' },
   allow: { type: 'list', value: 'NAME,...', help: 'only these groups and experts' },
-  routing: { type: 'list', value: 'KEY=VALUE,...', help: 'selection for this request: group_top_k, expert_temperature, ...' },
+  routing: {
+    type: 'list',
+    value: 'KEY=VALUE,...',
+    help: 'selection for this request: group_top_k, expert_temperature, ...',
+  },
 } as const satisfies Flags;
 
 /** What of the controls was given. @throws UsageError */

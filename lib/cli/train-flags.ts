@@ -9,7 +9,11 @@ import { type Flags, parseSettings, UsageError, type Values } from './flags.js';
 export const newFlags = {
   group: { type: 'each', value: 'NAME=A,B,...', help: 'a group of experts of a new mixture; repeated for each group' },
   general: { type: 'boolean', help: 'the new mixture has a general adapter' },
-  routing: { type: 'list', value: 'KEY=VALUE,...', help: 'routing options of the new mixture: scope, within_group, output_scale ...' },
+  routing: {
+    type: 'list',
+    value: 'KEY=VALUE,...',
+    help: 'routing options of the new mixture: scope, within_group, output_scale ...',
+  },
   rank: { type: 'integer', help: 'of new LoRA pairs; default 8' },
   alpha: { type: 'number', help: 'lora_alpha; default the rank' },
   'target-modules': { type: 'string', value: 'A,B', help: 'linears, a regular expression, or all-linear (default)' },
@@ -88,7 +92,8 @@ export function mixtureOptions(values: Values<typeof newFlags & typeof learningF
 }
 
 export function trainingOptions(values: Values<typeof learningFlags>, signal: AbortSignal): TrainingOptions {
-  if (values['eval-every'] !== undefined && values.eval === undefined) throw new UsageError('--eval-every needs --eval');
+  if (values['eval-every'] !== undefined && values.eval === undefined)
+    throw new UsageError('--eval-every needs --eval');
   if (values['checkpoint-every'] !== undefined && values.checkpoint === undefined) {
     throw new UsageError('--checkpoint-every needs --checkpoint');
   }

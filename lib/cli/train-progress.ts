@@ -1,6 +1,6 @@
 import { SingleBar } from 'cli-progress';
 import type { TrainingProgress } from '../training/run.js';
-import { formatSeconds } from './text.js';
+import { formatSeconds } from '../units.js';
 
 /** Shows a training run as it goes: steps, then the end. */
 export interface ProgressView {

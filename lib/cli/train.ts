@@ -23,7 +23,11 @@ const command = {
   flags: {
     ...modelFlags,
     mixture: { type: 'string', value: 'DIR', help: 'the mixture; made by --group when there is no such folder' },
-    adapter: { type: 'string', value: 'DIR', help: 'the adapter to go on with; a fresh one when there is no such folder' },
+    adapter: {
+      type: 'string',
+      value: 'DIR',
+      help: 'the adapter to go on with; a fresh one when there is no such folder',
+    },
     expert: { type: 'string', value: 'GROUP/NAME', help: 'the expert to train' },
     data: { type: 'string', short: 'd', value: 'FILE', help: 'JSONL of {prompt, completion} or {messages}' },
     output: { type: 'string', short: 'o', value: 'DIR', help: 'where the result goes; default --mixture or --adapter' },

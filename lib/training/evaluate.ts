@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import type { TokenizedExample } from '../data/examples.js';
 import { PackedExamples } from '../data/packing.js';
 import type { ExampleSource } from '../data/rows.js';
@@ -93,10 +94,13 @@ async function scoreBase(engine: NativeEngine, example: TokenizedExample, signal
 
 async function evaluateBase(engine: NativeEngine, set: EvaluationSet, signal?: AbortSignal): Promise<EvaluationResult> {
   let loss = 0;
+  // A batch waits on one signal with as many listeners as it has examples.
+  const own = signal && AbortSignal.any([signal]);
+  if (own) setMaxListeners(0, own);
   for (const batches of set.packed.plan(0)) {
     signal?.throwIfAborted();
     const examples = batches.flat().map((index) => set.examples[index] as TokenizedExample);
-    const parts = await Promise.all(examples.map((example) => scoreBase(engine, example, signal))).catch((error) => {
+    const parts = await Promise.all(examples.map((example) => scoreBase(engine, example, own))).catch((error) => {
       throw abortReason(error, signal);
     });
     for (const part of parts) loss += part;

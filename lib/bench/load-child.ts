@@ -1,0 +1,59 @@
+/** Loads a model and says what it took: node load-child.js DIR STORAGE THREADS DEVICE. A process of its own, for its peak. */
+import { readFileSync } from 'node:fs';
+import type { StorageType } from '../descriptors.js';
+import { bytesPerElement } from '../formats/float-types.js';
+import { modelDescriptor } from '../formats/model-folder.js';
+import { createEngine } from '../native.js';
+import type { EngineOptions } from '../native-types.js';
+
+export interface LoadMeasurement {
+  device: string;
+  seconds: number;
+  checkpoint_bytes: number;
+  packed_bytes: number;
+  /** Resident before loading. */
+  baseline_bytes: number;
+  /** Most that was ever resident, until the model was ready. */
+  peak_bytes: number;
+  read_rate: number;
+}
+
+/** Linux counts a parent's peak into maxRSS, not into VmHWM. */
+function peakResident(): number {
+  try {
+    const [, kib] = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? [];
+    if (kib !== undefined) return Number(kib) * 1024;
+  } catch {
+    // No Linux.
+  }
+  return process.resourceUsage().maxRSS * 1024;
+}
+
+const [dir = '', weights = 'f32', threads = '0', device = 'auto'] = process.argv.slice(2);
+const { descriptor } = await modelDescriptor(dir);
+const engine = createEngine({
+  device: device as EngineOptions['device'],
+  ...(threads !== '0' && { threads: Number(threads) }),
+});
+const baseline = process.memoryUsage.rss();
+const start = performance.now();
+const options = { weights: weights as StorageType, maxBatch: 1, contextLength: 16, kvTokens: 16 };
+const info = await engine.loadModel(descriptor, options);
+const seconds = (performance.now() - start) / 1000;
+const peak = peakResident();
+const { model } = await engine.memory();
+const { readRate } = await engine.probe();
+await engine.dispose();
+const found: LoadMeasurement = {
+  device: info.device,
+  seconds,
+  checkpoint_bytes: descriptor.tensors.reduce(
+    (sum, { shape, dtype }) => sum + shape.reduce((product, extent) => product * extent, 1) * bytesPerElement[dtype],
+    0,
+  ),
+  packed_bytes: model,
+  baseline_bytes: baseline,
+  peak_bytes: peak,
+  read_rate: readRate,
+};
+process.stdout.write(JSON.stringify(found));

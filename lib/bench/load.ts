@@ -1,0 +1,126 @@
+import { execFile } from 'node:child_process';
+import { mkdtemp, rm, statfs } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import type { ModelConfig, StorageType, TensorSource } from '../descriptors.js';
+import { AtMoeError } from '../errors.js';
+import { bytesPerElement, fromFloat32 } from '../formats/float-types.js';
+import { expectedTensors, writeModel } from '../formats/model-folder.js';
+import { formatBytes } from '../units.js';
+import { linearWeights } from './floors.js';
+import type { LoadMeasurement } from './load-child.js';
+import { type BenchOptions, checkMemory, randomPool } from './setup.js';
+import { checkFits, shapes } from './shapes.js';
+
+export interface LoadReport extends LoadMeasurement {
+  kind: 'load';
+  shape: string;
+  weights: string;
+  threads: number;
+  /** Peak resident bytes of the loading process over the bytes of the packed model; Node itself included. */
+  peak_over_packed: number;
+  /** Bytes of the checkpoint per second; a temporary one was just written, so it comes from the page cache. */
+  bytes_per_second: number;
+  /** Bytes per second this machine reads from memory. */
+  limit: number;
+  limit_fraction: number;
+}
+
+function configJson(config: ModelConfig, storage: StorageType): Record<string, unknown> {
+  const dtypes = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' };
+  return {
+    model_type: config.architecture,
+    hidden_size: config.hiddenSize,
+    num_hidden_layers: config.numLayers,
+    num_attention_heads: config.numHeads,
+    num_key_value_heads: config.numKvHeads,
+    head_dim: config.headDim,
+    intermediate_size: config.intermediateSize,
+    vocab_size: config.vocabSize,
+    max_position_embeddings: config.maxPositionEmbeddings,
+    rms_norm_eps: config.rmsNormEps,
+    rope_theta: config.ropeTheta,
+    tie_word_embeddings: config.tieWordEmbeddings,
+    torch_dtype: dtypes[storage],
+  };
+}
+
+/** A checkpoint of the shape; all tensors hold the same run of random values. */
+async function writeRandomModel(dir: string, config: ModelConfig, storage: StorageType): Promise<void> {
+  const attentionBias = config.architecture === 'qwen2' ? 'qkv' : 'none';
+  const expected = [...expectedTensors({ path: dir, config, attentionBias, mlpBias: false })];
+  const elements = (shape: number[]) => shape.reduce((product, extent) => product * extent, 1);
+  const run = randomPool(1 << 20, config.hiddenSize);
+  const pool = new Float32Array(Math.max(...expected.map(([, shape]) => elements(shape))));
+  for (let at = 0; at < pool.length; at += run.length) pool.set(run.subarray(0, pool.length - at), at);
+  const bytes = fromFloat32(storage, pool);
+  const tensors = expected.map(
+    ([name, shape]): TensorSource => ({
+      name: name === 'lm_head.weight' ? name : `model.${name}`,
+      shape,
+      dtype: storage,
+      data: bytes.subarray(0, elements(shape) * bytesPerElement[storage]),
+    }),
+  );
+  await writeModel(dir, configJson(config, storage), tensors);
+}
+
+async function checkDisk(config: ModelConfig, storage: StorageType): Promise<void> {
+  const tables = (config.tieWordEmbeddings ? 1 : 2) * config.vocabSize * config.hiddenSize;
+  const needed = (linearWeights(config) + tables) * bytesPerElement[storage];
+  const { bavail, bsize } = await statfs(tmpdir());
+  checkFits(`the temporary model in ${tmpdir()}`, needed, bavail * bsize);
+}
+
+async function measure(dir: string, { weights, threads, device, signal }: BenchOptions): Promise<LoadMeasurement> {
+  const child = fileURLToPath(new URL('./load-child.js', import.meta.url));
+  const args = [child, dir, weights, String(threads), device];
+  try {
+    const { stdout } = await promisify(execFile)(process.execPath, args, { signal });
+    return JSON.parse(stdout) as LoadMeasurement;
+  } catch (error) {
+    const { stderr } = error as { stderr?: string };
+    throw new AtMoeError('ERR_AT_MOE_INTERNAL', `loading failed: ${stderr?.trim()}`, { cause: error });
+  }
+}
+
+/** Loads a checkpoint of the shape, or the given folder's, in a process of its own. */
+export async function benchLoad(options: BenchOptions): Promise<LoadReport> {
+  const { shape, config, weights, threads } = options;
+  const temporary = Object.hasOwn(shapes, shape);
+  checkMemory({ ...options, experts: 0 });
+  if (temporary) await checkDisk(config, weights);
+  const parent = temporary ? await mkdtemp(join(tmpdir(), 'at-moe-bench-')) : undefined;
+  try {
+    const dir = parent ? join(parent, 'model') : shape;
+    if (parent) await writeRandomModel(dir, config, weights);
+    const found = await measure(dir, options);
+    const rate = found.checkpoint_bytes / found.seconds;
+    return {
+      kind: 'load',
+      shape,
+      weights,
+      threads,
+      ...found,
+      peak_over_packed: found.peak_bytes / found.packed_bytes,
+      bytes_per_second: rate,
+      limit: found.read_rate,
+      limit_fraction: rate / found.read_rate,
+    };
+  } finally {
+    if (parent) await rm(parent, { recursive: true, force: true });
+  }
+}
+
+export function loadText(report: LoadReport): string {
+  const { shape, weights, seconds, packed_bytes, peak_bytes, baseline_bytes, checkpoint_bytes } = report;
+  return [
+    `load ${shape} as ${weights}, ${report.device}`,
+    `checkpoint ${formatBytes(checkpoint_bytes)} in ${seconds.toFixed(2)} s: ${(report.bytes_per_second / 1e9).toFixed(2)} GB/s (memory is read at ${(report.limit / 1e9).toFixed(2)} GB/s)`,
+    `packed     ${formatBytes(packed_bytes)}; peak resident ${formatBytes(peak_bytes)}, ${formatBytes(baseline_bytes)} of it before loading`,
+    `peak       ${report.peak_over_packed.toFixed(3)} of the packed size`,
+    '',
+  ].join('\n');
+}

@@ -1,0 +1,26 @@
+import { timeRounds } from './decode.js';
+import { prefillProducts } from './floors.js';
+import { type SpeedReport, speedReport } from './report.js';
+import { type BenchOptions, checkMemory, mixtureOf, withRandomModel } from './setup.js';
+
+/** Tokens per second of whole prompts, against the multiply-adds they need. */
+export async function benchPrefill(options: BenchOptions): Promise<SpeedReport> {
+  checkMemory(options);
+  return await withRandomModel(options, async (engine, { device }) => {
+    const { mixture } = await engine.createMixture(mixtureOf(options));
+    const { config, batch, context, steps, signal } = options;
+    const request = { kind: 'prefill' as const, rows: batch, context, routing: { kind: 'mixture' as const, mixture } };
+    const times = await timeRounds(engine, request, steps, signal);
+    const { base, added } = prefillProducts(config, options, options);
+    return speedReport(options, {
+      kind: 'prefill',
+      device,
+      tokensPerStep: batch * context,
+      base: times.base,
+      mixture: times.mixture,
+      baseWork: base,
+      mixtureWork: base + added,
+      limit: times.fmaRate,
+    });
+  });
+}

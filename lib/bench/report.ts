@@ -1,0 +1,117 @@
+import type { BenchOptions } from './setup.js';
+
+/** Of the seconds of single steps. */
+export interface Timing {
+  median: number;
+  best: number;
+  /** (90th percentile − 10th percentile) / median. */
+  spread: number;
+}
+
+/** The value below which a part of the sorted values lies, by nearest rank. */
+export function percentile(sorted: readonly number[], part: number): number {
+  return sorted[Math.min(sorted.length - 1, Math.max(0, Math.ceil(part * sorted.length) - 1))] as number;
+}
+
+export function timing(seconds: Iterable<number>): Timing {
+  const sorted = [...seconds].sort((a, b) => a - b);
+  const median = percentile(sorted, 0.5);
+  return { median, best: sorted[0] as number, spread: (percentile(sorted, 0.9) - percentile(sorted, 0.1)) / median };
+}
+
+/** Two variants, timed in turns, against what the machine does at best. */
+export interface SpeedReport {
+  kind: 'decode' | 'prefill' | 'train';
+  shape: string;
+  device: string;
+  weights: string;
+  threads: number;
+  experts: number;
+  groups: number;
+  rank: number;
+  batch: number;
+  context: number;
+  steps: number;
+  base_tokens_per_second: number;
+  mixture_tokens_per_second: number;
+  /** Time of a mixture step over that of a base step, of the medians. */
+  overhead: number;
+  /** The least that ratio can be, from bytes (decode) or multiply-adds (prefill, train). */
+  floor: number;
+  /** What the machine did at best in this run, per second: bytes read (decode), multiply-adds (prefill, train). */
+  limit: number;
+  limit_unit: 'bytes/s' | 'multiply-adds/s';
+  /** What the base's median step needs per second, over the limit. */
+  limit_fraction: number;
+  /** The same of the base's best step. */
+  limit_fraction_best: number;
+  mixture_limit_fraction: number;
+  base_seconds: Timing;
+  mixture_seconds: Timing;
+}
+
+export interface Measured {
+  kind: SpeedReport['kind'];
+  device: string;
+  tokensPerStep: number;
+  base: Iterable<number>;
+  mixture: Iterable<number>;
+  /** Of one step, in the unit of the limit. */
+  baseWork: number;
+  mixtureWork: number;
+  limit: number;
+}
+
+export function speedReport(options: BenchOptions, measured: Measured): SpeedReport {
+  const { shape, weights, threads, experts, groups, rank, batch, context, steps } = options;
+  const { kind, device, tokensPerStep, baseWork, mixtureWork, limit } = measured;
+  const base = timing(measured.base);
+  const mixture = timing(measured.mixture);
+  return {
+    kind,
+    shape,
+    device,
+    weights,
+    threads,
+    experts,
+    groups,
+    rank,
+    batch,
+    context,
+    steps,
+    base_tokens_per_second: tokensPerStep / base.median,
+    mixture_tokens_per_second: tokensPerStep / mixture.median,
+    overhead: mixture.median / base.median,
+    floor: mixtureWork / baseWork,
+    limit,
+    limit_unit: kind === 'decode' ? 'bytes/s' : 'multiply-adds/s',
+    limit_fraction: baseWork / base.median / limit,
+    limit_fraction_best: baseWork / base.best / limit,
+    mixture_limit_fraction: mixtureWork / mixture.median / limit,
+    base_seconds: base,
+    mixture_seconds: mixture,
+  };
+}
+
+const percent = (fraction: number) => `${(fraction * 100).toFixed(1)} %`;
+
+function timingText({ median, best, spread }: Timing): string {
+  const ms = (seconds: number) => `${(seconds * 1000).toFixed(2)} ms`;
+  return `${ms(median)} median, ${ms(best)} best, spread ${percent(spread)}`;
+}
+
+/** The report as text. */
+export function speedText(report: SpeedReport): string {
+  const { kind, shape, weights, experts, groups, rank, batch, context, device, threads, overhead, floor } = report;
+  const [base, mixture] = kind === 'train' ? ['one expert', 'router'] : ['base', 'mixture'];
+  const unit = kind === 'decode' ? 'GB/s read' : 'G multiply-adds/s';
+  const rate = (tokens: number) => tokens.toFixed(tokens < 100 ? 2 : 0);
+  return [
+    `${kind} ${shape} ${weights}, ${experts} experts of rank ${rank} in ${groups} groups, batch ${batch}, context ${context}, ${device}, ${threads} threads`,
+    `${base.padEnd(10)} ${rate(report.base_tokens_per_second)} tokens/s  (${timingText(report.base_seconds)})`,
+    `${mixture.padEnd(10)} ${rate(report.mixture_tokens_per_second)} tokens/s  (${timingText(report.mixture_seconds)})`,
+    `overhead   ${overhead.toFixed(3)}, floor ${floor.toFixed(3)}: ${(overhead / floor).toFixed(3)} of the floor`,
+    `limit      ${(report.limit / 1e9).toFixed(2)} ${unit}; ${base} at ${percent(report.limit_fraction)} (best step ${percent(report.limit_fraction_best)}), ${mixture} at ${percent(report.mixture_limit_fraction)}`,
+    '',
+  ].join('\n');
+}

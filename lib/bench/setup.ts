@@ -1,0 +1,143 @@
+import { f32Source } from '../adapter-tensors.js';
+import { randomBits } from '../data/random.js';
+import {
+  type AdapterModule,
+  linearModules,
+  type ModelConfig,
+  type StorageType,
+  type TensorSource,
+} from '../descriptors.js';
+import { bytesPerElement, fromFloat32 } from '../formats/float-types.js';
+import { moduleShape } from '../formats/model-folder.js';
+import { estimateMemory } from '../memory.js';
+import { createEngine } from '../native.js';
+import type { MixtureDescriptor, ModelInfo, NativeEngine } from '../native-types.js';
+import type { MixtureShape, StepShape } from './floors.js';
+import { checkFits } from './shapes.js';
+
+export interface BenchOptions extends MixtureShape, StepShape {
+  shape: string;
+  config: ModelConfig;
+  weights: StorageType;
+  steps: number;
+  threads: number;
+  device: 'auto' | 'cpu' | 'cuda' | 'emulated';
+  signal?: AbortSignal;
+}
+
+const routing = {
+  withinGroup: 'conditional' as const,
+  groupTopK: 0,
+  expertTopK: 0,
+  groupTopP: 0,
+  expertTopP: 0,
+  groupTemperature: 1,
+  expertTemperature: 1,
+  renormalize: true,
+};
+
+/** Values in ±1/sqrt(d): their size, not their pattern, matters to speed, so all tensors are views of one run of them. */
+export function randomPool(count: number, hiddenSize: number): Float32Array {
+  const bound = 1 / Math.sqrt(hiddenSize);
+  return Float32Array.from({ length: count }, (_, i) => (randomBits(1, 0, i) / 2 ** 31 - 1) * bound);
+}
+
+/** One LoRA pair on every linear, for `count` experts. */
+function adapters(config: ModelConfig, count: number, rank: number, storage: StorageType): AdapterModule[][] {
+  const shapes = linearModules.map((module) => ({ module, ...moduleShape(config, module) }));
+  const widest = Math.max(...shapes.flatMap(({ inFeatures, outFeatures }) => [inFeatures, outFeatures]));
+  const pool = fromFloat32(storage, randomPool(widest * rank, config.hiddenSize));
+  const tensor = (name: string, shape: [number, number]): TensorSource => ({
+    name,
+    shape,
+    dtype: storage,
+    data: pool.subarray(0, shape[0] * shape[1] * bytesPerElement[storage]),
+  });
+  return Array.from({ length: count }, () =>
+    Array.from({ length: config.numLayers }, (_, layer) =>
+      shapes.map(({ module, inFeatures, outFeatures }) => ({
+        layer,
+        module,
+        rank,
+        scaling: 1,
+        a: tensor('a', [rank, inFeatures]),
+        b: tensor('b', [outFeatures, rank]),
+      })),
+    ).flat(),
+  );
+}
+
+/** Sizes of the groups: the experts spread as evenly as they go. */
+export function groupSizes({ experts, groups }: MixtureShape): number[] {
+  return Array.from(
+    { length: groups },
+    (_, g) => Math.floor(((g + 1) * experts) / groups) - Math.floor((g * experts) / groups),
+  );
+}
+
+/** A mixture with a random router, so that every expert counts. */
+export function mixtureOf({ config, weights, experts, groups, rank }: BenchOptions): MixtureDescriptor {
+  const pool = randomPool((experts + groups) * config.hiddenSize, config.hiddenSize);
+  const rows = (layer: number, stage: 'group' | 'expert', count: number) => [
+    f32Source(
+      `layers.${layer}.${stage}.weight`,
+      [count, config.hiddenSize],
+      pool.subarray(0, count * config.hiddenSize),
+    ),
+    f32Source(`layers.${layer}.${stage}.bias`, [count], pool.subarray(0, count)),
+  ];
+  const router = Array.from({ length: config.numLayers }, (_, layer) => [
+    ...rows(layer, 'group', groups),
+    ...rows(layer, 'expert', experts),
+  ]).flat();
+  return {
+    groups: groupSizes({ experts, groups, rank }),
+    experts: adapters(config, experts, rank, weights),
+    scope: 'token',
+    options: routing,
+    balance: 1,
+    scale: 1,
+    router,
+    storage: weights,
+  };
+}
+
+/** One expert alone, as it is trained. */
+export function expertOf({ config, weights, rank }: BenchOptions): MixtureDescriptor {
+  return {
+    groups: [1],
+    experts: adapters(config, 1, rank, weights),
+    scope: 'token',
+    options: routing,
+    balance: 1,
+    scale: 1,
+    storage: weights,
+  };
+}
+
+/**
+ * Bytes a run takes: the estimate, and the adapters' sources a second time, which the engine keeps.
+ * @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when that is more than is free.
+ */
+export function checkMemory(options: BenchOptions, trainingTokens = 0): void {
+  const { config, weights, experts, rank, batch, context, shape } = options;
+  const kvTokens = batch * (context + 16);
+  const estimate = estimateMemory(config, { weights, kvTokens, experts, rank, trainingTokens });
+  checkFits(`${shape} in ${weights}`, estimate.total + estimate.experts, process.availableMemory());
+}
+
+/** An engine with a random model; `work` runs with it, and it is disposed of then. */
+export async function withRandomModel<T>(
+  options: BenchOptions,
+  work: (engine: NativeEngine, info: ModelInfo) => Promise<T>,
+): Promise<T> {
+  const { config, weights, batch, context, threads, device, signal } = options;
+  const engine = createEngine({ device, ...(threads > 0 && { threads }) });
+  try {
+    const kvTokens = batch * (Math.ceil((context + 1) / 16) + 1) * 16;
+    const limits = { weights, maxBatch: batch, contextLength: context + 1, kvTokens };
+    return await work(engine, await engine.loadRandom(config, 1, limits, { signal }));
+  } finally {
+    await engine.dispose();
+  }
+}

@@ -1,0 +1,107 @@
+import { availableParallelism } from 'node:os';
+import { benchDecode } from '../bench/decode.js';
+import { benchEventLoop, eventLoopText } from '../bench/event-loop.js';
+import { benchLoad, loadText } from '../bench/load.js';
+import { benchPrefill } from '../bench/prefill.js';
+import { speedText } from '../bench/report.js';
+import type { BenchOptions } from '../bench/setup.js';
+import { shapeOf, shapes } from '../bench/shapes.js';
+import { benchTrain } from '../bench/train.js';
+import type { StorageType } from '../descriptors.js';
+import { type Command, type Flags, parseCommand, UsageError, type Values } from './flags.js';
+
+const command = {
+  name: 'bench',
+  usage: 'decode|prefill|train|load|event-loop [flags]',
+  summary:
+    'Measures a model of random weights. decode, prefill: base and mixture in turns. train: a step of one expert ' +
+    '("base") and of the router over all experts ("mixture"). Each is set against its floor, from bytes or ' +
+    'multiply-adds, and against the rate this machine reached in the same run. load: time and peak memory of loading a ' +
+    'checkpoint. event-loop: how late a 10 ms timer fires while the package works.',
+  positionals: 1,
+  flags: {
+    shape: {
+      type: 'string',
+      value: 'NAME|DIR',
+      help: `${Object.keys(shapes).join(', ')}, or a model folder; default llama-160m`,
+    },
+    weights: { type: 'string', choices: ['f32', 'f16', 'bf16'], help: 'storage of base and adapters; default bf16' },
+    experts: { type: 'integer', help: 'default 8' },
+    groups: { type: 'integer', help: 'default 2, 1 for a single expert' },
+    rank: { type: 'integer', help: 'of every expert, on all linears; default 16' },
+    batch: { type: 'integer', help: 'sequences of a step; default 1' },
+    context: {
+      type: 'integer',
+      help: 'decode: tokens before the step; else of each sequence; default 128, prefill 256',
+    },
+    steps: { type: 'integer', help: 'of each variant; default 24 for decode, 8 for prefill and train' },
+    threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
+    seconds: { type: 'number', help: 'event-loop: of each phase; default 20' },
+    device: { type: 'string', choices: ['auto', 'cpu', 'cuda', 'emulated'], help: 'default auto' },
+    json: { type: 'boolean', help: 'one JSON object' },
+  },
+  examples: [
+    'bench decode --shape tinyllama-1.1b --weights bf16 --experts 8 --rank 16',
+    'bench prefill --shape llama-160m --context 512 --json',
+    'bench train --shape llama-160m --batch 4 --context 128',
+    'bench load --shape tinyllama-1.1b --weights bf16',
+    'bench event-loop --shape llama-160m --seconds 30',
+  ],
+} as const satisfies Command<Flags>;
+
+const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop'] as const;
+type Kind = (typeof kinds)[number];
+
+const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1 };
+
+function atLeastOne(name: string, value: number): number {
+  if (value < 1) throw new UsageError(`--${name} is at least 1`);
+  return value;
+}
+
+async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signal: AbortSignal): Promise<BenchOptions> {
+  const shape = values.shape ?? 'llama-160m';
+  const cores = availableParallelism();
+  const experts = atLeastOne('experts', values.experts ?? 8);
+  const groups = atLeastOne('groups', values.groups ?? Math.min(2, experts));
+  if (groups > experts) throw new UsageError('--groups is at most --experts');
+  return {
+    shape,
+    config: await shapeOf(shape),
+    weights: (values.weights ?? 'bf16') as StorageType,
+    experts,
+    groups,
+    rank: atLeastOne('rank', values.rank ?? 16),
+    batch: atLeastOne('batch', values.batch ?? 1),
+    context: atLeastOne('context', values.context ?? (kind === 'prefill' ? 256 : 128)),
+    steps: atLeastOne('steps', values.steps ?? defaultSteps[kind]),
+    threads: atLeastOne('threads', values.threads ?? (kind === 'event-loop' ? Math.max(1, cores - 1) : cores)),
+    device: (values.device ?? 'auto') as BenchOptions['device'],
+    signal,
+  };
+}
+
+async function run(kind: Kind, options: BenchOptions, seconds: number): Promise<{ report: unknown; text: string }> {
+  if (kind === 'load') {
+    const report = await benchLoad(options);
+    return { report, text: loadText(report) };
+  }
+  if (kind === 'event-loop') {
+    const report = await benchEventLoop({ ...options, seconds });
+    return { report, text: eventLoopText(report) };
+  }
+  const report = await { decode: benchDecode, prefill: benchPrefill, train: benchTrain }[kind](options);
+  return { report, text: speedText(report) };
+}
+
+export async function bench(argv: string[], signal: AbortSignal): Promise<number> {
+  const parsed = parseCommand(command, argv);
+  if (!parsed) return 0;
+  const { values, positionals } = parsed;
+  const kind = kinds.find((name) => name === positionals[0]);
+  if (!kind) throw new UsageError(`what to measure is one of ${kinds.join(', ')}`);
+  const options = await optionsOf(kind, values, signal);
+  const { report, text } = await run(kind, options, values.seconds ?? 20);
+  process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : text);
+  return 0;
+}
