@@ -24,7 +24,9 @@ Napi::Value EngineWrap::load_model(const Info& info) {
   return job(info, kCommonLane, [&]() -> Engine::Body {
     const int64_t number = integer_of(info[0], "job");
     LoadRequest request = read_load_request(Fields(info[1], "descriptor"), Fields(info[2], "options"));
-    return [number, request = std::move(request)](Worker& worker, JobResult& result) { return worker.load(number, request, result); };
+    return [number, request = std::move(request)](Worker& worker, JobResult& result) {
+      return worker.load(number, request, result);
+    };
   });
 }
 
@@ -35,14 +37,18 @@ Napi::Value EngineWrap::load_random(const Info& info) {
     request.config = read_model_config(Fields(info[1], "config"));
     request.random_seed = static_cast<uint64_t>(integer_of(info[2], "seed"));
     request.options = read_load_options(Fields(info[3], "options"));
-    return [number, request = std::move(request)](Worker& worker, JobResult& result) { return worker.load(number, request, result); };
+    return [number, request = std::move(request)](Worker& worker, JobResult& result) {
+      return worker.load(number, request, result);
+    };
   });
 }
 
 Napi::Value EngineWrap::create_mixture(const Info& info) {
   return job(info, kCommonLane, [&]() -> Engine::Body {
     MixtureSource source = read_mixture_source(Fields(info[1], "mixture"));
-    return [source = std::move(source)](Worker& worker, JobResult& result) { return worker.create_mixture(source, result); };
+    return [source = std::move(source)](Worker& worker, JobResult& result) {
+      return worker.create_mixture(source, result);
+    };
   });
 }
 
@@ -56,7 +62,8 @@ Napi::Value EngineWrap::read_mixture(const Info& info) {
     const int64_t mixture = integer_of(info[1], "mixture");
     if (!info[2].IsString()) throw Napi::TypeError::New(info.Env(), "prefix: expected a string");
     const std::string prefix = info[2].As<Napi::String>();
-    return [mixture, prefix](Worker& worker, JobResult& result) { return worker.read_mixture(mixture, prefix, result); };
+    return
+        [mixture, prefix](Worker& worker, JobResult& result) { return worker.read_mixture(mixture, prefix, result); };
   });
 }
 
@@ -103,7 +110,9 @@ Napi::Value EngineWrap::begin_training(const Info& info) {
   return job(info, kCommonLane, [&]() -> Engine::Body {
     const int64_t mixture = info[1].IsNull() ? 0 : integer_of(info[1], "mixture");
     const TrainOptions options = read_train_options(Fields(info[2], "options"));
-    return [mixture, options](Worker& worker, JobResult& result) { return worker.begin_training(mixture, options, result); };
+    return [mixture, options](Worker& worker, JobResult& result) {
+      return worker.begin_training(mixture, options, result);
+    };
   });
 }
 
@@ -129,17 +138,21 @@ Napi::Value EngineWrap::finish_step(const Info& info) {
   return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
     if (!info[2].IsNumber()) throw Napi::TypeError::New(info.Env(), "learningRate: expected a number");
     const float rate = info[2].As<Napi::Number>().FloatValue();
-    return [trainer, rate](Worker& worker, JobResult& result) { return worker.trainers().finish_step(trainer, rate, result); };
+    return [trainer, rate](Worker& worker, JobResult& result) {
+      return worker.trainers().finish_step(trainer, rate, result);
+    };
   });
 }
 
 Napi::Value EngineWrap::discard_gradients(const Info& info) {
   return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
     return [trainer](Worker& worker, JobResult& result) {
-      return at_once([&trainers = worker.trainers(), trainer] {
-        trainers.at(trainer).discard_gradients();
-        return std::monostate();
-      }, result);
+      return at_once(
+          [&trainers = worker.trainers(), trainer] {
+            trainers.at(trainer).discard_gradients();
+            return std::monostate();
+          },
+          result);
     };
   });
 }
@@ -147,9 +160,11 @@ Napi::Value EngineWrap::discard_gradients(const Info& info) {
 Napi::Value EngineWrap::trainer_state(const Info& info) {
   return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
     return [trainer](Worker& worker, JobResult& result) {
-      return at_once([&trainers = worker.trainers(), trainer] {
-        return TrainerState{trainers.at(trainer).step(), trainers.at(trainer).state()};
-      }, result);
+      return at_once(
+          [&trainers = worker.trainers(), trainer] {
+            return TrainerState{trainers.at(trainer).step(), trainers.at(trainer).state()};
+          },
+          result);
     };
   });
 }
@@ -158,10 +173,12 @@ Napi::Value EngineWrap::restore_trainer(const Info& info) {
   return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
     TrainerState state = read_trainer_state(Fields(info[2], "state"));
     return [trainer, state = std::move(state)](Worker& worker, JobResult& result) {
-      return at_once([&trainers = worker.trainers(), trainer, &state] {
-        trainers.at(trainer).restore(state.tensors, state.step);
-        return std::monostate();
-      }, result);
+      return at_once(
+          [&trainers = worker.trainers(), trainer, &state] {
+            trainers.at(trainer).restore(state.tensors, state.step);
+            return std::monostate();
+          },
+          result);
     };
   });
 }
@@ -185,10 +202,12 @@ Napi::Value EngineWrap::base_values(const Info& info) {
 Napi::Value EngineWrap::end_training(const Info& info) {
   return trainer_job(info, [&](int64_t trainer) -> Engine::Body {
     return [trainer](Worker& worker, JobResult& result) {
-      return at_once([&trainers = worker.trainers(), trainer] {
-        trainers.end(trainer);
-        return std::monostate();
-      }, result);
+      return at_once(
+          [&trainers = worker.trainers(), trainer] {
+            trainers.end(trainer);
+            return std::monostate();
+          },
+          result);
     };
   });
 }
@@ -201,7 +220,8 @@ Napi::Value EngineWrap::merged(const Info& info) {
 }
 
 Napi::Value EngineWrap::memory(const Info& info) {
-  return job(info, kCommonLane, []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });
+  return job(info, kCommonLane,
+             []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });
 }
 
 Napi::Value EngineWrap::bench(const Info& info) {
@@ -212,7 +232,8 @@ Napi::Value EngineWrap::bench(const Info& info) {
 }
 
 Napi::Value EngineWrap::probe(const Info& info) {
-  return job(info, kCommonLane, []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.probe(result); }; });
+  return job(info, kCommonLane,
+             []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.probe(result); }; });
 }
 
 Napi::Value EngineWrap::dispose(const Info& info) {

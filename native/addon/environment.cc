@@ -30,7 +30,8 @@ std::vector<Event> Environment::Queue::take() {
 
 Environment::Environment(Napi::Env env) : env_(env) {
   const Napi::String name = Napi::String::New(env, "at-moe");
-  const napi_status status = napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, on_wake, &wake_);
+  const napi_status status =
+      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, on_wake, &wake_);
   if (status != napi_ok) throw Napi::Error::New(env);
   napi_unref_threadsafe_function(env, wake_);
   queue_->open(wake_);
@@ -67,9 +68,12 @@ void Environment::deliver(Napi::Env env) {
       continue;
     }
     if (std::holds_alternative<DoneEvent>(event)) let_go();
-    std::visit([&](auto& one) {
-      if constexpr (!std::is_same_v<std::decay_t<decltype(one)>, JobDone>) told.Set(told.Length(), write_event(env, one));
-    }, event);
+    std::visit(
+        [&](auto& one) {
+          if constexpr (!std::is_same_v<std::decay_t<decltype(one)>, JobDone>)
+            told.Set(told.Length(), write_event(env, one));
+        },
+        event);
   }
   if (told.Length() > 0 && !dispatcher_.IsEmpty()) dispatcher_.Call({told});
 }

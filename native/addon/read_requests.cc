@@ -20,7 +20,8 @@ SamplingRequest read_sampling(const Fields& from) {
 RoutingRequest read_routing(const Fields& from) {
   using Kind = RoutingRequest::Kind;
   RoutingRequest routing;
-  routing.kind = from.choice<Kind>("kind", {{"base", Kind::kBase}, {"mixture", Kind::kMixture}, {"fixed", Kind::kFixed}});
+  routing.kind =
+      from.choice<Kind>("kind", {{"base", Kind::kBase}, {"mixture", Kind::kMixture}, {"fixed", Kind::kFixed}});
   if (routing.kind == Kind::kBase) return routing;
   routing.mixture = from.integer("mixture");
   if (routing.kind == Kind::kFixed) {
@@ -85,12 +86,13 @@ TrainOptions read_train_options(const Fields& from) {
   TrainOptions options;
   const TrainOptions defaults;
   options.target = from.choice<Target>(
-      "target", {{"adapter", Target::kAdapter}, {"router", Target::kRouter}, {"joint", Target::kJoint}, {"base", Target::kBase}});
+      "target",
+      {{"adapter", Target::kAdapter}, {"router", Target::kRouter}, {"joint", Target::kJoint}, {"base", Target::kBase}});
   if (from.has("coefficients")) {
     const Fields values = from.child("coefficients");
     auto coefficient = [&](const char* name) { return static_cast<float>(values.number(name, 0)); };
-    options.coefficients = {coefficient("groupBalance"), coefficient("expertBalance"), coefficient("zLoss"), coefficient("entropy"),
-                            coefficient("supervision")};
+    options.coefficients = {coefficient("groupBalance"), coefficient("expertBalance"), coefficient("zLoss"),
+                            coefficient("entropy"), coefficient("supervision")};
   }
   auto value = [&](const char* name, float fallback) { return static_cast<float>(from.number(name, fallback)); };
   options.base_kl = value("baseKl", defaults.base_kl);

@@ -13,7 +13,8 @@ const Fields::Choice<DType> kStorage[] = {{"f32", DType::f32}, {"f16", DType::f1
 RopeScaling read_rope_scaling(const Fields& from) {
   using Type = RopeScaling::Type;
   RopeScaling scaling;
-  scaling.type = from.choice<Type>("type", {{"default", Type::kDefault}, {"linear", Type::kLinear}, {"llama3", Type::kLlama3}});
+  scaling.type =
+      from.choice<Type>("type", {{"default", Type::kDefault}, {"linear", Type::kLinear}, {"llama3", Type::kLlama3}});
   if (scaling.type != Type::kDefault) scaling.factor = from.number("factor");
   if (scaling.type == Type::kLlama3) {
     scaling.low_freq_factor = from.number("lowFreqFactor");
@@ -92,8 +93,9 @@ ModelConfig read_model_config(const Fields& from) {
   config.windows = from.integers("windows");
   config.qk_norm = from.flag("qkNorm");
   config.tie_word_embeddings = from.flag("tieWordEmbeddings");
-  const int64_t smallest = std::min({config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
-                                     config.intermediate_size, config.vocab_size, config.max_position_embeddings});
+  const int64_t smallest =
+      std::min({config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
+                config.intermediate_size, config.vocab_size, config.max_position_embeddings});
   if (smallest < 1) from.wrong("config", "sizes of at least 1");
   if (static_cast<int64_t>(config.windows.size()) != config.num_layers) from.wrong("windows", "one number per layer");
   return config;
@@ -110,7 +112,8 @@ LoadOptions read_load_options(const Fields& from) {
   options.prefill_rows = from.integer("prefillRows", defaults.prefill_rows);
   options.chunk_rows = from.integer("chunkRows", 0);
   if (std::min(options.max_batch, options.prefill_rows) < 1) from.wrong("maxBatch", "with prefillRows at least 1");
-  if (std::min({options.context_length, options.kv_tokens, options.chunk_rows}) < 0) from.wrong("contextLength", "no negative size");
+  if (std::min({options.context_length, options.kv_tokens, options.chunk_rows}) < 0)
+    from.wrong("contextLength", "no negative size");
   return options;
 }
 
@@ -158,7 +161,8 @@ MixtureSource read_mixture_source(const Fields& from) {
     source.experts.push_back(read_adapter(expert_lists.list(std::to_string(expert).c_str()), reader));
   }
   if (from.has("general")) source.general = read_adapter(from.list("general"), reader);
-  source.scope = from.choice<RoutingScope>("scope", {{"token", RoutingScope::kToken}, {"sequence", RoutingScope::kSequence}});
+  source.scope =
+      from.choice<RoutingScope>("scope", {{"token", RoutingScope::kToken}, {"sequence", RoutingScope::kSequence}});
   source.options = read_router_options(from.child("options"));
   source.learned_balance = read_learned(from, "balance", source.balance);
   source.learned_scale = read_learned(from, "scale", source.scale);

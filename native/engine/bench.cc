@@ -18,11 +18,13 @@ struct Variant {
   std::vector<double>* times = nullptr;
 };
 
-std::vector<SequenceRows> rows_of(const Variant& variant, const PageLease& lease, int64_t position, int64_t count, int64_t vocab) {
+std::vector<SequenceRows> rows_of(const Variant& variant, const PageLease& lease, int64_t position, int64_t count,
+                                  int64_t vocab) {
   std::vector<SequenceRows> rows(variant.routing.size());
   for (size_t i = 0; i < rows.size(); ++i) {
     for (int64_t row = 0; row < count; ++row) {
-      rows[i].ids.push_back(static_cast<int32_t>(philox(1, i, static_cast<uint64_t>(position + row))[0] % static_cast<uint64_t>(vocab)));
+      rows[i].ids.push_back(
+          static_cast<int32_t>(philox(1, i, static_cast<uint64_t>(position + row))[0] % static_cast<uint64_t>(vocab)));
     }
     rows[i].position = position;
     rows[i].pages = lease.held[i];
@@ -51,15 +53,19 @@ std::vector<std::shared_ptr<SequenceRouting>> make(int64_t count, const RoutingF
 
 }  // namespace
 
-Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, RoutingFactory make_routing, BenchResult& result) {
+Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, RoutingFactory make_routing,
+                BenchResult& result) {
   const Limits& limits = scheduler.limits();
-  if (request.rows < 1 || request.context < 1 || request.steps < 1) fail(Code::kMismatch, "rows, context and steps are at least 1");
-  if (request.context + 1 > limits.context_length) fail(Code::kContextLength, "the context holds ", limits.context_length, " tokens");
+  if (request.rows < 1 || request.context < 1 || request.steps < 1)
+    fail(Code::kMismatch, "rows, context and steps are at least 1");
+  if (request.context + 1 > limits.context_length)
+    fail(Code::kContextLength, "the context holds ", limits.context_length, " tokens");
   PageLease lease(scheduler.pages());
   lease.held.resize(static_cast<size_t>(request.rows));
   for (std::vector<int32_t>& pages : lease.held) {
     if (lease.pages.grow(pages, request.context + 1)) continue;
-    fail(Code::kOutOfMemory, "the KV cache of ", limits.kv_tokens, " tokens has no room for ", request.rows, " sequences of ", request.context + 1);
+    fail(Code::kOutOfMemory, "the KV cache of ", limits.kv_tokens, " tokens has no room for ", request.rows,
+         " sequences of ", request.context + 1);
   }
   const int64_t pages = KvPages::pages_of(request.context + 1);
   Workspace prefill(model, request.rows * request.context, request.rows, pages, limits.chunk_rows);

@@ -1,5 +1,5 @@
-// The contexts that sessions keep between their requests. Under memory pressure the one unused for longest loses its keys;
-// its next request computes them again.
+// The contexts that sessions keep between their requests. Under memory pressure the one unused for longest loses its
+// keys; its next request computes them again.
 #pragma once
 
 #include <map>

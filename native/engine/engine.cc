@@ -43,13 +43,15 @@ void Engine::generate(GenerateRequest request) {
   refused.sequence = request.sequence;
   refused.reason = DoneEvent::Reason::kError;
   refused.failure = kDisposedFailure;
-  const bool posted = try_post([request = std::move(request)](Worker& worker) mutable { worker.generate(std::move(request)); });
+  const bool posted =
+      try_post([request = std::move(request)](Worker& worker) mutable { worker.generate(std::move(request)); });
   if (!posted) sink_->push(std::move(refused));
 }
 
 void Engine::score(ScoreRequest request) {
   const int64_t job = request.job;
-  const bool posted = try_post([request = std::move(request)](Worker& worker) mutable { worker.score(std::move(request)); });
+  const bool posted =
+      try_post([request = std::move(request)](Worker& worker) mutable { worker.score(std::move(request)); });
   if (!posted) sink_->push(JobDone{job, kDisposedFailure});
 }
 

@@ -10,7 +10,7 @@
 namespace at_moe {
 
 // [ids, V]. The ids before `first` are the instruction.
-Pass sequence_logits(const Model& model, Scheduler& scheduler, ScoreRequest request, std::shared_ptr<SequenceRouting> routing,
-                     std::vector<float>& result);
+Pass sequence_logits(const Model& model, Scheduler& scheduler, ScoreRequest request,
+                     std::shared_ptr<SequenceRouting> routing, std::vector<float>& result);
 
 }  // namespace at_moe

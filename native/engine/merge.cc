@@ -1,5 +1,5 @@
-// The sum over the ranks r of all experts is a weight gradient with one row per rank: dW += gᵀ x with x_r = A[r, :] and
-// g_r = gate scale B[:, r]; dW starts as W.
+// The sum over the ranks r of all experts is a weight gradient with one row per rank: dW += gᵀ x with x_r = A[r, :]
+// and g_r = gate scale B[:, r]; dW starts as W.
 #include "engine/merge.h"
 
 #include "core/status.h"
@@ -14,7 +14,8 @@ struct Factors {
   int64_t ranks = 0;
 };
 
-void add(Factors& factors, const LoraSource& lora, const std::vector<float>& a, const std::vector<float>& b, float gate) {
+void add(Factors& factors, const LoraSource& lora, const std::vector<float>& a, const std::vector<float>& b,
+         float gate) {
   factors.a.insert(factors.a.end(), a.begin(), a.end());
   const size_t rank = static_cast<size_t>(lora.rank), outputs = b.size() / rank;
   for (size_t r = 0; r < rank; ++r) {
@@ -40,7 +41,8 @@ Factors collect(const Mixture& mixture, const MergeRequest& request) {
     for (const LoraSource& lora : adapter.modules) {
       if (lora.layer != request.layer || lora.module != request.module) continue;
       const std::string name = concat(prefix, "layers.", lora.layer, ".", module_name(lora.module));
-      add(factors, lora, mixture.read(slice_named(mixture, name + ".lora_A")), mixture.read(slice_named(mixture, name + ".lora_B")), gate);
+      add(factors, lora, mixture.read(slice_named(mixture, name + ".lora_A")),
+          mixture.read(slice_named(mixture, name + ".lora_B")), gate);
     }
   };
   for (int32_t expert = 0; expert < shape.experts; ++expert) {
@@ -61,8 +63,10 @@ std::vector<float> merge(Backend& backend, const Mixture& mixture, const MergeRe
   const Factors factors = collect(mixture, request);
   if (factors.ranks == 0) return values;
   const int64_t outputs = request.base.shape.at(0), inputs = request.base.shape.at(1);
-  if (static_cast<int64_t>(factors.a.size()) != factors.ranks * inputs || static_cast<int64_t>(factors.b.size()) != factors.ranks * outputs) {
-    fail(Code::kMismatch, "tensor ", request.base.name, " of [", outputs, ", ", inputs, "] does not fit the adapters of its module");
+  if (static_cast<int64_t>(factors.a.size()) != factors.ranks * inputs ||
+      static_cast<int64_t>(factors.b.size()) != factors.ranks * outputs) {
+    fail(Code::kMismatch, "tensor ", request.base.name, " of [", outputs, ", ", inputs,
+         "] does not fit the adapters of its module");
   }
   auto send = [&](const std::vector<float>& from) {
     Buffer buffer = backend.allocate(from.size() * sizeof(float));

@@ -13,7 +13,7 @@ using Reason = DoneEvent::Reason;
 
 void Scheduler::start_prefill() {
   prefill_ = gather_prefill();
-  // Sequences that wait hold pages of earlier turns or chunks: with nothing running, they may keep the first from starting.
+  // Sequences that wait hold pages of earlier turns or chunks: with nothing running, these may keep the first out.
   while (!prefill_ && active_.empty() && !waiting_.empty()) {
     if (!reclaim_waiting(waiting_.front())) {
       const Shared first = waiting_.front();
@@ -53,7 +53,8 @@ void Scheduler::open_pass(Prefill& prefill) {
   if (!prefill_workspace_ || rows > prefill_workspace_->rows()) {
     prefill_workspace_.reset();
     const int64_t capacity = std::max(rows, limits_.prefill_rows);
-    prefill_workspace_ = std::make_unique<Workspace>(model_, capacity, limits_.max_batch, pages_per_sequence(), limits_.chunk_rows);
+    prefill_workspace_ =
+        std::make_unique<Workspace>(model_, capacity, limits_.max_batch, pages_per_sequence(), limits_.chunk_rows);
   }
   prefill.pass = forward(model_, *prefill_workspace_, *pool_, prefill.rows, prefill.result);
 }

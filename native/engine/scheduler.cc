@@ -91,7 +91,8 @@ void Scheduler::add(ScoreRequest request) {
   try {
     check_ids(request.ids);
     const int64_t size = static_cast<int64_t>(request.ids.size());
-    if (request.first < 1 || request.first >= size) fail(Code::kMismatch, "there is nothing to score from id ", request.first, " of ", size);
+    if (request.first < 1 || request.first >= size)
+      fail(Code::kMismatch, "there is nothing to score from id ", request.first, " of ", size);
     if (size - 1 > limits_.context_length) {
       fail(Code::kContextLength, "the text has ", size, " tokens, the context holds ", limits_.context_length);
     }

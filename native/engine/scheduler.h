@@ -1,8 +1,8 @@
 // Which sequences run: continuous batching over one pool of KV pages.
 //
-// A sequence waits, is prefilled (alone or with others, between the decode steps of those before it), then takes part in
-// every decode step until it ends. When the pool is full, idle sessions lose their keys first, then the sequence admitted
-// last goes back to waiting and is replayed later from its ids and its kept routing.
+// A sequence waits, is prefilled (alone or with others, between the decode steps of those before it), then takes part
+// in every decode step until it ends. When the pool is full, idle sessions lose their keys first, then the sequence
+// admitted last goes back to waiting and is replayed later from its ids and its kept routing.
 #pragma once
 
 #include <deque>

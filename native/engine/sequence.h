@@ -19,8 +19,8 @@ struct RoutingSpan {
 };
 
 struct Context {
-  std::vector<int32_t> ids;    // prompt and generated tokens
-  int64_t computed = 0;        // ids whose keys are in the pool
+  std::vector<int32_t> ids;  // prompt and generated tokens
+  int64_t computed = 0;      // ids whose keys are in the pool
   std::vector<int32_t> pages;
   std::vector<RoutingSpan> spans;
 
@@ -32,20 +32,20 @@ struct Context {
 
 struct Sequence {
   enum class Kind { kGenerate, kScore } kind = Kind::kGenerate;
-  int64_t id = 0;       // of the sequence, or of the scoring job
+  int64_t id = 0;  // of the sequence, or of the scoring job
   int64_t session = -1;
   Context context;
   Usage usage;
-  int64_t order = 0;    // of admission; the latest gives way
+  int64_t order = 0;  // of admission; the latest gives way
   bool admitted = false;
-  bool solo = false;    // a shared pass failed: try it alone
+  bool solo = false;       // a shared pass failed: try it alone
   bool cancelled = false;  // while in a pass that others share
   bool done = false;       // told to the caller
 
   // kGenerate
-  int64_t limit = 0;        // tokens of the context at most
+  int64_t limit = 0;  // tokens of the context at most
   int64_t max_tokens = 0;
-  int64_t traced = 0;       // rows before this one have been traced
+  int64_t traced = 0;  // rows before this one have been traced
   bool trace = false, log_probs = false;
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;

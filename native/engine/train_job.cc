@@ -36,11 +36,13 @@ void check(const MicroBatch& batch, int64_t vocab_size, int64_t groups, int64_t 
   for (size_t i = 0; i < sequences; ++i) {
     const int64_t length = int64_t{batch.offsets[i + 1]} - batch.offsets[i];
     fits(length > 0, "a sequence is empty");
-    fits(batch.prompt_lengths[i] >= pooled && batch.prompt_lengths[i] <= length, "a prompt is empty or longer than its sequence");
+    fits(batch.prompt_lengths[i] >= pooled && batch.prompt_lengths[i] <= length,
+         "a prompt is empty or longer than its sequence");
   }
   for (size_t row = 0; row < rows; ++row) {
     fits(batch.ids[row] >= 0 && batch.ids[row] < vocab_size, "an id is not in the vocabulary");
-    fits(batch.labels[row] == -100 || (batch.labels[row] >= 0 && batch.labels[row] < vocab_size), "a label is not in the vocabulary");
+    fits(batch.labels[row] == -100 || (batch.labels[row] >= 0 && batch.labels[row] < vocab_size),
+         "a label is not in the vocabulary");
   }
   auto target = [&](const std::vector<float>& values, int64_t width, const char* what) {
     fits(values.empty() || values.size() == sequences * static_cast<size_t>(width), what);

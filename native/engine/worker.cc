@@ -32,14 +32,16 @@ std::shared_ptr<SequenceRouting> Worker::routing(const RoutingRequest& request) 
   std::shared_ptr<Mixture> of = mixture(request.mixture);
   const size_t groups = static_cast<size_t>(of->shape().groups), experts = static_cast<size_t>(of->shape().experts);
   if (request.kind == RoutingRequest::Kind::kFixed) {
-    if (request.weights.size() != experts) fail(Code::kRouting, request.weights.size(), " weights for ", experts, " experts");
+    if (request.weights.size() != experts)
+      fail(Code::kRouting, request.weights.size(), " weights for ", experts, " experts");
     return SequenceRouting::fixed(*backend_, std::move(of), request.weights, request.alone);
   }
   if (!of->has_router()) fail(Code::kRouting, "the mixture has no router: expert weights must be given");
   const RouterControls& controls = request.controls;
   auto fits = [](const auto& values, size_t count) { return values.empty() || values.size() == count; };
   if (!fits(controls.group_bias, groups) || !fits(controls.group_denied, groups) || !fits(controls.group_set, groups) ||
-      !fits(controls.expert_bias, experts) || !fits(controls.expert_denied, experts) || !fits(controls.expert_set, experts)) {
+      !fits(controls.expert_bias, experts) || !fits(controls.expert_denied, experts) ||
+      !fits(controls.expert_set, experts)) {
     fail(Code::kRouting, "routing controls do not fit ", groups, " groups and ", experts, " experts");
   }
   const RouterOptions options = request.options.value_or(of->source().options);
@@ -95,7 +97,8 @@ Pass Worker::begin_training(int64_t number, TrainOptions options, JobResult& res
 Pass Worker::merged(MergeRequest request, JobResult& result) {
   scheduler();
   const std::shared_ptr<Mixture> of = mixture(request.mixture);
-  if (request.layer < 0 || request.layer >= of->layers()) fail(Code::kMismatch, "the base has no layer ", request.layer);
+  if (request.layer < 0 || request.layer >= of->layers())
+    fail(Code::kMismatch, "the base has no layer ", request.layer);
   Backend* on = backend_.get();
   if (on->activation_type() != DType::f32) {
     if (!merge_backend_) merge_backend_ = create_backend("cpu", {.threads = options_.threads});
@@ -129,7 +132,8 @@ Pass Worker::logits(ScoreRequest request, JobResult& result) {
 
 Pass Worker::bench(BenchRequest request, JobResult& result) {
   BenchResult times;
-  co_await time_steps(*model_, scheduler(), request, [this, request] { return routing(request.routing); }, times);
+  co_await time_steps(
+      *model_, scheduler(), request, [this, request] { return routing(request.routing); }, times);
   result = std::move(times);
 }
 
