@@ -1,0 +1,129 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import {
+  decodeBytes,
+  expertWeights,
+  linearWeights,
+  prefillProducts,
+  routerWeights,
+  trainProducts,
+} from '../../lib/bench/floors.js';
+import { percentile, timing } from '../../lib/bench/report.js';
+import { groupSizes } from '../../lib/bench/setup.js';
+import { checkFits, shapes } from '../../lib/bench/shapes.js';
+import type { ModelConfig } from '../../lib/descriptors.js';
+import { cli } from '../helpers/cli.js';
+
+const base = fileURLToPath(new URL('../../../test/fixtures/golden/llama-token-dense/base', import.meta.url));
+
+// q 4x4, k and v 2x4, o 4x4, gate and up 6x4, down 4x6: 120 weights; the sums of in and out are 58.
+const tiny: ModelConfig = {
+  ...(shapes['llama-160m'] as ModelConfig),
+  hiddenSize: 4,
+  numLayers: 1,
+  numHeads: 2,
+  numKvHeads: 1,
+  headDim: 2,
+  intermediateSize: 6,
+  vocabSize: 10,
+  windows: [0],
+};
+const mixture = { experts: 2, groups: 1, rank: 3 };
+
+test('floors of a shape counted by hand', () => {
+  assert.equal(linearWeights(tiny), 120);
+  assert.equal(expertWeights(tiny, mixture), 2 * 3 * 58);
+  assert.equal(routerWeights(tiny, mixture), 3 * 4);
+  const decode = decodeBytes(tiny, 'bf16', mixture, { batch: 2, context: 5 }, 4);
+  assert.deepEqual(decode, { base: (120 + 40) * 2 + 2 * 6 * 2 * 2 * 4, added: 348 * 2 + 12 * 4 });
+  const prefill = prefillProducts(tiny, mixture, { batch: 1, context: 3 });
+  assert.deepEqual(prefill, { base: 3 * 120 + 2 * (1 + 2 + 3) * 2 * 2 + 40, added: 3 * (348 + 12) });
+  const shared = 3 * (2 * 120 - 32) + 3 * 48 + 2 * 2 * 40;
+  assert.deepEqual(trainProducts(tiny, mixture, { batch: 1, context: 3 }, 2), {
+    expert: shared + 3 * (3 * 174 - 3 * 12),
+    router: shared + 3 * (2 * 348 - 2 * 3 * 12 + 3 * 12 - 12),
+  });
+});
+
+test('a sliding window bounds the keys that are read', () => {
+  const windowed = { ...tiny, windows: [3] };
+  const cache = (config: ModelConfig) =>
+    decodeBytes(config, 'f32', mixture, { batch: 1, context: 9 }, 4).base - (120 + 40) * 4;
+  assert.equal(cache(tiny), 10 * 2 * 2 * 4);
+  assert.equal(cache(windowed), 3 * 2 * 2 * 4);
+});
+
+test('known shapes have the sizes of their models', () => {
+  const llama3 = shapes['llama-3-8b'] as ModelConfig;
+  assert.equal(linearWeights(llama3), 6_979_321_856);
+  assert.equal(expertWeights(llama3, { experts: 8, groups: 2, rank: 16 }), 335_544_320);
+  assert.equal(linearWeights(shapes['tinyllama-1.1b'] as ModelConfig), 968_884_224);
+  assert.equal((shapes['qwen2.5-0.5b'] as ModelConfig).headDim, 64);
+});
+
+test('statistics: medians, spread, percentiles, groups', () => {
+  assert.deepEqual(timing([4, 2, 1, 3, 5]), { median: 3, best: 1, spread: 4 / 3 });
+  assert.equal(percentile([1, 2, 3, 4], 0.999), 4);
+  assert.deepEqual(groupSizes({ experts: 8, groups: 3, rank: 1 }), [2, 3, 3]);
+});
+
+test('a shape that does not fit is refused with the bytes needed and free', () => {
+  assert.throws(() => checkFits('it', 2000, 1000), {
+    code: 'ERR_AT_MOE_OUT_OF_MEMORY',
+    message: /2000 bytes.*1000 bytes/,
+  });
+  checkFits('it', 1000, 1000);
+});
+
+const keys = ['base_tokens_per_second', 'mixture_tokens_per_second', 'overhead', 'floor', 'limit', 'limit_fraction'];
+
+for (const kind of ['decode', 'prefill', 'train']) {
+  test(`bench ${kind} on a tiny shape gives every figure`, async () => {
+    const sizes = [
+      '--shape',
+      base,
+      '--experts',
+      '3',
+      '--groups',
+      '2',
+      '--rank',
+      '4',
+      '--context',
+      '24',
+      '--batch',
+      '2',
+    ];
+    const { status, stdout, stderr } = await cli([
+      'bench',
+      kind,
+      ...sizes,
+      '--steps',
+      '2',
+      '--weights',
+      'bf16',
+      '--json',
+    ]);
+    assert.equal(status, 0, stderr);
+    const report = JSON.parse(stdout) as Record<string, number>;
+    for (const key of keys) assert.ok((report[key] as number) > 0, `${key} is ${report[key]}`);
+    assert.equal(report.experts, 3);
+  });
+}
+
+test('bench load states the peak of a process of its own', async () => {
+  const { status, stdout, stderr } = await cli(['bench', 'load', '--shape', base, '--weights', 'f32', '--json']);
+  assert.equal(status, 0, stderr);
+  const report = JSON.parse(stdout) as Record<string, number>;
+  assert.ok((report.peak_bytes as number) > (report.packed_bytes as number));
+  assert.ok((report.bytes_per_second as number) > 0);
+  assert.equal(report.peak_over_packed, (report.peak_bytes as number) / (report.packed_bytes as number));
+});
+
+test('bench event-loop measures three phases', async () => {
+  const args = ['bench', 'event-loop', '--shape', base, '--seconds', '0.3', '--context', '32', '--json'];
+  const { status, stdout, stderr } = await cli(args);
+  assert.equal(status, 0, stderr);
+  const report = JSON.parse(stdout) as Record<string, { timers: number; max: number }>;
+  for (const phase of ['idle', 'generate', 'train']) assert.ok((report[phase]?.timers ?? 0) > 0, phase);
+});

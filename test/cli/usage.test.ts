@@ -1,0 +1,78 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { cli } from '../helpers/cli.js';
+
+const commands = ['train', 'generate', 'inspect', 'evaluate', 'bench', 'devices', 'golden'];
+
+test('help names every command, and every command has its own help', async () => {
+  const help = await cli(['--help']);
+  assert.equal(help.status, 0);
+  for (const command of commands) {
+    assert.match(help.stdout, new RegExp(`^  ${command} `, 'm'));
+    const own = await cli([command, '--help']);
+    assert.equal(own.status, 0, command);
+    assert.match(own.stdout, new RegExp(`at-moe ${command}`), command);
+    if (command !== 'golden') assert.match(own.stdout, /\nexamples:\n {2}\S/, command);
+    assert.equal(own.stderr, '');
+  }
+});
+
+test('the version is the one of package.json', async () => {
+  const { status, stdout } = await cli(['--version']);
+  assert.equal(status, 0);
+  assert.match(stdout, /^\d+\.\d+\.\d+\S*\n$/);
+});
+
+test('wrong use exits 2 with one line on stderr', async () => {
+  const wrong = [
+    [],
+    ['trian'],
+    ['train'],
+    ['train', 'something', '--model', 'm', '--data', 'd'],
+    ['train', 'expert', '--model', 'm', '--mixture', 'x', '--data', 'd'],
+    ['train', 'router', '--model', 'm', '--mixture', 'x'],
+    ['train', 'adapter', '--model', 'm', '--data', 'd'],
+    ['train', 'base', '--model', 'm', '--data', 'd', '--mixture', 'x', '--output', 'o'],
+    ['generate', 'hello'],
+    ['generate', 'hello', '--model', 'm', '--unknown'],
+    ['generate', 'hello', '--model', 'm', '--temperature', 'warm'],
+    ['generate', 'hello', '--model', 'm', '--max-tokens', '1.5'],
+    ['generate', 'hello', '--model', 'm', '--set', 'style'],
+    ['generate', 'hello', '--model', 'm', '--device', 'tpu'],
+    ['generate', 'hello', '--model', 'm', '--mixture', 'x', '--adapter', 'y'],
+    ['generate', 'hello', 'again', '--model', 'm'],
+    ['inspect'],
+    ['inspect', 'hello', '--model', 'm'],
+    ['evaluate', '--model', 'm'],
+    ['bench'],
+    ['bench', 'decode', '--shape', 'no-such-shape'],
+    ['bench', 'decode', '--experts', '2', '--groups', '3'],
+    ['devices', 'all'],
+    ['golden', '--device', 'tpu'],
+  ];
+  const results = await Promise.all(wrong.map((args) => cli(args)));
+  for (const [i, { status, stdout, stderr }] of results.entries()) {
+    const line = wrong[i]?.join(' ');
+    assert.equal(status, 2, line);
+    assert.equal(stdout, '', line);
+    assert.match(stderr, /^at-moe[^\n]+\n$/, line);
+  }
+});
+
+test('a failure exits 1 with its code', async () => {
+  const { status, stderr } = await cli(['generate', 'hello', '--model', './no-such-folder']);
+  assert.equal(status, 1);
+  assert.match(stderr, /^error: [^\n]+ \[ERR_AT_MOE_NOT_FOUND\]\n$/);
+});
+
+test('devices are listed, with a reason where one cannot be used', async () => {
+  const { status, stdout } = await cli(['devices', '--json']);
+  assert.equal(status, 0);
+  const found = JSON.parse(stdout) as { name: string; available: boolean; reason: string; memoryBytes: number }[];
+  const cpu = found.find(({ name }) => name === 'cpu');
+  assert.equal(cpu?.available, true);
+  assert.ok((cpu?.memoryBytes ?? 0) > 0);
+  for (const { available, reason } of found) assert.equal(reason === '', available);
+  const text = await cli(['devices']);
+  assert.match(text.stdout, /^cpu +yes /m);
+});
