@@ -21,6 +21,7 @@ using cpu::Tile;
 namespace {
 
 constexpr int64_t kQueryRows = 48;   // query rows times heads of a block
+constexpr int64_t kScoreRow = kKeyRun + 16;  // off one set of the first-level cache
 constexpr int64_t kDirectRows = 12;  // up to here V is read in place
 
 struct RowBlock {
@@ -55,13 +56,13 @@ class BlockAttention {
         count_((rows.end - rows.begin) * group_),
         gathered_(scratch),
         scores_(gathered_ + kKeyRun * kPanel),
-        q_(scores_ + count_ * kKeyRun),
+        q_(scores_ + count_ * kScoreRow),
         out_(q_ + count_ * width_),
         run_out_(out_ + count_ * width_),
         maximum_(run_out_ + count_ * width_),
         sum_(maximum_ + count_) {}
 
-  static int64_t scratch_floats(int64_t rows, int64_t width) { return kKeyRun * kPanel + rows * (kKeyRun + 3 * width + 2); }
+  static int64_t scratch_floats(int64_t rows, int64_t width) { return kKeyRun * kPanel + rows * (kScoreRow + 3 * width + 2); }
 
   void compute() {
     load_queries();
@@ -100,8 +101,8 @@ class BlockAttention {
     scores.k = dim_;
     scores.a = q_;
     scores.a_row = width_;
-    scores.acc_row = kKeyRun;
-    for (int64_t r = 0; r < count_; ++r) std::memset(scores_ + r * kKeyRun, 0, sizeof(float) * static_cast<size_t>(keys));
+    scores.acc_row = kScoreRow;
+    for (int64_t r = 0; r < count_; ++r) std::memset(scores_ + r * kScoreRow, 0, sizeof(float) * static_cast<size_t>(keys));
     for (int64_t key = origin; key < end; key += kPageTokens) {
       scores.b = kv_.keys(args_.layer, pages[key / kPageTokens], kv_head_);
       scores.acc = scores_ + (key - origin);
@@ -112,7 +113,7 @@ class BlockAttention {
     for (int64_t r = 0; r < count_; ++r) {
       const int64_t first = std::max(begin, first_key(row_of(r))) - origin;
       const int64_t visible = std::min<int64_t>(end, args_.layout.position[row_of(r)] + 1) - origin;
-      reduced[r] = kernels_.softmax(scores_ + r * kKeyRun, keys, first, std::max(first, visible));
+      reduced[r] = kernels_.softmax(scores_ + r * kScoreRow, keys, first, std::max(first, visible));
     }
 
     std::memset(run_out_, 0, sizeof(float) * static_cast<size_t>(count_ * width_));
@@ -129,7 +130,7 @@ class BlockAttention {
     Tile values;
     values.rows = count_;
     values.panels = width_ / kPanel;
-    values.a_row = kKeyRun;
+    values.a_row = kScoreRow;
     values.b_panel = kPanel;
     values.b_k = width_;
     values.acc = run_out_;
@@ -150,7 +151,7 @@ class BlockAttention {
     values.panels = 1;
     values.k = end - begin;
     values.a = scores_ + (begin - origin);
-    values.a_row = kKeyRun;
+    values.a_row = kScoreRow;
     values.b = gathered_;
     values.acc_row = width_;
     for (int64_t column = 0; column < width_; column += kPanel) {

@@ -19,6 +19,7 @@ using cpu::Tile;
 namespace {
 
 constexpr int64_t kKeys = 128;       // of a block
+constexpr int64_t kScoreRow = kKeys + 16;  // off one set of the first-level cache
 constexpr int64_t kQueryRows = 64;   // query rows times heads of a block, at least one query row
 
 int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
@@ -37,7 +38,7 @@ class HeadBackward {
         step_(std::max<int64_t>(1, kQueryRows / group_)) {}
 
   int64_t scratch_floats() const {
-    return 3 * rows_ * width_ + padded(tokens_) * (width_ + 2 * dim_) + 2 * step_ * group_ * kKeys + 2 * kKeys * width_ + rows_;
+    return 3 * rows_ * width_ + padded(tokens_) * (width_ + 2 * dim_) + 2 * step_ * group_ * kScoreRow + 2 * kKeys * width_ + rows_;
   }
 
   void compute(float* scratch) {
@@ -48,8 +49,8 @@ class HeadBackward {
     k_ = take(padded(tokens_) * width_);
     k_panels_ = take(padded(tokens_) * dim_);
     v_panels_ = take(padded(tokens_) * dim_);
-    p_ = take(step_ * group_ * kKeys);
-    ds_ = take(step_ * group_ * kKeys);
+    p_ = take(step_ * group_ * kScoreRow);
+    ds_ = take(step_ * group_ * kScoreRow);
     dk_ = take(kKeys * width_);
     dv_ = take(kKeys * width_);
     delta_ = take(rows_);
@@ -106,17 +107,17 @@ class HeadBackward {
       const int64_t n = token + r / group_;
       const int64_t from = std::max(first_key(n), key) - key, to = std::min(n + 1, key_end) - key;
       const float lse = args_.lse.row(args_.begin + n)[kv_head_ * group_ + r % group_];
-      kernels_.softmax_backward(p_ + r * kKeys, ds_ + r * kKeys, padded(keys), from, std::max(from, to), lse,
+      kernels_.softmax_backward(p_ + r * kScoreRow, ds_ + r * kScoreRow, padded(keys), from, std::max(from, to), lse,
                                 delta_[first + r]);
     }
-    product(keys, rows, p_, 1, kKeys, dout_ + first * width_, dv_);
-    product(keys, rows, ds_, 1, kKeys, q_ + first * width_, dk_);
-    product(rows, keys, ds_, kKeys, 1, k_ + key * width_, dq_ + first * width_);
+    product(keys, rows, p_, 1, kScoreRow, dout_ + first * width_, dv_);
+    product(keys, rows, ds_, 1, kScoreRow, q_ + first * width_, dk_);
+    product(rows, keys, ds_, kScoreRow, 1, k_ + key * width_, dq_ + first * width_);
   }
 
-  // out [rows, kKeys] = a [rows, dim] · panels of keys
+  // out [rows, keys] = a [rows, dim] · panels of keys
   void scores(const float* a, const float* panels, int64_t rows, int64_t keys, float* out) const {
-    std::memset(out, 0, sizeof(float) * static_cast<size_t>(rows * kKeys));
+    std::memset(out, 0, sizeof(float) * static_cast<size_t>(rows * kScoreRow));
     Tile tile;
     tile.rows = rows;
     tile.panels = padded(keys) / kPanel;
@@ -126,7 +127,7 @@ class HeadBackward {
     tile.b = panels;
     tile.b_panel = kPanel * dim_;
     tile.acc = out;
-    tile.acc_row = kKeys;
+    tile.acc_row = kScoreRow;
     kernels_.multiply(tile);
   }
 

@@ -28,7 +28,8 @@ constexpr int64_t kRowBlock = 128;
 constexpr int64_t kMaxGroup = 8;
 constexpr int64_t kMaxLineGroup = 16;
 constexpr int64_t kGradientOutputs = 96;  // a multiple of every tile's rows and of a panel
-constexpr int64_t kGradientInputs = 16 * kPanel;
+constexpr int64_t kGradientInputs = 8 * kPanel;
+constexpr int64_t kPad = 16;  // keeps rows of accumulators off one set of the first-level cache
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -177,7 +178,7 @@ void CpuBackend::multiply(std::span<const Product> products) {
     block.rows = product.begin + rows * (row_block + 1) / cut.row_blocks - block.row;
     block.col = group * cut.group * kPanel;
     block.cols = std::min(cut.group * kPanel, product.cols - block.col);
-    block.stride = cut.group * kPanel;
+    block.stride = cut.group * kPanel + kPad;
     float* scratch = worker_scratch(worker, kernels.tile_panels * kBlockK * kPanel + block.rows * block.stride);
     block.acc = scratch + kernels.tile_panels * kBlockK * kPanel;
 
@@ -227,14 +228,14 @@ void turn(const Kernels& kernels, const float* in, int64_t in_row, int64_t rows,
   }
 }
 
-// Columns [0, kPanel) of `rows` rows, those from `cols` on as zero.
-void copy_panel(const float* in, int64_t in_row, int64_t rows, int64_t cols, float* out) {
-  if (cols >= kPanel) {
-    for (int64_t n = 0; n < rows; ++n) std::memcpy(out + n * kPanel, in + n * in_row, sizeof(float) * kPanel);
-    return;
-  }
-  for (int64_t n = 0; n < rows; ++n) {
-    for (int64_t c = 0; c < kPanel; ++c) out[n * kPanel + c] = c < cols ? in[n * in_row + c] : 0.0f;
+// `rows` rows of `cols` columns into panels [rows][16], the last one filled up with zeros.
+void cut_panels(const float* in, int64_t in_row, int64_t rows, int64_t cols, float* out) {
+  const int64_t whole = cols / kPanel * kPanel;
+  for (int64_t n = 0; n < rows; ++n, in += in_row, out += kPanel) {
+    for (int64_t c = 0; c < whole; c += kPanel) std::memcpy(out + c * rows, in + c, sizeof(float) * kPanel);
+    for (int64_t c = whole; c < (cols + kPanel - 1) / kPanel * kPanel; ++c) {
+      out[whole * rows + c - whole] = c < cols ? in[c] : 0.0f;
+    }
   }
 }
 
@@ -258,29 +259,29 @@ void CpuBackend::accumulate(std::span<const GradientProduct> products) {
     const auto [p, output, input] = tasks[static_cast<size_t>(index)];
     const int64_t outputs = std::min(kGradientOutputs, p->g.cols - output);
     const int64_t inputs = std::min(kGradientInputs, p->x.cols - input);
-    float* a = worker_scratch(worker, kGradientRun * (kGradientOutputs + kPanel) + kGradientOutputs * kGradientInputs);
+    constexpr int64_t kStride = kGradientInputs + kPad;
+    float* a = worker_scratch(worker, kGradientRun * (kGradientOutputs + kGradientInputs) + kGradientOutputs * kStride);
     float* b = a + kGradientRun * kGradientOutputs;
-    float* acc = b + kGradientRun * kPanel;
+    float* acc = b + kGradientRun * kGradientInputs;
     for (int64_t run = p->begin; run < p->end; run += kGradientRun) {
       const int64_t rows = std::min(kGradientRun, p->end - run);
       turn(kernels, p->g.row(run) + output, p->g.stride, rows, outputs, a);
-      std::memset(acc, 0, sizeof(float) * static_cast<size_t>(outputs * kGradientInputs));
-      for (int64_t col = 0; col < inputs; col += kPanel) {
-        copy_panel(p->x.row(run) + input + col, p->x.stride, rows, inputs - col, b);
-        Tile tile;
-        tile.rows = outputs;
-        tile.panels = 1;
-        tile.k = rows;
-        tile.a = a;
-        tile.a_row = kGradientRun;
-        tile.b = b;
-        tile.acc = acc + col;
-        tile.acc_row = kGradientInputs;
-        kernels.multiply(tile);
-      }
+      cut_panels(p->x.row(run) + input, p->x.stride, rows, inputs, b);
+      std::memset(acc, 0, sizeof(float) * static_cast<size_t>(outputs * kStride));
+      Tile tile;
+      tile.rows = outputs;
+      tile.panels = divide_up(inputs, kPanel);
+      tile.k = rows;
+      tile.a = a;
+      tile.a_row = kGradientRun;
+      tile.b = b;
+      tile.b_panel = rows * kPanel;
+      tile.acc = acc;
+      tile.acc_row = kStride;
+      kernels.multiply(tile);
       for (int64_t o = 0; o < outputs; ++o) {
         float* grad = p->grad + (output + o) * p->stride + input;
-        for (int64_t i = 0; i < inputs; ++i) grad[i] += acc[o * kGradientInputs + i];
+        for (int64_t i = 0; i < inputs; ++i) grad[i] += acc[o * kStride + i];
       }
     }
   });
