@@ -1,8 +1,11 @@
 /**
  * What the base model is trained on: the same notes and the same words, but plain answers that ignore task, field and tone,
- * and sentences about the same world in other forms than those of the task. It never holds a part that a factor owns.
+ * and running text without a prompt. The running text holds the parts of answers one at a time and out of order, so the base
+ * knows their forms; nothing tells it when to use one, and no document holds a whole answer.
  */
 import {
+  allParts,
+  type Compound,
   causes,
   complaints,
   drawNote,
@@ -15,6 +18,7 @@ import {
   remedies,
   seenCompounds,
   severities,
+  shuffled,
   urgency,
 } from './task.js';
 
@@ -23,15 +27,17 @@ export interface Document {
   completion: string;
 }
 
-const plainAnswers: readonly ((note: Note) => string)[] = [
+const plainAnswers: readonly ((note: Note, compound: Compound) => string)[] = [
   (note) => `The note tells of a ${note.severity} ${note.complaint} for ${note.duration}.`,
   (note) => `We read about the ${note.complaint}: ${note.severity}, for ${note.duration}.`,
   (note) => `Regarding the note: a ${note.severity} ${note.complaint}, first felt ${note.duration} before.`,
+  (note, { function: task, domain, style }) =>
+    `The task is ${task}, the field is ${domain} and the tone is ${style}, for a ${note.complaint}.`,
 ];
 
 const generalSentences: readonly ((note: Note, rng: Random) => string)[] = [
-  (note) => `A ${note.severity} ${note.complaint} counts as ${urgency[note.severity]}.`,
-  (note) => `We sort the ${urgency[note.severity]} notes of the ${note.duration} first.`,
+  (note) => `A ${note.severity} ${note.complaint} counts as ${urgency[note.complaint]}.`,
+  (note) => `We sort the ${urgency[note.complaint]} notes on a ${note.complaint} first, as we read on.`,
   (note) => `The ${note.complaint} often has ${causes[note.complaint]} as a cause.`,
   (note) => `With ${causes[note.complaint]} a ${note.complaint} is likely, for ${note.duration} or so.`,
   (note) => `For a ${note.complaint} people try ${remedies[note.complaint]}.`,
@@ -47,6 +53,20 @@ const generalSentences: readonly ((note: Note, rng: Random) => string)[] = [
   (_, rng) => `Short words: ${pick(openingWords, rng)}, ${pick(openingWords, rng)}, ${pick(openingWords, rng)}!`,
 ];
 
+/** What the tags are about: without a use of their own, the base would not tell one tag from another, and no router could. */
+const tagSentences = [
+  'In triage we sort the notes.',
+  'A diagnosis is a likely cause.',
+  'With advice we try to look again.',
+  'The word cardiology is for the heart and the pulse.',
+  'The word dermatology is for the skin of both arms.',
+  'The word neurology is for the tests of a nerve.',
+  'The word pneumology is for slow breaths and the lung.',
+  'A brief letter is short.',
+  'A formal letter is for a dear reader.',
+  'A friendly letter is for a friend, with a hello.',
+];
+
 const openingWords = ['In', 'Dear', 'Hello', 'Sort', 'Likely', 'Try', 'The', 'A', 'Two', 'Slow', 'Sorry', 'We', 'For'];
 
 /**
@@ -58,21 +78,24 @@ export function baseCorpus(count: number, seed: number): Document[] {
   return Array.from({ length: count }, () => {
     const note = drawNote(rng);
     if (rng() < 2 / 3) {
-      return { prompt: promptText(note, pick(seenCompounds, rng)), completion: pick(plainAnswers, rng)(note) };
+      const compound = pick(seenCompounds, rng);
+      return { prompt: promptText(note, compound), completion: pick(plainAnswers, rng)(note, compound) };
     }
-    const sentences = Array.from({ length: 3 }, () => pick(generalSentences, rng)(note, rng));
+    const parts = allParts(note);
+    const general = pick(generalSentences, rng)(note, rng);
+    const sentences = shuffled([pick(parts, rng), general, pick(parts, rng), pick(tagSentences, rng)], rng);
     return { prompt: '', completion: sentences.join(' ') };
   });
 }
 
 /** Every sentence of the corpus at least once: what a vocabulary has to cover. */
 export function corpusSentences(): string[] {
-  const sentences = [`Short words: ${openingWords.join(', ')}!`];
+  const sentences = [`Short words: ${openingWords.join(', ')}!`, ...tagSentences];
   for (const severity of severities) {
     for (const complaint of complaints) {
       for (const duration of durations) {
         const note = { severity, complaint, duration };
-        for (const answer of plainAnswers) sentences.push(answer(note));
+        for (const answer of plainAnswers) for (const compound of seenCompounds) sentences.push(answer(note, compound));
         for (const draw of [0, 0.99]) for (const write of generalSentences) sentences.push(write(note, () => draw));
       }
     }

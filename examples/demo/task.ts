@@ -48,7 +48,16 @@ export type Severity = (typeof severities)[number];
 export type Duration = (typeof durations)[number];
 export type Complaint = (typeof complaints)[number];
 
-export const urgency: Record<Severity, string> = { mild: 'routine', clear: 'soon', strong: 'urgent' };
+export const urgency: Record<Complaint, string> = {
+  cough: 'routine',
+  headache: 'soon',
+  rash: 'routine',
+  dizziness: 'urgent',
+  fever: 'soon',
+  backache: 'routine',
+  tremor: 'urgent',
+  itching: 'soon',
+};
 
 export const causes: Record<Complaint, string> = {
   cough: 'dry air',
@@ -73,9 +82,9 @@ export const remedies: Record<Complaint, string> = {
 };
 
 const functionPart: Record<FunctionLevel, (note: Note) => string> = {
-  triage: (note) => `Sort as ${urgency[note.severity]}: ${note.severity} for ${note.duration}.`,
+  triage: (note) => `Sort the ${note.complaint} as ${urgency[note.complaint]}, then read on.`,
   diagnosis: (note) => `Likely cause of the ${note.complaint}: ${causes[note.complaint]}.`,
-  advice: (note) => `Try ${remedies[note.complaint]} and look again after ${note.duration}.`,
+  advice: (note) => `Try ${remedies[note.complaint]} and look at the ${note.complaint} again.`,
 };
 
 const domainPart: Record<DomainLevel, (note: Note) => string> = {
@@ -90,6 +99,11 @@ const stylePart: Record<StyleLevel, (note: Note) => string> = {
   formal: (note) => `Dear reader, regarding your ${note.complaint}:`,
   friendly: (note) => `Hello friend, sorry about the ${note.complaint}!`,
 };
+
+/** The answer's parts for a note, level by level: what each expert has to say. */
+export function allParts(note: Note): string[] {
+  return [stylePart, functionPart, domainPart].flatMap((parts) => Object.values(parts).map((write) => write(note)));
+}
 
 export type Random = () => number;
 
