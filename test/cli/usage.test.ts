@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { cli } from '../helpers/cli.js';
 
@@ -7,9 +8,14 @@ const commands = ['train', 'generate', 'inspect', 'evaluate', 'bench', 'devices'
 test('help names every command, and every command has its own help', async () => {
   const help = await cli(['--help']);
   assert.equal(help.status, 0);
-  for (const command of commands) {
+  const documentation = readFileSync(new URL('../../../docs/cli.md', import.meta.url), 'utf8');
+  const helps = await Promise.all(commands.map((command) => cli([command, '--help'])));
+  for (const [i, own] of helps.entries()) {
+    const command = commands[i];
     assert.match(help.stdout, new RegExp(`^  ${command} `, 'm'));
-    const own = await cli([command, '--help']);
+    for (const [flag] of own.stdout.matchAll(/(?<=^ .*)--[a-z][a-z0-9-]+(?=.* {2})/gm)) {
+      if (flag !== '--help') assert.ok(documentation.includes(flag), `docs/cli.md does not name ${flag}`);
+    }
     assert.equal(own.status, 0, command);
     assert.match(own.stdout, new RegExp(`at-moe ${command}`), command);
     if (command !== 'golden') assert.match(own.stdout, /\nexamples:\n {2}\S/, command);
