@@ -1,0 +1,29 @@
+import assert from 'node:assert/strict';
+import { basename } from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { findCases } from '../lib/golden/case.js';
+import { runCase } from '../lib/golden/run.js';
+import type { EngineOptions } from '../lib/native-types.js';
+import { devices } from './helpers/devices.js';
+
+const fixtures = fileURLToPath(new URL('../../test/fixtures/golden', import.meta.url));
+
+for (const device of devices) {
+  test(`golden cases on ${device}`, async (t) => {
+    const cases = await findCases([fixtures]);
+    assert.equal(cases.length, 11);
+    for (const dir of cases) {
+      await t.test(basename(dir), async () => {
+        let checks = 0;
+        const failed: string[] = [];
+        for await (const result of runCase(dir, device as EngineOptions['device'])) {
+          checks++;
+          if (!result.pass) failed.push(`${result.check} ${result.error} > ${result.tolerance} ${result.worst ?? ''}`);
+        }
+        assert.deepEqual(failed, []);
+        assert.ok(checks >= 20, `only ${checks} checks`);
+      });
+    }
+  });
+}
