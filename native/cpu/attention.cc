@@ -156,9 +156,12 @@ class BlockAttention {
     values.acc_row = width_;
     for (int64_t column = 0; column < width_; column += kPanel) {
       float* to = gathered_;
-      for (int64_t key = begin; key < end; ++key, to += kPanel) {
-        const float* from = page_values(pages, key) + key % kPageTokens * width_ + column;
-        std::memcpy(to, from, sizeof(float) * kPanel);
+      for (int64_t page = origin; page < end; page += kPageTokens) {
+        const float* from = page_values(pages, page) + column;
+        const int64_t first = std::max(page, begin) - page, last = std::min(page + kPageTokens, end) - page;
+        for (int64_t token = first; token < last; ++token, to += kPanel) {
+          std::memcpy(to, from + token * width_, sizeof(float) * kPanel);
+        }
       }
       values.acc = run_out_ + column;
       kernels_.multiply(values);

@@ -7,11 +7,14 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-HWY_INLINE auto visible(int64_t at, int64_t first, int64_t last) {
+// `value` at the lanes [at, at + kLanes) that lie in [first, last), `other` elsewhere.
+HWY_INLINE Vec visible(int64_t at, int64_t first, int64_t last, Vec value, Vec other) {
+  if (at >= first && at + kLanes <= last) return value;
   const I32 d;
   const auto index = hn::Iota(d, static_cast<int32_t>(at));
-  return hn::And(hn::Gt(index, hn::Set(d, static_cast<int32_t>(first) - 1)),
-                 hn::Lt(index, hn::Set(d, static_cast<int32_t>(last))));
+  const auto inside = hn::And(hn::Gt(index, hn::Set(d, static_cast<int32_t>(first) - 1)),
+                              hn::Lt(index, hn::Set(d, static_cast<int32_t>(last))));
+  return hn::IfThenElse(hn::RebindMask(F32(), inside), value, other);
 }
 
 }  // namespace
@@ -21,14 +24,12 @@ ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last) {
   const Vec lowest = hn::Set(d, hwy::LowestValue<float>());
   Vec top = lowest;
   for (int64_t i = first / kLanes * kLanes; i < last; i += kLanes) {
-    const auto mask = hn::RebindMask(d, visible(i, first, last));
-    top = hn::Max(top, hn::IfThenElse(mask, hn::Load(d, scores + i), lowest));
+    top = hn::Max(top, visible(i, first, last, hn::Load(d, scores + i), lowest));
   }
   const Vec maximum = hn::MaxOfLanes(d, top);
   Vec sum = hn::Zero(d);
   for (int64_t i = 0; i < keys; i += kLanes) {
-    const auto mask = hn::RebindMask(d, visible(i, first, last));
-    const Vec p = hn::IfThenElseZero(mask, exp(hn::Sub(hn::Load(d, scores + i), maximum)));
+    const Vec p = visible(i, first, last, exp(hn::Sub(hn::Load(d, scores + i), maximum)), hn::Zero(d));
     sum = hn::Add(sum, p);
     hn::Store(p, d, scores + i);
   }
@@ -38,11 +39,10 @@ ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last) {
 void softmax_backward(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta) {
   const F32 d;
   for (int64_t i = 0; i < keys; i += kLanes) {
-    const auto mask = hn::RebindMask(d, visible(i, first, last));
-    const Vec weight = hn::IfThenElseZero(mask, exp(hn::Sub(hn::Load(d, p + i), hn::Set(d, lse))));
+    const Vec weight = visible(i, first, last, exp(hn::Sub(hn::Load(d, p + i), hn::Set(d, lse))), hn::Zero(d));
     const Vec slope = hn::Mul(weight, hn::Sub(hn::Load(d, ds + i), hn::Set(d, delta)));
     hn::Store(weight, d, p + i);
-    hn::Store(hn::IfThenElseZero(mask, slope), d, ds + i);
+    hn::Store(visible(i, first, last, slope, hn::Zero(d)), d, ds + i);
   }
 }
 
