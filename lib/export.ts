@@ -4,7 +4,7 @@ import { f32Source } from './adapter-tensors.js';
 import { type AdapterModule, linearModules, type TensorSource } from './descriptors.js';
 import { fromFloat32, toFloat32 } from './formats/float-types.js';
 import type { MixtureData } from './formats/mixture-folder.js';
-import { modulePath, moduleShape, writeModel } from './formats/model-folder.js';
+import { modulePath, moduleShape, readCompanions, writeModel } from './formats/model-folder.js';
 import { writeAdapter } from './formats/peft.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-types.js';
@@ -14,25 +14,6 @@ export interface ExportOptions {
   as: 'merged' | 'peft';
   /** Weight of each named expert, in every layer; experts not named get 0. */
   weights: Record<string, number>;
-}
-
-/** Files of a model folder that a merged model keeps. */
-const companions = [
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'generation_config.json',
-  'chat_template.jinja',
-  'chat_template.json',
-];
-
-async function readCompanions(dir: string): Promise<Record<string, Uint8Array>> {
-  const files: Record<string, Uint8Array> = {};
-  for (const name of companions) {
-    const content = await readFile(join(dir, name)).catch(() => undefined);
-    if (content) files[name] = content;
-  }
-  return files;
 }
 
 /** W' = W + Σ λρ w_e s_e B_e A_e + (1 − λ) s_p B_p A_p for every linear; all other tensors as they are. */

@@ -9,7 +9,7 @@ import { fromFloat32 } from './formats/float-types.js';
 import { formatIssues } from './formats/json.js';
 import type { LoraOptions } from './formats/lora-options.js';
 import { readMixture } from './formats/mixture-folder.js';
-import { modelDescriptor, writeModel } from './formats/model-folder.js';
+import { modelDescriptor, readCompanions, writeModel } from './formats/model-folder.js';
 import { readAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
 import { type DownloadProgress, resolveModel } from './hub.js';
@@ -234,7 +234,7 @@ export class Model extends TextGenerator {
       data: fromFloat32('f32', values.get(name) ?? new Float32Array(0)),
     }));
     const config = JSON.parse(await readFile(join(this.path, 'config.json'), 'utf8')) as Record<string, unknown>;
-    await writeModel(dir, { ...config, torch_dtype: 'float32' }, tensors);
+    await writeModel(dir, { ...config, torch_dtype: 'float32' }, tensors, await readCompanions(this.path));
   }
 
   /** Bytes that a use of this model takes, from its shapes. */

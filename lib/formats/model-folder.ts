@@ -1,4 +1,4 @@
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type LinearModule,
@@ -132,4 +132,24 @@ export async function writeModel(
     for (const [name, content] of Object.entries(files)) await writeFile(join(folder, name), content);
     await writeSafetensors(join(folder, 'model.safetensors'), tensors);
   });
+}
+
+/** Files beside the weights that a model derived from this one keeps. */
+const companions = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'generation_config.json',
+  'chat_template.jinja',
+  'chat_template.json',
+];
+
+/** The companions that a folder has, by name. */
+export async function readCompanions(dir: string): Promise<Record<string, Uint8Array>> {
+  const files: Record<string, Uint8Array> = {};
+  for (const name of companions) {
+    const content = await readFile(join(dir, name)).catch(() => undefined);
+    if (content) files[name] = content;
+  }
+  return files;
 }
