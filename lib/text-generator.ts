@@ -75,7 +75,8 @@ export abstract class TextGenerator {
         yield { index, ...step.value };
       }
     } finally {
-      await Promise.allSettled(streams.map((stream) => stream.return(undefined as never)));
+      const ends = streams.map((stream) => stream.return(undefined as never));
+      await Promise.allSettled([...pending.values(), ...ends]);
     }
     return results;
   }
