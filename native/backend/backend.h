@@ -51,10 +51,10 @@ class Buffer {
 };
 
 struct StepCapacity {
-  int64_t rows = 0;        // most rows of one call
-  int64_t sequences = 0;   // most sequences of one call
-  int64_t context = 0;     // most keys of one sequence
-  int64_t width = 0;       // widest input of a product
+  int64_t rows = 0;       // most rows of one call
+  int64_t sequences = 0;  // most sequences of one call
+  int64_t context = 0;    // most keys of one sequence
+  int64_t width = 0;      // widest input of a product
 };
 
 class Backend {

@@ -22,7 +22,8 @@ struct Matrix {
   }
 
   Matrix row_range(int64_t begin, int64_t count) const {
-    return {static_cast<char*>(data) + begin * stride * static_cast<int64_t>(size_of(dtype)), count, cols, stride, dtype};
+    return {static_cast<char*>(data) + begin * stride * static_cast<int64_t>(size_of(dtype)), count, cols, stride,
+            dtype};
   }
 
   Matrix col_range(int64_t begin, int64_t count) const {

@@ -15,9 +15,9 @@ namespace at_moe {
 class Pass {
  public:
   struct promise_type {
-    std::coroutine_handle<> outer;              // resumed when this one is done
+    std::coroutine_handle<> outer;  // resumed when this one is done
     promise_type* root = this;
-    std::coroutine_handle<> innermost;          // of the root: where to resume
+    std::coroutine_handle<> innermost;  // of the root: where to resume
     std::exception_ptr error;
 
     Pass get_return_object() { return Pass(Handle::from_promise(*this)); }

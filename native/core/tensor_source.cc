@@ -45,7 +45,8 @@ int64_t TensorSource::elements() const {
 
 const void* TensorSource::data() const {
   if (memory) {
-    if (memory->size() < bytes()) fail(Code::kBadFile, "tensor ", name, ": ", memory->size(), " bytes, needs ", bytes());
+    if (memory->size() < bytes())
+      fail(Code::kBadFile, "tensor ", name, ": ", memory->size(), " bytes, needs ", bytes());
     return memory->data();
   }
   if (offset > file->size() || file->size() - offset < bytes()) {

@@ -35,7 +35,7 @@ struct TensorSource {
   std::string name;
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
-  std::shared_ptr<const MappedFile> file;              // either file and offset …
+  std::shared_ptr<const MappedFile> file;  // either file and offset …
   size_t offset = 0;
   std::shared_ptr<const std::vector<uint8_t>> memory;  // … or memory
 

@@ -60,7 +60,8 @@ void Mixture::plan_group(int layer, int group_index) {
     }
   };
   for (int module = first; module < first + modules; ++module) {
-    for (int expert = 0; expert < shape().experts; ++expert) collect(source_.experts[static_cast<size_t>(expert)], expert, module);
+    for (int expert = 0; expert < shape().experts; ++expert)
+      collect(source_.experts[static_cast<size_t>(expert)], expert, module);
     if (source_.general) collect(*source_.general, shape().experts, module);
   }
   const int64_t inputs = shapes_.in_features[static_cast<size_t>(first)];
@@ -72,11 +73,13 @@ void Mixture::plan_group(int layer, int group_index) {
     group.b_offset[m] = adapter_count_;
     int64_t column = 0;
     for (const Block& block : group.blocks[m]) {
-      const std::string name = concat(adapter_prefix(block.expert, shape().experts), "layers.", layer, ".", module_name(first + index));
+      const std::string name =
+          concat(adapter_prefix(block.expert, shape().experts), "layers.", layer, ".", module_name(first + index));
       const int64_t rank = block.source->rank;
-      slices_.push_back({name + ".lora_A", group.a_offset + block.column * inputs, rank, inputs, inputs, false, &block.source->a});
-      slices_.push_back({name + ".lora_B", group.b_offset[m] + column, outputs, rank, group.ranks[m], false,
-                         &block.source->b});
+      slices_.push_back(
+          {name + ".lora_A", group.a_offset + block.column * inputs, rank, inputs, inputs, false, &block.source->a});
+      slices_.push_back(
+          {name + ".lora_B", group.b_offset[m] + column, outputs, rank, group.ranks[m], false, &block.source->b});
       column += rank;
     }
     adapter_count_ += outputs * group.ranks[m];
@@ -184,10 +187,12 @@ std::vector<float> Mixture::explicit_record(int layer, const std::vector<float>&
   const RouterPlace& place = layers_[static_cast<size_t>(layer)].place;
   float balance = has_general() && !alone ? source_.balance : 1.0f;
   float scale = alone ? 1.0f : source_.scale;
-  if (!alone && has_general() && place.balance >= 0) balance = 1.0f / (1.0f + std::exp(-router_value(layer, place.balance)));
+  if (!alone && has_general() && place.balance >= 0)
+    balance = 1.0f / (1.0f + std::exp(-router_value(layer, place.balance)));
   if (!alone && place.log_scale >= 0) scale = std::exp(router_value(layer, place.log_scale));
   for (int group = 0; group < shape().groups; ++group) {
-    for (int expert = shape().group_start[static_cast<size_t>(group)]; expert < shape().group_start[static_cast<size_t>(group) + 1]; ++expert) {
+    for (int expert = shape().group_start[static_cast<size_t>(group)];
+         expert < shape().group_start[static_cast<size_t>(group) + 1]; ++expert) {
       const float weight = expert_weights[static_cast<size_t>(expert)];
       record[static_cast<size_t>(shape().alpha() + group)] += weight;
       record[static_cast<size_t>(shape().weight() + expert)] = weight;

@@ -27,7 +27,7 @@ struct LayerShapes {
 struct ParameterSlice {
   std::string name;  // "experts.3.layers.0.self_attn.q_proj.lora_A", "general.layers…", "router.layers.0.group.weight"
   int64_t offset = 0, rows = 0, cols = 0, stride = 0;
-  bool router = false;  // which arena
+  bool router = false;                   // which arena
   const TensorSource* source = nullptr;  // the values loaded; null: zeros
 };
 

@@ -21,7 +21,8 @@ void Mixture::plan_router(int layer_index) {
     const auto source = source_.router.find(concat("layers.", layer_index, ".", name));
     const TensorSource* tensor = source == source_.router.end() ? nullptr : &source->second;
     if (tensor && tensor->elements() != rows * cols) {
-      fail(Code::kMismatch, "router tensor ", tensor->name, " has ", tensor->elements(), " values, needs ", rows * cols);
+      fail(Code::kMismatch, "router tensor ", tensor->name, " has ", tensor->elements(), " values, needs ",
+           rows * cols);
     }
     slices_.push_back({prefix + name, offset, rows, cols, cols, true, tensor});
   };
@@ -121,7 +122,8 @@ AdapterGradients Mixture::adapter_gradients(int layer, int group_index, float* a
 Mixture::RouterGradients Mixture::router_gradients(int layer, float* arena) const {
   const RouterPlace& place = layers_[static_cast<size_t>(layer)].place;
   auto at = [&](int64_t offset) { return offset < 0 ? nullptr : arena + offset; };
-  return {at(place.weight), at(place.bias), at(place.score), has_general() ? at(place.balance) : nullptr, at(place.log_scale)};
+  return {at(place.weight), at(place.bias), at(place.score), has_general() ? at(place.balance) : nullptr,
+          at(place.log_scale)};
 }
 
 void Mixture::repack_adapters() {
@@ -130,7 +132,8 @@ void Mixture::repack_adapters() {
       if (group.columns == 0) continue;
       backend_.pack_parameters(*group.a, 0, group.columns, adapters_.as<float>() + group.a_offset);
       for (size_t m = 0; m < group.b.size(); ++m) {
-        if (group.b[m]) backend_.pack_parameters(*group.b[m], 0, group.b[m]->rows(), adapters_.as<float>() + group.b_offset[m]);
+        if (group.b[m])
+          backend_.pack_parameters(*group.b[m], 0, group.b[m]->rows(), adapters_.as<float>() + group.b_offset[m]);
       }
     }
   }
@@ -144,7 +147,8 @@ void Mixture::repack_routers() {
 
 float Mixture::router_value(int layer, int64_t offset) const {
   const Layer& place = layers_[static_cast<size_t>(layer)];
-  const float* device = routers_ ? routers_.as<float>() + offset : place.router_values.as<float>() + (offset - place.place.weight);
+  const float* device =
+      routers_ ? routers_.as<float>() + offset : place.router_values.as<float>() + (offset - place.place.weight);
   float value = 0;
   backend_.download(&value, device, sizeof(value));
   return value;

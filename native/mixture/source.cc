@@ -6,9 +6,9 @@ namespace at_moe {
 
 namespace {
 
-constexpr std::array<const char*, kModules> kModuleNames = {
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+constexpr std::array<const char*, kModules> kModuleNames = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                                            "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",
+                                                            "mlp.down_proj"};
 
 }  // namespace
 

@@ -17,7 +17,7 @@ enum Module : int { kQ, kK, kV, kO, kGate, kUp, kDown, kModules };
 enum LinearGroup : int { kGroupQkv, kGroupO, kGroupGateUp, kGroupDown, kLinearGroups };
 
 inline constexpr std::array<int, kLinearGroups + 1> kGroupStart = {kQ, kO, kGate, kDown, kModules};
-const char* module_name(int module);       // "self_attn.q_proj", …
+const char* module_name(int module);          // "self_attn.q_proj", …
 int module_by_name(const std::string& name);  // "q_proj" -> kQ; fails with kUnsupported
 
 struct LoraSource {
@@ -44,7 +44,7 @@ struct MixtureSource {
   float balance = 1, scale = 1;  // constants when not learned
   // By their names in router.safetensors; tensors that are absent start at zero.
   std::map<std::string, TensorSource> router;
-  bool has_router = true;  // false: always explicit weights (an adapter alone)
+  bool has_router = true;        // false: always explicit weights (an adapter alone)
   std::optional<DType> storage;  // of the packed adapters; default: the widest of the sources
 };
 

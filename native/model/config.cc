@@ -24,7 +24,8 @@ std::vector<double> ModelConfig::inverse_frequencies() const {
     double frequency = std::pow(rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     if (scaling.type == RopeScaling::Type::kLinear) frequency /= scaling.factor;
     if (scaling.type == RopeScaling::Type::kLlama3) {
-      const double turns = static_cast<double>(scaling.original_max_position_embeddings) * frequency / (2 * std::numbers::pi);
+      const double turns =
+          static_cast<double>(scaling.original_max_position_embeddings) * frequency / (2 * std::numbers::pi);
       const double blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
       const double kept = turns < scaling.low_freq_factor ? 0.0 : turns > scaling.high_freq_factor ? 1.0 : blend;
       frequency *= kept + (1 - kept) / scaling.factor;

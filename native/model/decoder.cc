@@ -17,7 +17,12 @@ using Mode = SequenceRouting::Mode;
 class InferencePass {
  public:
   InferencePass(const Model& model, Workspace& workspace, KvPool& kv, std::span<SequenceRows> sequences)
-      : model_(model), config_(model.config()), backend_(model.backend()), buffers_(workspace.buffers()), kv_(kv), sequences_(sequences) {
+      : model_(model),
+        config_(model.config()),
+        backend_(model.backend()),
+        buffers_(workspace.buffers()),
+        kv_(kv),
+        sequences_(sequences) {
     int64_t columns = 0, width = 0, scores = 0;
     for (const SequenceRows& sequence : sequences_) {
       begin_.push_back(rows_);
@@ -29,10 +34,12 @@ class InferencePass {
       scores = std::max<int64_t>(scores, mixture->shape().groups + mixture->shape().experts);
     }
     begin_.push_back(rows_);
-    require(rows_ <= buffers_.rows && static_cast<int64_t>(sequences_.size()) <= buffers_.sequences, "the pass does not fit its workspace");
+    require(rows_ <= buffers_.rows && static_cast<int64_t>(sequences_.size()) <= buffers_.sequences,
+            "the pass does not fit its workspace");
     buffers_.fit(columns, width, scores);
     upload_layout();
-    backend_.forward(EmbeddingForward{model_.embedding(), model_.embedding_type(), buffers_.ids.as<int32_t>(), hidden(0, rows_)});
+    backend_.forward(
+        EmbeddingForward{model_.embedding(), model_.embedding_type(), buffers_.ids.as<int32_t>(), hidden(0, rows_)});
     for (SequenceRows& sequence : sequences_) start_trace(sequence);
   }
 
@@ -67,7 +74,8 @@ class InferencePass {
         if (sequence.labels[row] >= 0) rows.push_back(static_cast<int32_t>(row));
       }
       for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(run)) {
-        score_run(sequence, begin_[i], std::span(rows).subspan(at, std::min(static_cast<size_t>(run), rows.size() - at)));
+        score_run(sequence, begin_[i],
+                  std::span(rows).subspan(at, std::min(static_cast<size_t>(run), rows.size() - at)));
         co_await unit_end();
       }
     }
@@ -92,8 +100,12 @@ class InferencePass {
   }
 
  private:
-  Matrix view(const Buffer& buffer, int64_t rows, int64_t cols) const { return matrix(buffer.as<void>(), rows, cols, buffers_.type); }
-  Matrix floats(const Buffer& buffer, int64_t rows, int64_t cols) const { return matrix(buffer.as<void>(), rows, cols); }
+  Matrix view(const Buffer& buffer, int64_t rows, int64_t cols) const {
+    return matrix(buffer.as<void>(), rows, cols, buffers_.type);
+  }
+  Matrix floats(const Buffer& buffer, int64_t rows, int64_t cols) const {
+    return matrix(buffer.as<void>(), rows, cols);
+  }
   Matrix hidden(int64_t row, int64_t count) const {
     return view(buffers_.hidden, buffers_.rows, config_.hidden_size).row_range(row, count);
   }
@@ -112,8 +124,10 @@ class InferencePass {
         positions.push_back(static_cast<int32_t>(sequence.position + static_cast<int64_t>(row)));
         owners.push_back(static_cast<int32_t>(i));
       }
-      require(static_cast<int64_t>(sequence.pages.size()) <= buffers_.pages_per_sequence, "too many pages for the workspace");
-      std::copy(sequence.pages.begin(), sequence.pages.end(), pages.begin() + static_cast<int64_t>(i) * buffers_.pages_per_sequence);
+      require(static_cast<int64_t>(sequence.pages.size()) <= buffers_.pages_per_sequence,
+              "too many pages for the workspace");
+      std::copy(sequence.pages.begin(), sequence.pages.end(),
+                pages.begin() + static_cast<int64_t>(i) * buffers_.pages_per_sequence);
     }
     auto send = [&](const Buffer& buffer, const std::vector<int32_t>& values) {
       backend_.upload(buffer.as<void>(), values.data(), values.size() * sizeof(int32_t));
@@ -125,8 +139,12 @@ class InferencePass {
   }
 
   RaggedRows layout(int64_t row, int64_t count) const {
-    RaggedRows all{rows_, static_cast<int64_t>(sequences_.size()), buffers_.position.as<int32_t>(),
-                   buffers_.sequence.as<int32_t>(), buffers_.pages.as<int32_t>(), buffers_.pages_per_sequence};
+    RaggedRows all{rows_,
+                   static_cast<int64_t>(sequences_.size()),
+                   buffers_.position.as<int32_t>(),
+                   buffers_.sequence.as<int32_t>(),
+                   buffers_.pages.as<int32_t>(),
+                   buffers_.pages_per_sequence};
     return all.row_range(row, count);
   }
 
@@ -134,24 +152,28 @@ class InferencePass {
   template <typename F>
   void overlapping(int64_t row, int64_t count, F&& f) const {
     const auto after = std::upper_bound(begin_.begin(), begin_.end(), row);
-    for (size_t i = static_cast<size_t>(after - begin_.begin()) - 1; i < sequences_.size() && begin_[i] < row + count; ++i) {
+    for (size_t i = static_cast<size_t>(after - begin_.begin()) - 1; i < sequences_.size() && begin_[i] < row + count;
+         ++i) {
       f(sequences_[i], std::max<int64_t>(begin_[i] - row, 0), std::min(begin_[i + 1] - row, count));
     }
   }
 
   void norm(const Buffer& gamma, int64_t row, int64_t count, const Matrix& out) const {
-    backend_.forward(RmsNormForward{hidden(row, count), out, gamma.as<float>(), config_.hidden_size, config_.rms_norm_eps});
+    backend_.forward(
+        RmsNormForward{hidden(row, count), out, gamma.as<float>(), config_.hidden_size, config_.rms_norm_eps});
   }
 
   // Sequence scope: the layer's router sees all instruction rows before the layer's products run.
   Pass pool(int64_t layer) {
-    const bool any = std::any_of(sequences_.begin(), sequences_.end(), [](const SequenceRows& s) { return s.routing->mode == Mode::kPool; });
+    const bool any = std::any_of(sequences_.begin(), sequences_.end(),
+                                 [](const SequenceRows& s) { return s.routing->mode == Mode::kPool; });
     if (!any) co_return;
     for (int64_t row = 0; row < rows_; row += buffers_.chunk) {
       const int64_t count = std::min(buffers_.chunk, rows_ - row);
       std::vector<RouterLogits::Segment> segments;
       overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
-        if (sequence.routing->mode == Mode::kPool) segments.push_back({first, end, &sequence.routing->mixture->router(static_cast<int>(layer))});
+        if (sequence.routing->mode == Mode::kPool)
+          segments.push_back({first, end, &sequence.routing->mixture->router(static_cast<int>(layer))});
       });
       if (segments.empty()) continue;
       const Matrix z = view(buffers_.z, count, config_.hidden_size);
@@ -167,11 +189,13 @@ class InferencePass {
       segment.end = begin_[i] + routing.instruction_rows;
       segment.out = layer;
       segment.pooled = true;
-      route(segment, routing, layer, scores(0, rows_), floats(routing.records, config_.num_layers, routing.mixture->shape().width()));
+      route(segment, routing, layer, scores(0, rows_),
+            floats(routing.records, config_.num_layers, routing.mixture->shape().width()));
     }
   }
 
-  void route(RouterForward::Segment segment, const SequenceRouting& routing, int64_t layer, const Matrix& logits, const Matrix& out) const {
+  void route(RouterForward::Segment segment, const SequenceRouting& routing, int64_t layer, const Matrix& logits,
+             const Matrix& out) const {
     segment.shape = &routing.mixture->shape();
     segment.layer = &routing.mixture->router(static_cast<int>(layer));
     segment.options = routing.options;
@@ -239,7 +263,8 @@ class InferencePass {
     const int64_t count = static_cast<int64_t>(rows.size());
     backend_.upload(buffers_.last_rows.as<void>(), rows.data(), rows.size() * sizeof(int32_t));
     const Matrix last = view(buffers_.last, count, config_.hidden_size);
-    backend_.forward(EmbeddingForward{buffers_.hidden.as<void>(), buffers_.type, buffers_.last_rows.as<int32_t>(), last});
+    backend_.forward(
+        EmbeddingForward{buffers_.hidden.as<void>(), buffers_.type, buffers_.last_rows.as<int32_t>(), last});
     backend_.forward(RmsNormForward{last, last, model_.final_norm(), config_.hidden_size, config_.rms_norm_eps});
     const Matrix logits = floats(buffers_.logits, count, config_.vocab_size);
     const LinearModule head{&model_.head(), nullptr, logits};
@@ -286,11 +311,13 @@ class InferencePass {
       if (first >= end) continue;
       float* to = trace->records.data() + layer * trace->rows * trace->width;
       if (routing.mode != Mode::kToken) {
-        backend_.download(to, routing.records.as<float>() + layer * trace->width, static_cast<size_t>(trace->width) * sizeof(float));
+        backend_.download(to, routing.records.as<float>() + layer * trace->width,
+                          static_cast<size_t>(trace->width) * sizeof(float));
         continue;
       }
       for (int64_t at = first; at < end; ++at) {
-        backend_.download(to + (at - begin_[i]) * trace->width, records(count).row(at - row), static_cast<size_t>(trace->width) * sizeof(float));
+        backend_.download(to + (at - begin_[i]) * trace->width, records(count).row(at - row),
+                          static_cast<size_t>(trace->width) * sizeof(float));
       }
     }
   }
@@ -307,7 +334,8 @@ class InferencePass {
 
 }  // namespace
 
-Pass forward(const Model& model, Workspace& workspace, KvPool& kv, std::span<SequenceRows> sequences, ForwardResult& result) {
+Pass forward(const Model& model, Workspace& workspace, KvPool& kv, std::span<SequenceRows> sequences,
+             ForwardResult& result) {
   InferencePass pass(model, workspace, kv, sequences);
   co_await pass.layers();
   co_await pass.score();

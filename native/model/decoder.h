@@ -14,14 +14,15 @@ namespace at_moe {
 
 // The new rows of one sequence in a pass.
 struct SequenceRows {
-  std::vector<int32_t> ids;      // new tokens, at least one
-  int64_t position = 0;          // of the first one: number of keys already in the pool
-  std::vector<int32_t> pages;    // of the pool, enough for position + ids.size() tokens
+  std::vector<int32_t> ids;    // new tokens, at least one
+  int64_t position = 0;        // of the first one: number of keys already in the pool
+  std::vector<int32_t> pages;  // of the pool, enough for position + ids.size() tokens
   SequenceRouting* routing = nullptr;
-  std::vector<int32_t> labels;   // scoring: one per new row, the id whose log-probability is wanted, -100 = none; or empty
-  std::vector<float> scores;     // out: [ids.size()] log-probabilities of the labels, 0 where there is none
+  std::vector<int32_t>
+      labels;                 // scoring: one per new row, the id whose log-probability is wanted, -100 = none; or empty
+  std::vector<float> scores;  // out: [ids.size()] log-probabilities of the labels, 0 where there is none
   std::vector<float>* logits = nullptr;  // filled with [ids.size(), V], or null
-  RoutingTrace* trace = nullptr;  // filled with the records of the new rows (kFixed and kPool: one row), or null
+  RoutingTrace* trace = nullptr;         // filled with the records of the new rows (kFixed and kPool: one row), or null
 };
 
 // Activations of passes of at most `rows` rows; one pass at a time.

@@ -60,10 +60,13 @@ void layer_forward(const Model& model, const LayerRun& run, const LayerViews& vi
   product(model, run, views, kGroupQkv, views.z,
           std::array{module(kQ, views.q_raw), module(kK, views.k_raw), module(kV, views.v)}, {});
   if (config.qk_norm) {
-    backend.forward(RmsNormForward{views.q_raw, views.q, layer.q_norm.as<float>(), config.head_dim, config.rms_norm_eps});
-    backend.forward(RmsNormForward{views.k_raw, views.k, layer.k_norm.as<float>(), config.head_dim, config.rms_norm_eps});
+    backend.forward(
+        RmsNormForward{views.q_raw, views.q, layer.q_norm.as<float>(), config.head_dim, config.rms_norm_eps});
+    backend.forward(
+        RmsNormForward{views.k_raw, views.k, layer.k_norm.as<float>(), config.head_dim, config.rms_norm_eps});
   }
-  backend.forward(RopeForward{views.q, views.k, views.v, model.inverse_frequencies(), config.head_dim, run.kv, run.kv_layer, run.layout});
+  backend.forward(RopeForward{views.q, views.k, views.v, model.inverse_frequencies(), config.head_dim, run.kv,
+                              run.kv_layer, run.layout});
   AttentionForward attend;
   attend.q = views.q;
   attend.out = views.attention;
@@ -75,7 +78,8 @@ void layer_forward(const Model& model, const LayerRun& run, const LayerViews& vi
   attend.layout = run.layout;
   backend.forward(attend);
   product(model, run, views, kGroupO, views.attention, std::array{module(kO, views.mid)}, views.in);
-  backend.forward(RmsNormForward{views.mid, views.z2, layer.post_norm.as<float>(), config.hidden_size, config.rms_norm_eps});
+  backend.forward(
+      RmsNormForward{views.mid, views.z2, layer.post_norm.as<float>(), config.hidden_size, config.rms_norm_eps});
   product(model, run, views, kGroupGateUp, views.z2, std::array{module(kGate, views.gate), module(kUp, views.up)}, {});
   backend.forward(SwigluForward{views.gate, views.up, views.act});
   product(model, run, views, kGroupDown, views.act, std::array{module(kDown, views.out)}, views.mid);

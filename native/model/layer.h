@@ -13,8 +13,8 @@ namespace at_moe {
 
 struct LayerViews {
   Matrix in, z, q_raw, k_raw, q, k, v, attention, lse, mid, z2, gate, up, act, out;
-  Matrix records;                             // routing records of the rows
-  std::array<Matrix, kLinearGroups> h, hg;    // h empty unless backward follows
+  Matrix records;                           // routing records of the rows
+  std::array<Matrix, kLinearGroups> h, hg;  // h empty unless backward follows
 };
 
 // Rows of a run that belong to one mixture.

@@ -33,7 +33,11 @@ struct Model::Target {
 };
 
 Model::Model(Backend& backend, ModelConfig config, DType storage, bool trainable)
-    : backend_(backend), config_(std::move(config)), storage_(storage), trainable_(trainable), layers_(static_cast<size_t>(config_.num_layers)) {
+    : backend_(backend),
+      config_(std::move(config)),
+      storage_(storage),
+      trainable_(trainable),
+      layers_(static_cast<size_t>(config_.num_layers)) {
   require(!trainable || storage == DType::f32, "training the base needs f32 storage");
   const std::vector<double> frequencies = config_.inverse_frequencies();
   inverse_frequencies_ = backend_.allocate(frequencies.size() * sizeof(double));
@@ -50,7 +54,8 @@ Model::Model(Backend& backend, ModelConfig config, DType storage, bool trainable
 }
 
 Model::Target Model::target(const std::string& name) {
-  if (name == "embed_tokens.weight") return {nullptr, config_.tie_word_embeddings ? head_.get() : nullptr, nullptr, true};
+  if (name == "embed_tokens.weight")
+    return {nullptr, config_.tie_word_embeddings ? head_.get() : nullptr, nullptr, true};
   if (name == "lm_head.weight") return {head_.get(), nullptr, nullptr, false};
   if (name == "norm.weight") return {nullptr, nullptr, &final_norm_, false};
   const size_t dot = name.find('.', 7);
@@ -61,8 +66,10 @@ Model::Target Model::target(const std::string& name) {
   if (rest == "self_attn.q_norm.weight") return {nullptr, nullptr, &layer.q_norm, false};
   if (rest == "self_attn.k_norm.weight") return {nullptr, nullptr, &layer.k_norm, false};
   for (size_t module = 0; module < kModules; ++module) {
-    if (rest == std::string(module_name(static_cast<int>(module))) + ".weight") return {layer.weight[module].get(), nullptr, nullptr, false};
-    if (rest == std::string(module_name(static_cast<int>(module))) + ".bias") return {nullptr, nullptr, &layer.bias[module], false};
+    if (rest == std::string(module_name(static_cast<int>(module))) + ".weight")
+      return {layer.weight[module].get(), nullptr, nullptr, false};
+    if (rest == std::string(module_name(static_cast<int>(module))) + ".bias")
+      return {nullptr, nullptr, &layer.bias[module], false};
   }
   fail(Code::kMismatch, "the model has no tensor named ", name);
 }
@@ -86,7 +93,8 @@ void Model::place(const TensorSource& source, int64_t row, int64_t count) {
     backend_.upload(embedding_.as<char>() + at, bytes, static_cast<size_t>(count * cols) * size_of(type));
   }
   if (trainable_) {
-    backend_.upload(arena_.as<float>() + parameter_offset(source.name) + row * cols, values.data(), values.size() * sizeof(float));
+    backend_.upload(arena_.as<float>() + parameter_offset(source.name) + row * cols, values.data(),
+                    values.size() * sizeof(float));
   }
 }
 

@@ -15,7 +15,7 @@ namespace at_moe {
 
 // Everything a base parameter needs to be trained: its place in the arena.
 struct BaseParameter {
-  std::string name;  // Hugging Face name without "model."
+  std::string name;                        // Hugging Face name without "model."
   int64_t offset = 0, rows = 0, cols = 0;  // vectors: rows = 1
 };
 

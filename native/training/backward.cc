@@ -16,7 +16,8 @@ std::vector<LinearGradients> base_gradients(const Trainer::State& state, int64_t
   std::vector<LinearGradients> gradients;
   if (!state.offsets) return gradients;
   const BaseOffsets::Layer& offsets = state.offsets->layers[static_cast<size_t>(layer)];
-  for (int module = kGroupStart[static_cast<size_t>(group)]; module < kGroupStart[static_cast<size_t>(group) + 1]; ++module) {
+  for (int module = kGroupStart[static_cast<size_t>(group)]; module < kGroupStart[static_cast<size_t>(group) + 1];
+       ++module) {
     const size_t at = static_cast<size_t>(module);
     gradients.push_back({state.base_gradient(offsets.weight[at]), state.base_gradient(offsets.bias[at])});
   }
@@ -28,7 +29,8 @@ std::vector<LinearGradients> base_gradients(const Trainer::State& state, int64_t
 Pass TrainingStep::backward_layers() {
   for (int64_t layer = config_.num_layers - 1; layer >= 0; --layer) {
     if (state_.options.recompute) co_await forward_layer(layer, true);
-    if (routed()) backend_.zero(tape_.d_records.data, static_cast<size_t>(rows_ * tape_.d_records.cols) * sizeof(float));
+    if (routed())
+      backend_.zero(tape_.d_records.data, static_cast<size_t>(rows_ * tape_.d_records.cols) * sizeof(float));
     for (int64_t row = 0; row < rows_; row += kTrainingRun) {
       mlp_backward(layer, row, run_rows(row));
       co_await unit_end();
@@ -49,19 +51,21 @@ Pass TrainingStep::backward_layers() {
     }
   }
   if (state_.offsets) {
-    backend_.backward(EmbeddingBackward{tape_.ids.as<int32_t>(), tape_.d_hidden.row_range(0, rows_), state_.base_gradient(state_.offsets->embedding)});
+    backend_.backward(EmbeddingBackward{tape_.ids.as<int32_t>(), tape_.d_hidden.row_range(0, rows_),
+                                        state_.base_gradient(state_.offsets->embedding)});
   }
 }
 
-void TrainingStep::product_backward(int64_t layer, int group, int64_t row, int64_t count, const Matrix& x, const LayerViews& views,
-                                    std::span<const LinearModule> modules, const Matrix& dx) {
+void TrainingStep::product_backward(int64_t layer, int group, int64_t row, int64_t count, const Matrix& x,
+                                    const LayerViews& views, std::span<const LinearModule> modules, const Matrix& dx) {
   const size_t at = static_cast<size_t>(group);
   const MixtureRows own{0, count, state_.mixture.get()};
   const std::vector<AdapterSegment> segments = adapter_segments(std::span(&own, 1), layer, group);
   const std::vector<LinearGradients> gradients = base_gradients(state_, layer, group);
   std::vector<AdapterGradients> adapter_gradients;
   if (state_.trains_adapters() && !segments.empty()) {
-    adapter_gradients.push_back(state_.mixture->adapter_gradients(static_cast<int>(layer), group, state_.adapters.gradients()));
+    adapter_gradients.push_back(
+        state_.mixture->adapter_gradients(static_cast<int>(layer), group, state_.adapters.gradients()));
   }
   LinearBackward args;
   args.x = x;
@@ -101,10 +105,14 @@ void TrainingStep::mlp_backward(int64_t layer, int64_t row, int64_t count) {
   const float* gamma = model_.layer(layer).post_norm.as<float>();
   backend_.forward(RmsNormForward{views.mid, views.z2, gamma, config_.hidden_size, config_.rms_norm_eps});
   const Matrix d_z2 = views.z;
-  product_backward(layer, kGroupGateUp, row, count, views.z2, views, std::array{module(kGate, views.gate), module(kUp, views.up)}, d_z2);
-  float* d_gamma = state_.offsets ? state_.base_gradient(state_.offsets->layers[static_cast<size_t>(layer)].post_norm) : nullptr;
-  backend_.backward(RmsNormBackward{views.mid, d_z2, gradient, true, gamma, d_gamma, config_.hidden_size, config_.rms_norm_eps});
-  product_backward(layer, kGroupO, row, count, views.attention, views, std::array{module(kO, gradient)}, tape_.d_attention.row_range(row, count));
+  product_backward(layer, kGroupGateUp, row, count, views.z2, views,
+                   std::array{module(kGate, views.gate), module(kUp, views.up)}, d_z2);
+  float* d_gamma =
+      state_.offsets ? state_.base_gradient(state_.offsets->layers[static_cast<size_t>(layer)].post_norm) : nullptr;
+  backend_.backward(
+      RmsNormBackward{views.mid, d_z2, gradient, true, gamma, d_gamma, config_.hidden_size, config_.rms_norm_eps});
+  product_backward(layer, kGroupO, row, count, views.attention, views, std::array{module(kO, gradient)},
+                   tape_.d_attention.row_range(row, count));
 }
 
 void TrainingStep::attention_backward(int64_t layer, const Sequence& sequence) {
@@ -131,21 +139,24 @@ void TrainingStep::attention_backward(int64_t layer, const Sequence& sequence) {
 
 void TrainingStep::projections_backward(int64_t layer, int64_t row, int64_t count) {
   const LayerViews views = tape_.layer(layer, row, count);
-  const Matrix d_q = tape_.d_q.row_range(row, count), d_k = tape_.d_k.row_range(row, count), d_v = tape_.d_v.row_range(row, count);
+  const Matrix d_q = tape_.d_q.row_range(row, count), d_k = tape_.d_k.row_range(row, count),
+               d_v = tape_.d_v.row_range(row, count);
   auto module = [&](int which, const Matrix& y) { return linear_module(model_, layer, which, y); };
-  backend_.backward(RopeBackward{d_q, d_k, model_.inverse_frequencies(), config_.head_dim, tape_.position.as<int32_t>() + row});
+  backend_.backward(
+      RopeBackward{d_q, d_k, model_.inverse_frequencies(), config_.head_dim, tape_.position.as<int32_t>() + row});
   if (config_.qk_norm) {
     const Model::Layer& weights = model_.layer(layer);
     const BaseOffsets::Layer* offsets = state_.offsets ? &state_.offsets->layers[static_cast<size_t>(layer)] : nullptr;
     auto head_norm = [&](const Matrix& x, const Matrix& dy, const Buffer& gamma, int64_t offset) {
-      backend_.backward(RmsNormBackward{x, dy, dy, false, gamma.as<float>(), state_.base_gradient(offset), config_.head_dim, config_.rms_norm_eps});
+      backend_.backward(RmsNormBackward{x, dy, dy, false, gamma.as<float>(), state_.base_gradient(offset),
+                                        config_.head_dim, config_.rms_norm_eps});
     };
     head_norm(views.q_raw, d_q, weights.q_norm, offsets ? offsets->q_norm : -1);
     head_norm(views.k_raw, d_k, weights.k_norm, offsets ? offsets->k_norm : -1);
   }
   norm(layer, row, count, views.z);
-  product_backward(layer, kGroupQkv, row, count, views.z, views, std::array{module(kQ, d_q), module(kK, d_k), module(kV, d_v)},
-                   tape_.d_z.row_range(row, count));
+  product_backward(layer, kGroupQkv, row, count, views.z, views,
+                   std::array{module(kQ, d_q), module(kK, d_k), module(kV, d_v)}, tape_.d_z.row_range(row, count));
 }
 
 void TrainingStep::router_backward(int64_t layer) {
@@ -159,7 +170,8 @@ void TrainingStep::router_backward(int64_t layer) {
   args.options = mixture.source().options;
   if (pooled()) {
     std::vector<SumRows::Run> runs;
-    for (size_t i = 0; i < sequences_.size(); ++i) runs.push_back({sequences_[i].begin, sequences_[i].end, static_cast<int64_t>(i)});
+    for (size_t i = 0; i < sequences_.size(); ++i)
+      runs.push_back({sequences_[i].begin, sequences_[i].end, static_cast<int64_t>(i)});
     const Matrix d_pooled = tape_.d_pooled_records;
     backend_.zero(d_pooled.data, static_cast<size_t>(d_pooled.rows * d_pooled.cols) * sizeof(float));
     backend_.forward(SumRows{tape_.d_records.row_range(0, rows_), d_pooled, runs});
@@ -173,17 +185,20 @@ void TrainingStep::router_backward(int64_t layer) {
   args.group_target = batch_.group_target.empty() ? nullptr : tape_.group_target.as<float>();
   args.expert_target = batch_.expert_target.empty() ? nullptr : tape_.expert_target.as<float>();
   auto scaled = [&](float coefficient) { return static_cast<float>(coefficient * share); };
-  args.coefficients = {scaled(given.group_balance), scaled(given.expert_balance), scaled(given.z_loss), scaled(given.entropy), scaled(given.supervision)};
+  args.coefficients = {scaled(given.group_balance), scaled(given.expert_balance), scaled(given.z_loss),
+                       scaled(given.entropy), scaled(given.supervision)};
   std::array<double, kRouterLosses> losses{};
   args.losses = losses.data();
   if (train) {
-    const Mixture::RouterGradients gradients = mixture.router_gradients(static_cast<int>(layer), state_.routers.gradients());
+    const Mixture::RouterGradients gradients =
+        mixture.router_gradients(static_cast<int>(layer), state_.routers.gradients());
     args.dscore = gradients.score;
     args.dbalance = gradients.balance;
     args.dlog_scale = gradients.log_scale;
   }
   backend_.backward(args);
-  const std::array<float, kRouterLosses> coefficients = {given.group_balance, given.expert_balance, given.z_loss, given.entropy, given.supervision};
+  const std::array<float, kRouterLosses> coefficients = {given.group_balance, given.expert_balance, given.z_loss,
+                                                         given.entropy, given.supervision};
   for (size_t i = 0; i < losses.size(); ++i) {
     result_.router_losses[i] += losses[i] * share;
     result_.auxiliary += coefficients[i] * losses[i] * share;
@@ -193,18 +208,22 @@ void TrainingStep::router_backward(int64_t layer) {
   backend_.zero(tape_.d_scores.data, static_cast<size_t>(rows_ * tape_.d_scores.cols) * sizeof(float));
   for (size_t i = 0; i < sequences_.size(); ++i) {
     const int64_t tokens = sequences_[i].prompt_end - sequences_[i].begin;
-    spread.push_back({sequences_[i].begin, sequences_[i].prompt_end, args.dlogits.row(static_cast<int64_t>(i)), args.dlogits.cols, 1.0f / static_cast<float>(tokens)});
+    spread.push_back({sequences_[i].begin, sequences_[i].prompt_end, args.dlogits.row(static_cast<int64_t>(i)),
+                      args.dlogits.cols, 1.0f / static_cast<float>(tokens)});
   }
   backend_.forward(SpreadRows{tape_.d_scores.row_range(0, rows_), spread, false});
 }
 
 void TrainingStep::input_backward(int64_t layer, int64_t row, int64_t count) {
-  const Matrix z = tape_.z.row_range(0, count), d_z = tape_.d_z.row_range(row, count), d_hidden = tape_.d_hidden.row_range(row, count);
+  const Matrix z = tape_.z.row_range(0, count), d_z = tape_.d_z.row_range(row, count),
+               d_hidden = tape_.d_hidden.row_range(row, count);
   if (routed()) {
     norm(layer, row, count, z);
     const RouterLayer& router = state_.mixture->router(static_cast<int>(layer));
-    const LinearModule module{router.weight, router.bias, tape_.d_scores.row_range(row, count).col_range(0, router.weight->rows())};
-    const Mixture::RouterGradients own = state_.mixture->router_gradients(static_cast<int>(layer), state_.routers.gradients());
+    const LinearModule module{router.weight, router.bias,
+                              tape_.d_scores.row_range(row, count).col_range(0, router.weight->rows())};
+    const Mixture::RouterGradients own =
+        state_.mixture->router_gradients(static_cast<int>(layer), state_.routers.gradients());
     const LinearGradients gradient{own.weight, own.bias};
     LinearBackward args;
     args.x = z;
@@ -215,8 +234,10 @@ void TrainingStep::input_backward(int64_t layer, int64_t row, int64_t count) {
     backend_.backward(args);
   }
   const float* gamma = model_.layer(layer).input_norm.as<float>();
-  float* d_gamma = state_.offsets ? state_.base_gradient(state_.offsets->layers[static_cast<size_t>(layer)].input_norm) : nullptr;
-  backend_.backward(RmsNormBackward{tape_.input(layer, row, count), d_z, d_hidden, true, gamma, d_gamma, config_.hidden_size, config_.rms_norm_eps});
+  float* d_gamma =
+      state_.offsets ? state_.base_gradient(state_.offsets->layers[static_cast<size_t>(layer)].input_norm) : nullptr;
+  backend_.backward(RmsNormBackward{tape_.input(layer, row, count), d_z, d_hidden, true, gamma, d_gamma,
+                                    config_.hidden_size, config_.rms_norm_eps});
 }
 
 }  // namespace at_moe

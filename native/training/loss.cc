@@ -104,7 +104,8 @@ void TrainingStep::loss_run(size_t first, size_t count) {
   const Matrix normed = matrix(normed_.as<void>(), rows, config_.hidden_size, type);
   CrossEntropy loss;
   if (base_logits_) {
-    const Matrix base = matrix(base_selected_.as<void>(), begin + rows, config_.hidden_size, type).row_range(begin, rows);
+    const Matrix base =
+        matrix(base_selected_.as<void>(), begin + rows, config_.hidden_size, type).row_range(begin, rows);
     loss.base_logits = head_rows(base, normed, matrix(base_logits_.as<void>(), rows, config_.vocab_size));
     loss.kl_weight = kl_weights_.as<float>() + first;
     loss.kl = kl_values_.as<float>() + first;

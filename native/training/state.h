@@ -34,11 +34,15 @@ struct BaseOffsets {
 struct Trainer::State {
   State(Model& model, std::shared_ptr<Mixture> mixture, TrainOptions options);
 
-  bool trains_adapters() const { return options.target == TrainTarget::kAdapter || options.target == TrainTarget::kJoint; }
+  bool trains_adapters() const {
+    return options.target == TrainTarget::kAdapter || options.target == TrainTarget::kJoint;
+  }
   bool trains_router() const { return options.target == TrainTarget::kRouter || options.target == TrainTarget::kJoint; }
   bool trains_base() const { return options.target == TrainTarget::kBase; }
   // Start of the gradient of a base parameter; null when it is not trained.
-  float* base_gradient(int64_t offset) const { return trains_base() && offset >= 0 ? base.gradients() + offset : nullptr; }
+  float* base_gradient(int64_t offset) const {
+    return trains_base() && offset >= 0 ? base.gradients() + offset : nullptr;
+  }
   // A tape for `rows` and `sequences`, made anew when the last one is too small.
   Tape& tape_for(int64_t rows, int64_t sequences);
   std::vector<Arena*> arenas();

@@ -8,7 +8,12 @@
 namespace at_moe {
 
 TrainingStep::TrainingStep(Trainer::State& state, const MicroBatch& batch, MicroBatchResult& result, bool backward)
-    : state_(state), batch_(batch), result_(result), backward_(backward), model_(state.model), config_(state.model.config()),
+    : state_(state),
+      batch_(batch),
+      result_(result),
+      backward_(backward),
+      model_(state.model),
+      config_(state.model.config()),
       backend_(state.backend),
       tape_(state.tape_for(static_cast<int64_t>(batch.ids.size()), static_cast<int64_t>(batch.offsets.size()) - 1)),
       rows_(static_cast<int64_t>(batch.ids.size())) {
@@ -26,10 +31,11 @@ TrainingStep::TrainingStep(Trainer::State& state, const MicroBatch& batch, Micro
 void TrainingStep::check() const {
   for (const Sequence& sequence : sequences_) {
     require(sequence.end > sequence.begin, "a training sequence is empty");
-    require(!pooled() || sequence.prompt_end > sequence.begin, "sequence scope needs instruction tokens in every example");
+    require(!pooled() || sequence.prompt_end > sequence.begin,
+            "sequence scope needs instruction tokens in every example");
     if (sequence.end - sequence.begin > config_.max_position_embeddings) {
-      fail(Code::kContextLength, "a training example of ", sequence.end - sequence.begin, " tokens exceeds the context of ",
-           config_.max_position_embeddings);
+      fail(Code::kContextLength, "a training example of ", sequence.end - sequence.begin,
+           " tokens exceeds the context of ", config_.max_position_embeddings);
     }
   }
 }
@@ -46,7 +52,8 @@ void TrainingStep::upload_layout() {
       owner[static_cast<size_t>(row)] = static_cast<int32_t>(i);
     }
     const int64_t count = (sequence.end - sequence.begin + kPageTokens - 1) / kPageTokens;
-    for (int64_t page = 0; page < count; ++page) pages[i * static_cast<size_t>(stride) + static_cast<size_t>(page)] = next++;
+    for (int64_t page = 0; page < count; ++page)
+      pages[i * static_cast<size_t>(stride) + static_cast<size_t>(page)] = next++;
   }
   auto send = [&](const Buffer& buffer, const std::vector<int32_t>& values) {
     backend_.upload(buffer.as<void>(), values.data(), values.size() * sizeof(int32_t));
@@ -67,7 +74,9 @@ void TrainingStep::upload_targets() {
     for (int64_t repeat = 0; repeat < (pooled() ? 1 : tokens); ++repeat) {
       weight.push_back(share);
       auto take = [&](std::vector<float>& to, const std::vector<float>& from, int32_t width) {
-        if (!from.empty()) to.insert(to.end(), from.begin() + static_cast<int64_t>(i) * width, from.begin() + static_cast<int64_t>(i + 1) * width);
+        if (!from.empty())
+          to.insert(to.end(), from.begin() + static_cast<int64_t>(i) * width,
+                    from.begin() + static_cast<int64_t>(i + 1) * width);
       };
       take(group_target, batch_.group_target, groups);
       take(expert_target, batch_.expert_target, experts);
@@ -90,8 +99,10 @@ void TrainingStep::upload_fixed_records() {
     std::vector<float> own = record;
     const uint64_t index = static_cast<uint64_t>(state_.step_sequences) + i;
     const float draw = uniform(philox(state_.options.seed ^ 0x5ca1ab1eu, static_cast<uint64_t>(state_.step), index)[0]);
-    if (backward_) own[static_cast<size_t>(shape.gate())] = state_.options.scale_min + (1 - state_.options.scale_min) * draw;
-    for (int64_t row = sequences_[i].begin; row < sequences_[i].end; ++row) records.insert(records.end(), own.begin(), own.end());
+    if (backward_)
+      own[static_cast<size_t>(shape.gate())] = state_.options.scale_min + (1 - state_.options.scale_min) * draw;
+    for (int64_t row = sequences_[i].begin; row < sequences_[i].end; ++row)
+      records.insert(records.end(), own.begin(), own.end());
   }
   for (int64_t slot = 0; slot < tape_.slots(); ++slot) {
     backend_.upload(tape_.records(slot, 0, rows_).data, records.data(), records.size() * sizeof(float));
@@ -99,8 +110,12 @@ void TrainingStep::upload_fixed_records() {
 }
 
 RaggedRows TrainingStep::layout(int64_t row, int64_t count) const {
-  const RaggedRows all{rows_, static_cast<int64_t>(sequences_.size()), tape_.position.as<int32_t>(),
-                       tape_.sequence.as<int32_t>(), tape_.pages.as<int32_t>(), tape_.rows() / kPageTokens + 1};
+  const RaggedRows all{rows_,
+                       static_cast<int64_t>(sequences_.size()),
+                       tape_.position.as<int32_t>(),
+                       tape_.sequence.as<int32_t>(),
+                       tape_.pages.as<int32_t>(),
+                       tape_.rows() / kPageTokens + 1};
   return all.row_range(row, count);
 }
 
@@ -121,7 +136,8 @@ void TrainingStep::norm(int64_t layer, int64_t row, int64_t count, const Matrix&
 
 Pass TrainingStep::run() {
   select_rows();
-  const EmbeddingForward embed{model_.embedding(), model_.embedding_type(), tape_.ids.as<int32_t>(), tape_.input(0, 0, rows_)};
+  const EmbeddingForward embed{model_.embedding(), model_.embedding_type(), tape_.ids.as<int32_t>(),
+                               tape_.input(0, 0, rows_)};
   if (state_.options.base_kl > 0) {
     backend_.forward(embed);
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) co_await forward_layer(layer, false);
@@ -178,7 +194,8 @@ Pass TrainingStep::pool_router(int64_t layer) {
   std::vector<RouterForward::Segment> segments;
   std::vector<SumRows::Run> means;
   std::vector<SpreadRows::Run> spread;
-  const Matrix records = tape_.pooled_records(layer), scores = tape_.scores(layer, 0, rows_), pooled = tape_.pooled_scores(layer);
+  const Matrix records = tape_.pooled_records(layer), scores = tape_.scores(layer, 0, rows_),
+               pooled = tape_.pooled_scores(layer);
   for (size_t i = 0; i < sequences_.size(); ++i) {
     RouterForward::Segment segment;
     segment.begin = sequences_[i].begin;

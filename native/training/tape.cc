@@ -27,8 +27,13 @@ Matrix Tape::view(const Buffer& buffer, int64_t cols, int64_t row, int64_t count
 }
 
 Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t rows, int64_t sequences)
-    : backend_(model.backend()), config_(model.config()), mixture_(mixture), rows_(rows), sequences_(sequences),
-      queries_(config_.num_heads * config_.head_dim), keys_(config_.num_kv_heads * config_.head_dim),
+    : backend_(model.backend()),
+      config_(model.config()),
+      mixture_(mixture),
+      rows_(rows),
+      sequences_(sequences),
+      queries_(config_.num_heads * config_.head_dim),
+      keys_(config_.num_kv_heads * config_.head_dim),
       slots_(static_cast<size_t>(slots)) {
   const DType type = backend_.activation_type();
   const int64_t hidden = config_.hidden_size, wide = config_.intermediate_size, run = std::min(kTrainingRun, rows);

@@ -42,7 +42,8 @@ BaseOffsets::BaseOffsets(const Model& model) {
     layer.q_norm = model.parameter_offset(prefix + "self_attn.q_norm.weight");
     layer.k_norm = model.parameter_offset(prefix + "self_attn.k_norm.weight");
     for (int module = 0; module < kModules; ++module) {
-      layer.weight[static_cast<size_t>(module)] = model.parameter_offset(concat(prefix, module_name(module), ".weight"));
+      layer.weight[static_cast<size_t>(module)] =
+          model.parameter_offset(concat(prefix, module_name(module), ".weight"));
       layer.bias[static_cast<size_t>(module)] = model.parameter_offset(concat(prefix, module_name(module), ".bias"));
     }
   }
@@ -59,7 +60,8 @@ Trainer::State::State(Model& model_, std::shared_ptr<Mixture> mixture_, TrainOpt
   require(mixture != nullptr, "training needs a mixture");
   require(trains_router() == mixture->has_router(), "the mixture does not fit the training target");
   mixture->enable_training();
-  if (trains_adapters()) adapters = make_arena(backend, "adapters", mixture->adapter_parameters(), mixture->adapter_count());
+  if (trains_adapters())
+    adapters = make_arena(backend, "adapters", mixture->adapter_parameters(), mixture->adapter_count());
   if (trains_router()) routers = make_arena(backend, "routers", mixture->router_parameters(), mixture->router_count());
 }
 
@@ -154,8 +156,9 @@ size_t Trainer::device_bytes() const {
 std::vector<NamedValues> Trainer::state() const {
   std::vector<NamedValues> values;
   for (Arena* arena : state_->arenas()) {
-    const std::pair<const char*, const float*> parts[] = {
-        {".parameters", arena->parameters}, {".moment1", arena->moment1.as<float>()}, {".moment2", arena->moment2.as<float>()}};
+    const std::pair<const char*, const float*> parts[] = {{".parameters", arena->parameters},
+                                                          {".moment1", arena->moment1.as<float>()},
+                                                          {".moment2", arena->moment2.as<float>()}};
     for (const auto& [suffix, device] : parts) {
       values.push_back({arena->name + suffix, {arena->count}, download(state_->backend, device, arena->count)});
     }
@@ -165,11 +168,13 @@ std::vector<NamedValues> Trainer::state() const {
 
 void Trainer::restore(const std::vector<NamedValues>& values, int64_t step) {
   for (Arena* arena : state_->arenas()) {
-    const std::pair<const char*, float*> parts[] = {
-        {".parameters", arena->parameters}, {".moment1", arena->moment1.as<float>()}, {".moment2", arena->moment2.as<float>()}};
+    const std::pair<const char*, float*> parts[] = {{".parameters", arena->parameters},
+                                                    {".moment1", arena->moment1.as<float>()},
+                                                    {".moment2", arena->moment2.as<float>()}};
     for (const auto& [suffix, device] : parts) {
       const std::string name = arena->name + suffix;
-      const auto found = std::find_if(values.begin(), values.end(), [&](const NamedValues& v) { return v.name == name; });
+      const auto found =
+          std::find_if(values.begin(), values.end(), [&](const NamedValues& v) { return v.name == name; });
       if (found == values.end() || static_cast<int64_t>(found->values.size()) != arena->count) {
         fail(Code::kMismatch, "the checkpoint has no ", name, " of ", arena->count, " values");
       }
@@ -185,7 +190,8 @@ void Trainer::restore(const std::vector<NamedValues>& values, int64_t step) {
 std::vector<NamedValues> Trainer::gradients() const {
   std::vector<NamedValues> values;
   const State& state = *state_;
-  auto add = [&](const std::string& name, const float* arena, int64_t offset, int64_t rows, int64_t cols, int64_t stride) {
+  auto add = [&](const std::string& name, const float* arena, int64_t offset, int64_t rows, int64_t cols,
+                 int64_t stride) {
     NamedValues tensor{name, {rows, cols}, {}};
     for (int64_t row = 0; row < rows; ++row) {
       const std::vector<float> part = download(state.backend, arena + offset + row * stride, cols);
@@ -210,8 +216,10 @@ std::vector<NamedValues> Trainer::gradients() const {
 std::vector<NamedValues> Trainer::base_values() const {
   std::vector<NamedValues> values;
   for (const BaseParameter& parameter : state_->model.parameters()) {
-    values.push_back({parameter.name, {parameter.rows, parameter.cols},
-                      download(state_->backend, state_->model.arena() + parameter.offset, parameter.rows * parameter.cols)});
+    values.push_back(
+        {parameter.name,
+         {parameter.rows, parameter.cols},
+         download(state_->backend, state_->model.arena() + parameter.offset, parameter.rows * parameter.cols)});
   }
   return values;
 }

@@ -25,24 +25,24 @@ enum class TrainTarget {
 struct TrainOptions {
   TrainTarget target = TrainTarget::kAdapter;
   RouterCoefficients coefficients;
-  float base_kl = 0;          // weight of KL(base ‖ model) over the rows with kl_mask
-  float scale_min = 1;        // expert scale drawn from U(scale_min, 1) per example; 1 = off
-  float dropout = 0;          // of the adapters' input
-  bool recompute = false;     // keep only the layer inputs, run each layer's forward again in backward
+  float base_kl = 0;       // weight of KL(base ‖ model) over the rows with kl_mask
+  float scale_min = 1;     // expert scale drawn from U(scale_min, 1) per example; 1 = off
+  float dropout = 0;       // of the adapters' input
+  bool recompute = false;  // keep only the layer inputs, run each layer's forward again in backward
   uint64_t seed = 0;
   float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0, max_grad_norm = 1;  // max_grad_norm 0 = off
 };
 
 struct MicroBatch {
-  std::vector<int32_t> ids;           // [N]
-  std::vector<int32_t> offsets;       // [B+1]
+  std::vector<int32_t> ids;             // [N]
+  std::vector<int32_t> offsets;         // [B+1]
   std::vector<int32_t> prompt_lengths;  // [B] instruction tokens of each sequence
-  std::vector<int32_t> labels;        // [N]: id to be predicted at the row (the next token), -100 = none
-  std::vector<float> loss_weights;    // [N] or empty (1 where there is a label)
-  std::vector<uint8_t> kl_mask;       // [N] or empty
-  std::vector<float> group_target;    // [B, G] t_g or empty
-  std::vector<float> expert_target;   // [B, E] t_{e|g} or empty
-  std::vector<int64_t> example_ids;   // [B] for the draws that are per example, or empty
+  std::vector<int32_t> labels;          // [N]: id to be predicted at the row (the next token), -100 = none
+  std::vector<float> loss_weights;      // [N] or empty (1 where there is a label)
+  std::vector<uint8_t> kl_mask;         // [N] or empty
+  std::vector<float> group_target;      // [B, G] t_g or empty
+  std::vector<float> expert_target;     // [B, E] t_{e|g} or empty
+  std::vector<int64_t> example_ids;     // [B] for the draws that are per example, or empty
   // Of the whole optimiser step, so that accumulated micro-batches add up to the step's mean losses.
   double step_loss_weight = 0;  // Σ loss_weights of labelled rows
   double step_kl_rows = 0;
@@ -50,11 +50,11 @@ struct MicroBatch {
 };
 
 struct MicroBatchResult {
-  double loss = 0;      // this micro-batch's share of the step's mean cross-entropy
-  double kl = 0;        // share of the mean divergence, unweighted
+  double loss = 0;                                    // this micro-batch's share of the step's mean cross-entropy
+  double kl = 0;                                      // share of the mean divergence, unweighted
   std::array<double, kRouterLosses> router_losses{};  // shares of the mean over layers, unweighted
-  double auxiliary = 0;  // share of Σ coefficient * loss, base_kl included
-  int64_t bad_sequence = -1;  // first sequence whose loss is not finite
+  double auxiliary = 0;                               // share of Σ coefficient * loss, base_kl included
+  int64_t bad_sequence = -1;                          // first sequence whose loss is not finite
 };
 
 struct StepResult {

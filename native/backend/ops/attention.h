@@ -60,9 +60,9 @@ struct AttentionForward {
 };
 
 struct AttentionBackward {
-  Matrix q, k, v;        // after rope; [N, H*D], [N, Hk*D], [N, Hk*D]
+  Matrix q, k, v;  // after rope; [N, H*D], [N, Hk*D], [N, Hk*D]
   Matrix out, dout, lse;
-  Matrix dq, dk, dv;     // written
+  Matrix dq, dk, dv;  // written
   int64_t heads = 0, kv_heads = 0, head_dim = 0, window = 0;
   int64_t begin = 0, end = 0;  // rows of one sequence
 };

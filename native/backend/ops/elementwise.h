@@ -26,7 +26,7 @@ struct EmbeddingBackward {
 
 // y = x / sqrt(mean(x²) + eps) ⊙ gamma over groups of `dim` columns (dim = cols: the row; head_dim: per head)
 struct RmsNormForward {
-  Matrix x, y;  // may be the same memory
+  Matrix x, y;                   // may be the same memory
   const float* gamma = nullptr;  // [dim]
   int64_t dim = 0;
   float eps = 0;
@@ -45,7 +45,7 @@ struct RmsNormBackward {
 // Rotary embedding in the half-split form of Hugging Face, angle = position * inv_freq (in double), on q and k in place;
 // then k and v are written to the row's slot of the pool (skipped when kv is null).
 struct RopeForward {
-  Matrix q, k, v;                   // [N, H*D], [N, Hk*D], [N, Hk*D]
+  Matrix q, k, v;                    // [N, H*D], [N, Hk*D], [N, Hk*D]
   const double* inv_freq = nullptr;  // [D/2] host and device alike on CPU; device elsewhere
   int64_t head_dim = 0;
   KvPool* kv = nullptr;

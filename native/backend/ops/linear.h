@@ -68,36 +68,36 @@ struct LinearModule {
 };
 
 struct LinearForward {
-  Matrix x;                                   // [N, d_in]
-  Matrix shrink_x;                            // [N, d_in] what A sees, when dropout makes it differ from x; else empty
+  Matrix x;         // [N, d_in]
+  Matrix shrink_x;  // [N, d_in] what A sees, when dropout makes it differ from x; else empty
   std::span<const LinearModule> modules;
-  std::span<const AdapterSegment> segments;   // ascending, disjoint; rows outside of them are base only
-  Matrix routing;                             // [N, ·] f32, see router.h
-  Matrix h;                                   // [N, >= S] f32 raw, kept for backward; may be empty
-  Matrix hg;                                  // [N, >= S] f32 gated; needed when a segment has a stack
-  Matrix residual;                            // [N, d_0] or empty; only for groups of one module; may be y itself
+  std::span<const AdapterSegment> segments;  // ascending, disjoint; rows outside of them are base only
+  Matrix routing;                            // [N, ·] f32, see router.h
+  Matrix h;                                  // [N, >= S] f32 raw, kept for backward; may be empty
+  Matrix hg;                                 // [N, >= S] f32 gated; needed when a segment has a stack
+  Matrix residual;                           // [N, d_0] or empty; only for groups of one module; may be y itself
 };
 
-struct LinearGradients {  // of one module; f32 row-major, added to; null = not trained
+struct LinearGradients {    // of one module; f32 row-major, added to; null = not trained
   float* weight = nullptr;  // [d_m, d_in]
   float* bias = nullptr;    // [d_m]
 };
 
 struct AdapterGradients {  // of one segment's stack; added to; null = not trained
-  float* a = nullptr;              // [S, d_in]
-  std::vector<float*> b;           // per module [d_m, rank_m]
+  float* a = nullptr;      // [S, d_in]
+  std::vector<float*> b;   // per module [d_m, rank_m]
 };
 
 struct LinearBackward {
-  Matrix x, shrink_x, h, hg, routing;          // as in forward
-  std::span<const LinearModule> modules;       // y holds g_m = dL/dy_m
+  Matrix x, shrink_x, h, hg, routing;     // as in forward
+  std::span<const LinearModule> modules;  // y holds g_m = dL/dy_m
   std::span<const AdapterSegment> segments;
-  Matrix dx;                                   // [N, d_in], or empty when not wanted
-  bool accumulate_dx = false;                  // dx += instead of =
-  Matrix shrink_dx;                            // [N, d_in] dh A_cat alone (with dropout); empty: it is added to dx
-  Matrix dh;                                   // [N, >= S] f32 scratch: holds dh afterwards
-  Matrix drouting;                             // [N, ·] f32: dgate added into the gate columns; empty: no router gradient
-  std::span<const LinearGradients> gradients;        // per module, or empty
+  Matrix dx;                   // [N, d_in], or empty when not wanted
+  bool accumulate_dx = false;  // dx += instead of =
+  Matrix shrink_dx;            // [N, d_in] dh A_cat alone (with dropout); empty: it is added to dx
+  Matrix dh;                   // [N, >= S] f32 scratch: holds dh afterwards
+  Matrix drouting;             // [N, ·] f32: dgate added into the gate columns; empty: no router gradient
+  std::span<const LinearGradients> gradients;           // per module, or empty
   std::span<const AdapterGradients> adapter_gradients;  // per segment, or empty
 };
 

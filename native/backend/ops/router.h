@@ -49,10 +49,10 @@ struct RouterShape {
 
 // The router of one layer on the device.
 struct RouterLayer {
-  const Weight* weight = nullptr;  // [G+E, d] (static: [G, d])
-  const float* bias = nullptr;     // [G+E] (static: [G])
-  const float* score = nullptr;    // [E], static only
-  const float* balance = nullptr;  // [1] learned λ before the sigmoid; null: constant below
+  const Weight* weight = nullptr;    // [G+E, d] (static: [G, d])
+  const float* bias = nullptr;       // [G+E] (static: [G])
+  const float* score = nullptr;      // [E], static only
+  const float* balance = nullptr;    // [1] learned λ before the sigmoid; null: constant below
   const float* log_scale = nullptr;  // [1] learned ln ρ; null: constant below
   float balance_constant = 1, scale_constant = 1;
 };
@@ -96,18 +96,18 @@ struct RouterBackward {
   const RouterShape* shape = nullptr;
   const RouterLayer* layer = nullptr;
   RouterOptions options;
-  Matrix logits;                   // [R, G+E] of the forward (pooled means for sequence scope)
-  Matrix routing;                  // [R, width]
-  Matrix drouting;                 // [R, width]: only the gate columns are read
-  const float* row_weight = nullptr;      // [R] share of the row in the averages, sums to 1; device
-  const float* group_target = nullptr;    // [R, G] t_g or null; rows of zeros have no label; device
-  const float* expert_target = nullptr;   // [R, E] t_{e|g} or null; device
-  RouterCoefficients coefficients;        // already divided by the number of layers and scaled by the micro-batch's share
-  Matrix dlogits;                         // [R, G+E] out (static: [R, G])
-  float* dscore = nullptr;                // [E] added to, or null
-  float* dbalance = nullptr;              // [1] added to, or null
-  float* dlog_scale = nullptr;            // [1] added to, or null
-  double* losses = nullptr;               // host [kRouterLosses]: unweighted values of this layer, added to
+  Matrix logits;                         // [R, G+E] of the forward (pooled means for sequence scope)
+  Matrix routing;                        // [R, width]
+  Matrix drouting;                       // [R, width]: only the gate columns are read
+  const float* row_weight = nullptr;     // [R] share of the row in the averages, sums to 1; device
+  const float* group_target = nullptr;   // [R, G] t_g or null; rows of zeros have no label; device
+  const float* expert_target = nullptr;  // [R, E] t_{e|g} or null; device
+  RouterCoefficients coefficients;  // already divided by the number of layers and scaled by the micro-batch's share
+  Matrix dlogits;                   // [R, G+E] out (static: [R, G])
+  float* dscore = nullptr;          // [E] added to, or null
+  float* dbalance = nullptr;        // [1] added to, or null
+  float* dlog_scale = nullptr;      // [1] added to, or null
+  double* losses = nullptr;         // host [kRouterLosses]: unweighted values of this layer, added to
 };
 
 }  // namespace at_moe

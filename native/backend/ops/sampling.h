@@ -12,9 +12,9 @@ namespace at_moe {
 
 struct SamplingRow {
   float temperature = 0;
-  int32_t top_k = 0;            // 0 = off
-  float top_p = 1;              // 1 = off
-  float min_p = 0;              // 0 = off
+  int32_t top_k = 0;             // 0 = off
+  float top_p = 1;               // 1 = off
+  float min_p = 0;               // 0 = off
   float repetition_penalty = 1;  // 1 = off; over `history`
   uint64_t seed = 0, draw = 0;
   const int32_t* history = nullptr;  // host, prompt and generated ids

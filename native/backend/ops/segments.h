@@ -15,7 +15,7 @@ struct SumRows {
     int64_t begin = 0, end = 0;  // rows of in
     int64_t row = 0;             // of out
   };
-  Matrix in, out;  // f32, same columns
+  Matrix in, out;             // f32, same columns
   std::span<const Run> runs;  // host
 };
 
@@ -26,7 +26,7 @@ struct SpreadRows {
     int64_t cols = 0;
     float factor = 1;
   };
-  Matrix out;  // f32
+  Matrix out;                 // f32
   std::span<const Run> runs;  // host
   bool accumulate = false;
 };
