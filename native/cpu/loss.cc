@@ -1,6 +1,7 @@
 // Cross-entropy and divergence over rows of logits (contract: backend/ops/loss.h).
-//   lse = max + log Σ e^(l - max);  loss = lse - l[label];  kl = Σ p_base ((b - lse_base) - (l - lse))
-//   dl = weight (p - onehot) + kl_weight (p - p_base), p = e^(l - lse), in place
+//   log p_i = (l_i - max) - log Σ e^(l - max);  loss = -log p[label];  kl = Σ p_base (log p_base - log p)
+//   dl = weight (p - onehot) + kl_weight (p - p_base), in place
+// The maximum and the logarithm stay apart: their sum would round a small loss away where logits are large.
 // Split over rows; sums over the vocabulary as in cpu/lanes.h. Three reads of a row.
 #include <cmath>
 
@@ -14,9 +15,14 @@ namespace {
 
 constexpr int32_t kNoLabel = -100;
 
-float log_sum_exp(const float* l, int64_t n) {
+struct LogSumExp {
+  float largest = 0, log_sum = 0;
+  float log_p(float l) const { return (l - largest) - log_sum; }
+};
+
+LogSumExp log_sum_exp(const float* l, int64_t n) {
   const float largest = max_lanes(n, l);
-  return largest + static_cast<float>(std::log(sum_lanes(n, [=](int64_t i) { return fast_exp(l[i] - largest); })));
+  return {largest, static_cast<float>(std::log(sum_lanes(n, [=](int64_t i) { return fast_exp(l[i] - largest); })))};
 }
 
 }  // namespace
@@ -30,26 +36,26 @@ void CpuBackend::forward(const CrossEntropy& args) {
   pool_.run_ranges(args.logits.rows, 1, [&](int64_t n, int64_t, int) {
     float* l = args.logits.row(n);
     const int32_t label = args.labels[n];
-    const float lse = log_sum_exp(l, vocabulary);
-    args.loss[n] = label == kNoLabel ? 0 : lse - l[label];
+    const LogSumExp lse = log_sum_exp(l, vocabulary);
+    args.loss[n] = label == kNoLabel ? 0 : -lse.log_p(l[label]);
     const float weight = args.weight && label != kNoLabel ? args.weight[n] : 0;
 
     const float* base = args.base_logits ? args.base_logits.row(n) : nullptr;
-    const float base_lse = base ? log_sum_exp(base, vocabulary) : 0;
+    const LogSumExp base_lse = base ? log_sum_exp(base, vocabulary) : LogSumExp();
     if (base && args.kl) {
       args.kl[n] = static_cast<float>(sum_lanes(vocabulary, [=](int64_t i) {
-        const float log_p = base[i] - base_lse;
-        return fast_exp(log_p) * (log_p - (l[i] - lse));
+        const float log_p = base_lse.log_p(base[i]);
+        return fast_exp(log_p) * (log_p - lse.log_p(l[i]));
       }));
     }
     if (!args.weight) return;
     const float kl_weight = base && args.kl_weight ? args.kl_weight[n] : 0;
     if (kl_weight != 0) {
       for (int64_t i = 0; i < vocabulary; ++i) {
-        l[i] = (weight + kl_weight) * fast_exp(l[i] - lse) - kl_weight * fast_exp(base[i] - base_lse);
+        l[i] = (weight + kl_weight) * fast_exp(lse.log_p(l[i])) - kl_weight * fast_exp(base_lse.log_p(base[i]));
       }
     } else {
-      for (int64_t i = 0; i < vocabulary; ++i) l[i] = weight * fast_exp(l[i] - lse);
+      for (int64_t i = 0; i < vocabulary; ++i) l[i] = weight * fast_exp(lse.log_p(l[i]));
     }
     if (label != kNoLabel) l[label] -= weight;
   });
