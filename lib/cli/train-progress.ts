@@ -29,9 +29,8 @@ function evaluationOf({ evaluation }: TrainingProgress): string {
   return evaluation ? `eval loss ${evaluation.loss.toFixed(4)}, perplexity ${evaluation.perplexity.toFixed(3)}` : '';
 }
 
-function stateOf(progress: TrainingProgress): string {
-  const { loss, learningRate, tokensPerSecond } = progress;
-  return `loss ${loss.toFixed(4)}${partsOf(progress)}  lr ${learningRate.toExponential(2)}  ${tokensPerSecond.toFixed(0)} tok/s`;
+function paceOf({ learningRate, tokensPerSecond }: TrainingProgress): string {
+  return `lr ${learningRate.toExponential(2)}  ${tokensPerSecond.toFixed(0)} tok/s`;
 }
 
 function etaOf({ etaSeconds }: TrainingProgress): string {
@@ -40,8 +39,9 @@ function etaOf({ etaSeconds }: TrainingProgress): string {
 
 class Bar implements ProgressView {
   readonly #bar = new SingleBar({
-    format: '[{bar}] {value}/{total}  {state}  {remaining}  {evaluation}',
-    barsize: 20,
+    // A narrow terminal cuts the end off.
+    format: '[{bar}] {value}/{total} {remaining}  {state}{evaluation}{parts}',
+    barsize: 16,
     stream: process.stderr,
     hideCursor: true,
     linewrap: true,
@@ -52,9 +52,10 @@ class Bar implements ProgressView {
   show(progress: TrainingProgress): void {
     const { step, totalSteps, evaluation } = progress;
     const payload = {
-      state: stateOf(progress),
       remaining: etaOf(progress),
-      ...(evaluation && { evaluation: evaluationOf(progress) }),
+      state: `loss ${progress.loss.toFixed(4)}  ${paceOf(progress)}`,
+      parts: partsOf(progress),
+      ...(evaluation && { evaluation: `  eval ${evaluation.loss.toFixed(4)}` }),
     };
     if (!this.#bar.isActive) this.#bar.start(totalSteps ?? step, step, { evaluation: '', ...payload });
     if (totalSteps === null) this.#bar.setTotal(step);
@@ -86,8 +87,14 @@ class Lines implements ProgressView {
 
   #say(progress: TrainingProgress): void {
     this.#unsaid = undefined;
-    const { step, totalSteps } = progress;
-    const parts = [`step ${step}/${totalSteps ?? '?'}`, stateOf(progress), etaOf(progress), evaluationOf(progress)];
+    const { step, totalSteps, loss } = progress;
+    const parts = [
+      `step ${step}/${totalSteps ?? '?'}`,
+      `loss ${loss.toFixed(4)}${partsOf(progress)}`,
+      paceOf(progress),
+      etaOf(progress),
+      evaluationOf(progress),
+    ];
     process.stderr.write(`${parts.filter((part) => part !== '').join('  ')}\n`);
   }
 }
