@@ -66,6 +66,7 @@ export class ChatSession {
     const first = this.#context.length === 0;
     this.#busy = true;
     const sent: number[] = [];
+    let pieces: AsyncGenerator<Piece, GenerateResult> | undefined;
     try {
       const run = {
         ids,
@@ -75,7 +76,7 @@ export class ChatSession {
           this.#context = [...wanted, ...sent].slice(0, usage.contextTokens);
         },
       };
-      const pieces = runSequence(core, run, this.#generator.requestRouting(checked.routing), checked);
+      pieces = runSequence(core, run, this.#generator.requestRouting(checked.routing), checked);
       for (;;) {
         const step = await pieces.next();
         if (step.done) {
@@ -86,6 +87,8 @@ export class ChatSession {
         yield step.value;
       }
     } finally {
+      // A turn left early still runs in the engine until its iterator ends.
+      await pieces?.return(undefined as never);
       this.#busy = false;
     }
   }

@@ -1,0 +1,149 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { devices } from '../helpers/devices.js';
+import { bits, exact, loadCase, textModel } from './support.js';
+
+const prompt = 'Bring the blue box to the old house.';
+
+const hasCode = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
+
+for (const device of devices) {
+  describe(`generation on ${device}`, () => {
+    it('the same seed gives the same text, another seed another', async (t) => {
+      const model = await textModel(t, device);
+      const options = { maxTokens: 24, temperature: 1.5, ignoreEos: true };
+      const first = await model.complete(prompt, { ...options, seed: 7 });
+      const again = await model.complete(prompt, { ...options, seed: 7 });
+      const other = await model.complete(prompt, { ...options, seed: 8 });
+      assert.deepEqual(again, first);
+      assert.notDeepEqual(other.tokens, first.tokens);
+      const drawn = await model.complete(prompt, options);
+      assert.deepEqual(await model.complete(prompt, { ...options, seed: drawn.seed }), drawn);
+    });
+
+    it('a seed belongs to its request, not to the place in the batch', async (t) => {
+      const model = await textModel(t, device);
+      const options = { maxTokens: 12, temperature: 1, topK: 20, ignoreEos: true, logProbs: true, seed: 3 };
+      const alone = await model.complete(prompt, options);
+      const batch = await model.completeAll(['one', prompt, 'and two more'], options);
+      assert.deepEqual(batch[1], alone);
+    });
+
+    it('pieces add up to the text', async (t) => {
+      const model = await textModel(t, device);
+      const options = { maxTokens: 30, ignoreEos: true };
+      const whole = await model.complete(prompt, options);
+      let text = '';
+      const tokens: number[] = [];
+      for await (const piece of model.generate(prompt, options)) {
+        text += piece.text;
+        tokens.push(...piece.tokens);
+      }
+      assert.equal(text, whole.text);
+      assert.deepEqual(tokens, whole.tokens);
+      assert.equal(whole.finishReason, 'length');
+      assert.equal(whole.usage.completionTokens, 30);
+      assert.equal(whole.usage.totalTokens, whole.usage.promptTokens + 30);
+    });
+
+    it('a stop string ends the text before itself', async (t) => {
+      const model = await textModel(t, device);
+      const options = { maxTokens: 30, ignoreEos: true };
+      const whole = await model.complete(prompt, options);
+      const stop = whole.text.slice(10, 13);
+      const stopped = await model.complete(prompt, { ...options, stop: [stop, 'never said'] });
+      assert.equal(stopped.finishReason, 'stop');
+      assert.equal(stopped.stop, stop);
+      assert.equal(stopped.text, whole.text.slice(0, whole.text.indexOf(stop)));
+      assert.ok(stopped.tokens.length <= whole.tokens.length);
+    });
+
+    it('maxTokens 0 and 1, and leaving the iterator early', async (t) => {
+      const model = await textModel(t, device);
+      const none = await model.complete(prompt, { maxTokens: 0 });
+      assert.deepEqual([none.text, none.tokens, none.finishReason], ['', [], 'length']);
+      assert.equal((await model.complete(prompt, { maxTokens: 1, ignoreEos: true })).tokens.length, 1);
+      for await (const _ of model.generate(prompt, { maxTokens: 100, ignoreEos: true })) break;
+      const { kvFreeTokens, kvTokens } = await model.memory();
+      assert.equal(kvFreeTokens, kvTokens);
+    });
+
+    it('the context bounds prompt and answer', async (t) => {
+      const { model, mixture } = await loadCase(t, 'llama-token-dense', device, { contextLength: 20 });
+      assert.equal(model.contextLength, 20);
+      const ids = (length: number) => Array.from({ length }, (_, i) => i + 1);
+      const filled = await mixture.complete(ids(12), { maxTokens: 100, ignoreEos: true });
+      assert.equal(filled.tokens.length, 8);
+      assert.equal(filled.finishReason, 'length');
+      await assert.rejects(mixture.complete(ids(21)), hasCode('ERR_AT_MOE_CONTEXT_LENGTH'));
+      await assert.rejects(mixture.complete(ids(20)), hasCode('ERR_AT_MOE_CONTEXT_LENGTH'));
+      const trace = await mixture.explain(ids(20));
+      assert.equal(trace.tokens?.length, 20);
+      assert.equal((await mixture.complete(ids(19), { ignoreEos: true })).tokens.length, 1);
+    });
+
+    it('an empty prompt and ids outside the vocabulary are refused', async (t) => {
+      const model = await textModel(t, device);
+      await assert.rejects(model.complete([]), hasCode('ERR_AT_MOE_EMPTY_PROMPT'));
+      await assert.rejects(model.complete([1, 100000]), RangeError);
+      await assert.rejects(model.complete([1, 2.5]), RangeError);
+      await assert.rejects(model.complete(prompt, { maxTokens: -1 }), RangeError);
+      await assert.rejects(model.complete(prompt, { topP: 0 }), RangeError);
+      await assert.rejects(model.complete(prompt, { unknown: 1 } as object), TypeError);
+      await assert.rejects(model.score(prompt, ''), RangeError);
+    });
+
+    it('an abort rejects with its reason', async (t) => {
+      const model = await textModel(t, device);
+      const controller = new AbortController();
+      const reason = new Error('enough');
+      const run = async () => {
+        for await (const _ of model.generate(prompt, { ignoreEos: true, signal: controller.signal })) {
+          controller.abort(reason);
+        }
+      };
+      await assert.rejects(run(), reason);
+      await assert.rejects(model.complete(prompt, { signal: AbortSignal.abort(reason) }), reason);
+    });
+  });
+
+  describe(`sessions on ${device}`, () => {
+    it('keys kept between turns give what computing anew gives', async (t) => {
+      const model = await textModel(t, device);
+      const lora = { rank: 2 };
+      const mixture = await model.createMixture({ groups: { a: { x: lora, y: lora }, b: { z: lora } } });
+      for (const generator of [model, mixture]) {
+        const session = generator.createSession({ system: 'Answer briefly.' });
+        for (const [i, text] of ['Where is the cat?', 'And the dog?', 'Thanks.'].entries()) {
+          const history = [...session.messages, { role: 'user', content: text }];
+          const options = { ...exact, maxTokens: 8 };
+          const anew = await generator.complete(history, options);
+          const turn = await session.complete(text, options);
+          assert.deepEqual(bits(turn), bits(anew));
+          assert.equal(turn.text, anew.text);
+          if (i > 0) assert.ok(turn.usage.cachedTokens > 0, 'nothing was kept');
+          assert.equal(session.messages.at(-1)?.content, turn.text);
+        }
+        session.dispose();
+        session.dispose();
+        await assert.rejects(session.complete('more'), hasCode('ERR_AT_MOE_DISPOSED'));
+      }
+      const { kvFreeTokens, kvTokens } = await model.memory();
+      assert.equal(kvFreeTokens, kvTokens);
+    });
+
+    it('a turn left early is not part of the conversation; one turn runs at a time', async (t) => {
+      const model = await textModel(t, device);
+      const session = model.createSession();
+      const options = { maxTokens: 20, ignoreEos: true };
+      for await (const _ of session.generate('Where is the cat?', options)) {
+        await assert.rejects(session.complete('What?'), hasCode('ERR_AT_MOE_BUSY'));
+        break;
+      }
+      assert.deepEqual(session.messages, []);
+      const anew = await model.complete([{ role: 'user', content: 'Where is the dog?' }], { ...exact });
+      assert.deepEqual(bits(await session.complete('Where is the dog?', { ...exact })), bits(anew));
+      session.dispose();
+    });
+  });
+}
