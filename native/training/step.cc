@@ -23,9 +23,6 @@ TrainingStep::TrainingStep(Trainer::State& state, const MicroBatch& batch, Micro
   }
   check();
   if (batch_.step_tokens > 0) share_ = static_cast<double>(rows_) / batch_.step_tokens;
-  upload_layout();
-  if (routed()) upload_targets();
-  if (state_.mixture && !routed()) upload_fixed_records();
 }
 
 void TrainingStep::check() const {
@@ -135,7 +132,13 @@ void TrainingStep::norm(int64_t layer, int64_t row, int64_t count, const Matrix&
 }
 
 Pass TrainingStep::run() {
+  upload_layout();
+  if (routed()) upload_targets();
+  co_await unit_end();
+  if (state_.mixture && !routed()) upload_fixed_records();
+  co_await unit_end();
   select_rows();
+  co_await unit_end();
   const EmbeddingForward embed{model_.embedding(), model_.embedding_type(), tape_.ids.as<int32_t>(),
                                tape_.input(0, 0, rows_)};
   if (state_.options.base_kl > 0) {
