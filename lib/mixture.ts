@@ -4,7 +4,7 @@ import type { ExampleSource } from './data/rows.js';
 import { AtMoeError } from './errors.js';
 import { type ExportOptions, exportAdapter, exportMerged } from './export.js';
 import type { LoraOptions } from './formats/lora-options.js';
-import { type MixtureData, nameProblem, writeMixture } from './formats/mixture-folder.js';
+import { type MixtureData, type NamedAdapter, nameProblem, writeMixture } from './formats/mixture-folder.js';
 import { type Adapter, readAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
@@ -152,21 +152,16 @@ export class Mixture extends TextGenerator {
    * signal's reason.
    */
   trainExpert(name: string, data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
-    const place = this.#find(this.#names.expert(name));
+    this.#names.expert(name);
     parseTrainingOptions(options, 'adapter');
-    return this.#trainAlone(place.adapter, data, options, (adapter) => {
-      place.adapter = adapter;
-    });
+    return this.#trainAlone(() => this.#find(this.#names.expert(name)), data, options);
   }
 
   /** Trains the general adapter alone at weight 1. Errors as trainExpert(). */
   trainGeneral(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
-    const { general } = this.#data;
-    if (!general) throw new AtMoeError('ERR_AT_MOE_UNKNOWN_NAME', 'the mixture has no general adapter');
+    if (!this.#data.general) throw new AtMoeError('ERR_AT_MOE_UNKNOWN_NAME', 'the mixture has no general adapter');
     parseTrainingOptions(options, 'adapter');
-    return this.#trainAlone(general.adapter, data, options, (adapter) => {
-      general.adapter = adapter;
-    });
+    return this.#trainAlone(() => this.#data.general as NamedAdapter, data, options);
   }
 
   /** Trains the router, and λ and ρ where they are learned; base and experts are frozen. Errors as trainExpert(). */
@@ -181,20 +176,22 @@ export class Mixture extends TextGenerator {
     return this.#trainWhole('joint', data, options);
   }
 
+  /** `find` is called when the training begins: since the call the mixture may have been trained or changed. */
   async *#trainAlone(
-    adapter: Adapter,
+    find: () => NamedAdapter,
     data: ExampleSource,
     options: TrainingOptions,
-    keep: (trained: Adapter) => void,
   ): AsyncGenerator<TrainingProgress> {
+    const { core } = this;
+    const place = find();
     this.#begin();
-    const alone = await AdapterModel.from(this.core, adapter, this.#names.groups).catch((error) => {
+    const alone = await AdapterModel.from(core, place.adapter, this.#names.groups).catch((error) => {
       this.#training = false;
       throw error;
     });
     yield* finishing(alone.train(data, options), async () => {
       try {
-        keep(alone.adapter);
+        place.adapter = alone.adapter;
         await this.#reload(this.#data);
       } finally {
         alone.dispose();
@@ -361,8 +358,8 @@ export class Mixture extends TextGenerator {
     return this.#data.groups.map(({ experts }) => experts.length);
   }
 
-  #find(index: number): { name: string; adapter: Adapter } {
-    return this.#data.groups.flatMap(({ experts }) => experts)[index] as { name: string; adapter: Adapter };
+  #find(index: number): NamedAdapter {
+    return this.#data.groups.flatMap(({ experts }) => experts)[index] as NamedAdapter;
   }
 
   #fingerprint(): string {
