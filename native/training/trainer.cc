@@ -52,7 +52,8 @@ BaseOffsets::BaseOffsets(const Model& model) {
 Trainer::State::State(Model& model_, std::shared_ptr<Mixture> mixture_, TrainOptions options_)
     : model(model_), backend(model_.backend()), mixture(std::move(mixture_)), options(options_) {
   if (trains_base()) {
-    require(!mixture && model.trainable(), "training the base needs a trainable model and no mixture");
+    require(!mixture, "the base is trained without a mixture");
+    if (!model.trainable()) fail(Code::kUnsupported, "the model was not loaded as trainable: it keeps no f32 parameters of the base");
     base = make_arena(backend, "base", model.arena(), model.parameter_count());
     offsets = std::make_unique<BaseOffsets>(model);
     return;

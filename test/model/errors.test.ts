@@ -1,0 +1,176 @@
+import assert from 'node:assert/strict';
+import { cpSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { fromFloat32 } from '../../lib/formats/float-types.js';
+import { modelDescriptor } from '../../lib/formats/model-folder.js';
+import { AtMoeError, type AtMoeErrorCode, loadModel } from '../../lib/index.js';
+import { createEngine } from '../../lib/native.js';
+import type { MicroBatch, MixtureDescriptor, NativeEngine } from '../../lib/native-types.js';
+import { golden } from '../formats/support.js';
+import { expertDir, inMemory, loadBase, loadCase, temporary, valuesOf } from './support.js';
+
+async function rejects(promise: Promise<unknown>, code: AtMoeErrorCode, ...patterns: RegExp[]): Promise<void> {
+  await assert.rejects(promise, (error) => {
+    assert.ok(error instanceof AtMoeError, `not coded: ${error}`);
+    assert.equal(error.code, code, error.message);
+    for (const pattern of patterns) assert.match(error.message, pattern);
+    return true;
+  });
+}
+
+const base = join(golden, 'mistral-window', 'base');
+
+test('a model file that ends early names the file', async (t) => {
+  const dir = join(temporary(t), 'base');
+  cpSync(base, dir, { recursive: true });
+  const file = join(dir, 'model.safetensors');
+  truncateSync(file, readFileSync(file).length - 100);
+  await rejects(loadModel(dir, { device: 'cpu' }), 'ERR_AT_MOE_BAD_FILE', /model\.safetensors/, /truncated/);
+});
+
+test('a weight that is not a number names its tensor, wherever it lies', async (t) => {
+  const { descriptor } = await modelDescriptor(base);
+  const loaded = inMemory(descriptor);
+  for (const name of ['layers.1.mlp.down_proj.weight', 'embed_tokens.weight', 'layers.0.input_layernorm.weight']) {
+    for (const bad of [Number.NaN, Number.NEGATIVE_INFINITY]) {
+      const tensors = loaded.tensors.map((tensor) => {
+        if (tensor.name !== name) return tensor;
+        const values = valuesOf(tensor);
+        values[values.length - 1] = bad;
+        return { ...tensor, dtype: 'f32' as const, data: fromFloat32('f32', values) };
+      });
+      const engine = createEngine({ device: 'cpu', threads: 1 });
+      t.after(() => engine.dispose());
+      const loading = engine.loadModel({ ...loaded, tensors }, { weights: 'f32' });
+      await rejects(loading, 'ERR_AT_MOE_NOT_FINITE', new RegExp(name.replaceAll('.', '\\.')));
+      await engine.dispose();
+    }
+  }
+});
+
+test('an adapter or a mixture of another base is refused', async (t) => {
+  const { model } = await loadCase(t, 'qwen2-token-topk', 'cpu');
+  await rejects(model.loadAdapter(expertDir('llama-token-dense', 'skill/translate')), 'ERR_AT_MOE_MISMATCH', /shape/);
+  const other = await loadCase(t, 'llama-token-dense', 'cpu');
+  const dir = join(temporary(t), 'mixture');
+  await other.mixture.save(dir);
+  await rejects(model.loadMixture(dir), 'ERR_AT_MOE_MISMATCH', /mixture\.json/);
+  await rejects(model.loadMixture(join(dir, 'nowhere')), 'ERR_AT_MOE_NOT_FOUND');
+});
+
+test('a base whose config differs is told, and serves', async (t) => {
+  const { mixture } = await loadCase(t, 'mistral-window', 'cpu');
+  const folder = temporary(t);
+  const dir = join(folder, 'base');
+  await mixture.save(join(folder, 'mixture'));
+  cpSync(base, dir, { recursive: true });
+  const config = JSON.parse(readFileSync(join(base, 'config.json'), 'utf8')) as object;
+  writeFileSync(join(dir, 'config.json'), JSON.stringify({ ...config, transformers_version: '0.0' }));
+  const model = await loadBase(t, dir, 'cpu');
+  const warnings: string[] = [];
+  const loaded = await model.loadMixture(join(folder, 'mixture'), { onWarning: (text) => warnings.push(text) });
+  assert.equal(warnings.length, 1);
+  assert.deepEqual(loaded.groups, mixture.groups);
+});
+
+test('training refuses unknown names and labels outside the mixture', async (t) => {
+  const { model, mixture } = await loadCase(t, 'llama-token-dense', 'cpu');
+  const row = { prompt: [1, 2], completion: [3, 4] };
+  const options = { appendEos: false };
+  const unknown = { code: 'ERR_AT_MOE_UNKNOWN_NAME' };
+  assert.throws(() => mixture.trainExpert('nobody', [row], options), unknown);
+  assert.throws(() => mixture.trainGeneral([row], options), unknown);
+  for (const labels of [{ groups: ['nowhere'] }, { experts: ['skill/law'] }]) {
+    const run = mixture.trainRouter([{ ...row, ...labels }], { ...options, balance: { supervision: 1 } });
+    await rejects(run.next(), 'ERR_AT_MOE_BAD_DATA', /row 1/, /nowhere|skill\/law/);
+  }
+  await rejects(model.train([row], options).next(), 'ERR_AT_MOE_UNSUPPORTED', /trainable/);
+  const training = mixture.trainRouter([row], options);
+  await training.next();
+  await rejects(mixture.trainExpert('law', [row], options).next(), 'ERR_AT_MOE_BUSY');
+  await training.return(undefined);
+  assert.equal((await mixture.complete([1, 2], { maxTokens: 1, ignoreEos: true })).tokens.length, 1);
+});
+
+test('a training that begins after another goes on from what that one learnt', async (t) => {
+  const { mixture } = await loadCase(t, 'mistral-window', 'cpu');
+  const row = { prompt: [1, 2], completion: [3, 4, 5] };
+  const options = { appendEos: false, steps: 3, learningRate: 0.02 };
+  const loss = async () => (await mixture.score(row.prompt, row.completion, { routing: { only: 'e0' } })).perplexity;
+  const later = mixture.trainExpert('e0', [row], options);
+  for await (const _ of mixture.trainJoint([row], options));
+  const before = await loss();
+  for await (const _ of later);
+  assert.ok((await loss()) < before * 0.9, 'the expert kept what it learnt');
+});
+
+test('what was disposed says so', async (t) => {
+  const { model, mixture } = await loadCase(t, 'mistral-window', 'cpu');
+  mixture.dispose();
+  mixture.dispose();
+  await rejects(mixture.complete([1]), 'ERR_AT_MOE_DISPOSED', /mixture/);
+  assert.equal((await model.complete([1], { maxTokens: 1, ignoreEos: true })).tokens.length, 1);
+  await model.dispose();
+  await model.dispose();
+  await rejects(model.complete([1]), 'ERR_AT_MOE_DISPOSED', /model/);
+});
+
+/** A tiny step whose parts can be broken one by one. */
+const goodBatch = (): MicroBatch => ({
+  ids: Int32Array.of(1, 2, 3, 4, 5),
+  offsets: Int32Array.of(0, 3, 5),
+  promptLengths: Int32Array.of(1, 1),
+  labels: Int32Array.of(2, 3, -100, 5, -100),
+  stepLossWeight: 3,
+  stepTokens: 5,
+});
+
+test('the engine refuses batches that do not fit together, and goes on', async (t) => {
+  const { model, golden: found } = await loadCase(t, 'mistral-window', 'cpu');
+  const { engine } = model.core;
+  const descriptor = descriptorOf(found.mixture.groups[0]?.experts[0]?.adapter.modules ?? []);
+  const { mixture } = await engine.createMixture(descriptor);
+  const trainer = await engine.beginTraining(mixture, { target: 'adapter' });
+  const good = await engine.microBatch(trainer, goodBatch());
+  const broken: Partial<MicroBatch>[] = [
+    { ids: Int32Array.of(1, 2, 3, 4, 500) },
+    { ids: Int32Array.of(1, 2, 3, 4, -1) },
+    { offsets: Int32Array.of(0, 3, 6) },
+    { offsets: Int32Array.of(0, 5, 3) },
+    { offsets: Int32Array.of(1, 3, 5) },
+    { promptLengths: Int32Array.of(1) },
+    { promptLengths: Int32Array.of(1, 3) },
+    { labels: Int32Array.of(2, 3) },
+    { labels: Int32Array.of(2, 3, -100, 5, 96) },
+    { lossWeights: Float32Array.of(1) },
+    { klMask: Uint8Array.of(1) },
+    { groupTarget: Float32Array.of(1, 0, 0) },
+  ];
+  for (const change of broken) {
+    const name = JSON.stringify(change);
+    await assert.rejects(engine.microBatch(trainer, { ...goodBatch(), ...change }), AtMoeError, name);
+  }
+  await engine.discardGradients(trainer);
+  assert.deepEqual(await engine.microBatch(trainer, goodBatch()), good);
+  await assertServes(engine);
+});
+
+function descriptorOf(modules: MixtureDescriptor['experts'][number]): MixtureDescriptor {
+  const options = {
+    withinGroup: 'conditional' as const,
+    groupTopK: 0,
+    expertTopK: 0,
+    groupTopP: 0,
+    expertTopP: 0,
+    groupTemperature: 1,
+    expertTemperature: 1,
+    renormalize: true,
+  };
+  return { groups: [1], experts: [modules], scope: 'token', options, balance: 1, scale: 1 };
+}
+
+async function assertServes(engine: NativeEngine): Promise<void> {
+  const logProbs = await engine.score({ ids: Int32Array.of(1, 2, 3), first: 1, routing: { kind: 'base' } });
+  assert.ok(logProbs.every((value) => value < 0));
+}
