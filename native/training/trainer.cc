@@ -53,7 +53,7 @@ Trainer::State::State(Model& model_, std::shared_ptr<Mixture> mixture_, TrainOpt
     : model(model_), backend(model_.backend()), mixture(std::move(mixture_)), options(options_) {
   if (trains_base()) {
     require(!mixture, "the base is trained without a mixture");
-    if (!model.trainable()) fail(Code::kUnsupported, "the model was not loaded as trainable: it keeps no f32 parameters of the base");
+    if (!model.trainable()) fail(Code::kUnsupported, "the model was not loaded to be trained: no f32 parameters");
     base = make_arena(backend, "base", model.arena(), model.parameter_count());
     offsets = std::make_unique<BaseOffsets>(model);
     return;

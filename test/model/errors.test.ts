@@ -85,7 +85,7 @@ test('training refuses unknown names and labels outside the mixture', async (t) 
     const run = mixture.trainRouter([{ ...row, ...labels }], { ...options, balance: { supervision: 1 } });
     await rejects(run.next(), 'ERR_AT_MOE_BAD_DATA', /row 1/, /nowhere|skill\/law/);
   }
-  await rejects(model.train([row], options).next(), 'ERR_AT_MOE_UNSUPPORTED', /trainable/);
+  await rejects(model.train([row], options).next(), 'ERR_AT_MOE_UNSUPPORTED', /to be trained/);
   const training = mixture.trainRouter([row], options);
   await training.next();
   await rejects(mixture.trainExpert('law', [row], options).next(), 'ERR_AT_MOE_BUSY');
