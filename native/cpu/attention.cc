@@ -20,9 +20,9 @@ using cpu::Tile;
 
 namespace {
 
-constexpr int64_t kQueryRows = 48;   // query rows times heads of a block
+constexpr int64_t kQueryRows = 48;           // query rows times heads of a block
 constexpr int64_t kScoreRow = kKeyRun + 16;  // off one set of the first-level cache
-constexpr int64_t kDirectRows = 12;  // up to here V is read in place
+constexpr int64_t kDirectRows = 12;          // up to here V is read in place
 
 struct RowBlock {
   int64_t begin = 0, end = 0;
@@ -44,7 +44,8 @@ std::vector<RowBlock> cut_rows(const RaggedRows& layout, int64_t most) {
 // One block of rows and one key head.
 class BlockAttention {
  public:
-  BlockAttention(const Kernels& kernels, const AttentionForward& args, const RowBlock& rows, int64_t kv_head, float* scratch)
+  BlockAttention(const Kernels& kernels, const AttentionForward& args, const RowBlock& rows, int64_t kv_head,
+                 float* scratch)
       : kernels_(kernels),
         args_(args),
         kv_(static_cast<const CpuKvPool&>(*args.kv)),
@@ -62,7 +63,9 @@ class BlockAttention {
         maximum_(run_out_ + count_ * width_),
         sum_(maximum_ + count_) {}
 
-  static int64_t scratch_floats(int64_t rows, int64_t width) { return kKeyRun * kPanel + rows * (kScoreRow + 3 * width + 2); }
+  static int64_t scratch_floats(int64_t rows, int64_t width) {
+    return kKeyRun * kPanel + rows * (kScoreRow + 3 * width + 2);
+  }
 
   void compute() {
     load_queries();
@@ -102,7 +105,8 @@ class BlockAttention {
     scores.a = q_;
     scores.a_row = width_;
     scores.acc_row = kScoreRow;
-    for (int64_t r = 0; r < count_; ++r) std::memset(scores_ + r * kScoreRow, 0, sizeof(float) * static_cast<size_t>(keys));
+    for (int64_t r = 0; r < count_; ++r)
+      std::memset(scores_ + r * kScoreRow, 0, sizeof(float) * static_cast<size_t>(keys));
     for (int64_t key = origin; key < end; key += kPageTokens) {
       scores.b = kv_.keys(args_.layer, pages[key / kPageTokens], kv_head_);
       scores.acc = scores_ + (key - origin);
@@ -209,8 +213,8 @@ class BlockAttention {
 void CpuBackend::forward(const AttentionForward& args) {
   const auto& kv = static_cast<const CpuKvPool&>(*args.kv);
   const int64_t kv_heads = kv.shape().kv_heads, group = args.heads / kv_heads;
-  require(group > 0 && group <= kQueryRows && args.heads % kv_heads == 0, "attention: ", args.heads, " heads over ", kv_heads,
-          " key heads");
+  require(group > 0 && group <= kQueryRows && args.heads % kv_heads == 0, "attention: ", args.heads, " heads over ",
+          kv_heads, " key heads");
   const std::vector<RowBlock> blocks = cut_rows(args.layout, kQueryRows / group);
   pool_.run(static_cast<int64_t>(blocks.size()) * kv_heads, [&](int64_t task, int worker) {
     float* scratch = worker_scratch(worker, BlockAttention::scratch_floats(kQueryRows, kv.value_stride()));

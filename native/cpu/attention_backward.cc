@@ -18,9 +18,9 @@ using cpu::Tile;
 
 namespace {
 
-constexpr int64_t kKeys = 128;       // of a block
+constexpr int64_t kKeys = 128;             // of a block
 constexpr int64_t kScoreRow = kKeys + 16;  // off one set of the first-level cache
-constexpr int64_t kQueryRows = 64;   // query rows times heads of a block, at least one query row
+constexpr int64_t kQueryRows = 64;         // query rows times heads of a block, at least one query row
 
 int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
@@ -38,7 +38,8 @@ class HeadBackward {
         step_(std::max<int64_t>(1, kQueryRows / group_)) {}
 
   int64_t scratch_floats() const {
-    return 3 * rows_ * width_ + padded(tokens_) * (width_ + 2 * dim_) + 2 * step_ * group_ * kScoreRow + 2 * kKeys * width_ + rows_;
+    return 3 * rows_ * width_ + padded(tokens_) * (width_ + 2 * dim_) + 2 * step_ * group_ * kScoreRow +
+           2 * kKeys * width_ + rows_;
   }
 
   void compute(float* scratch) {
@@ -61,7 +62,9 @@ class HeadBackward {
 
  private:
   int64_t column(int64_t head) const { return (kv_head_ * group_ + head) * dim_; }
-  int64_t first_key(int64_t token) const { return args_.window > 0 ? std::max<int64_t>(0, token - args_.window + 1) : 0; }
+  int64_t first_key(int64_t token) const {
+    return args_.window > 0 ? std::max<int64_t>(0, token - args_.window + 1) : 0;
+  }
 
   void load() {
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim_));
@@ -168,8 +171,8 @@ class HeadBackward {
 }  // namespace
 
 void CpuBackend::backward(const AttentionBackward& args) {
-  require(args.kv_heads > 0 && args.heads % args.kv_heads == 0, "attention: ", args.heads, " heads over ", args.kv_heads,
-          " key heads");
+  require(args.kv_heads > 0 && args.heads % args.kv_heads == 0, "attention: ", args.heads, " heads over ",
+          args.kv_heads, " key heads");
   if (args.begin >= args.end) return;
   pool_.run(args.kv_heads, [&](int64_t kv_head, int worker) {
     HeadBackward head(kernels_, args, kv_head);

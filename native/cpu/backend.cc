@@ -36,10 +36,10 @@ Buffer allocate_aligned(size_t bytes) {
     return Buffer(data, bytes, [](void* memory, size_t size) { munmap(memory, size); });
   }
 #endif
-  void* data = ::operator new(bytes, std::align_val_t{64}, std::nothrow);
+  void* data = ::operator new (bytes, std::align_val_t{64}, std::nothrow);
   if (!data) fail(Code::kOutOfMemory, "cannot allocate ", bytes, " bytes of memory");
   std::memset(data, 0, bytes);
-  return Buffer(data, bytes, [](void* memory, size_t) { ::operator delete(memory, std::align_val_t{64}); });
+  return Buffer(data, bytes, [](void* memory, size_t) { ::operator delete (memory, std::align_val_t{64}); });
 }
 
 CpuBackend::CpuBackend(int threads) : pool_(threads), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
@@ -54,7 +54,8 @@ void* CpuBackend::grow(Buffer& buffer, size_t bytes) {
 
 void CpuBackend::copy(void* to, const void* from, size_t bytes) {
   pool_.run_ranges(static_cast<int64_t>(bytes), kCopyGrain, [&](int64_t begin, int64_t end, int) {
-    std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin, static_cast<size_t>(end - begin));
+    std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
+                static_cast<size_t>(end - begin));
   });
 }
 

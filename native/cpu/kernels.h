@@ -51,7 +51,8 @@ struct Kernels {
   // in [16][16] -> out[j][i].
   void (*transpose)(const float* in, int64_t in_row, float* out, int64_t out_row);
   // 16 rows of `cols` values of `source_type`, `source_row` bytes apart, into a packed panel; rows from `rows` on are zero.
-  void (*pack)(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype, char* panel);
+  void (*pack)(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
+               char* panel);
   // scores -> exp(scores - max) over [first, last), exact zero elsewhere in [0, keys).
   ScoreRow (*softmax)(float* scores, int64_t keys, int64_t first, int64_t last);
   // p -> P = exp(s - lse), ds -> P (dp - delta) over [first, last), exact zero elsewhere in [0, keys).

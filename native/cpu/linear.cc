@@ -128,7 +128,8 @@ void CpuBackend::forward(const LinearForward& args) {
 void CpuBackend::forward(const RouterLogits& args) {
   std::vector<Product> products;
   bool many = false;
-  for (const RouterLogits::Segment& segment : args.segments) many |= segment.end - segment.begin > 2 * kernels_.line_rows;
+  for (const RouterLogits::Segment& segment : args.segments)
+    many |= segment.end - segment.begin > 2 * kernels_.line_rows;
   const BlockedRows blocked = many ? block_rows(kInputSlot, args.x) : BlockedRows();
   for (const RouterLogits::Segment& segment : args.segments) {
     if (segment.begin >= segment.end) continue;

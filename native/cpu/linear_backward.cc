@@ -153,7 +153,8 @@ void CpuBackend::add_gradients(const LinearBackward& args) {
       products.push_back({g, args.x, 0, g.rows, weight, args.x.cols});
     }
     if (float* bias = args.gradients[m].bias) {
-      pool_.run_ranges(g.cols, 4 * kPanel, [&](int64_t begin, int64_t end, int) { add_bias_gradient(g, bias, begin, end); });
+      pool_.run_ranges(g.cols, 4 * kPanel,
+                       [&](int64_t begin, int64_t end, int) { add_bias_gradient(g, bias, begin, end); });
     }
   }
   for (size_t s = 0; s < args.adapter_gradients.size(); ++s) {

@@ -45,8 +45,9 @@ class Pool {
   template <typename Function>
   void run(int64_t tasks, Function&& fn) {
     using Fn = std::remove_reference_t<Function>;
-    run_tasks(tasks, [](void* context, int64_t task, int worker) { (*static_cast<Fn*>(context))(task, worker); },
-              const_cast<void*>(static_cast<const void*>(&fn)));
+    run_tasks(
+        tasks, [](void* context, int64_t task, int worker) { (*static_cast<Fn*>(context))(task, worker); },
+        const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
   // fn(begin, end, worker) over [0, count) in pieces of `grain` (the last may be shorter).
@@ -61,7 +62,7 @@ class Pool {
  private:
   using Task = void (*)(void* context, int64_t task, int worker);
   struct alignas(64) Worker {
-    std::atomic<int64_t> next{0};    // first task not taken of the worker's range
+    std::atomic<int64_t> next{0};  // first task not taken of the worker's range
     int64_t end = 0;
     alignas(64) std::atomic<uint64_t> claim{0};  // 4 * job + state
     std::thread thread;

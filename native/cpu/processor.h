@@ -6,7 +6,7 @@
 
 namespace at_moe {
 
-int usable_cores();  // physical cores, within the scheduling affinity and the cgroup's quota
+int usable_cores();       // physical cores, within the scheduling affinity and the cgroup's quota
 int64_t usable_memory();  // bytes, within the cgroup's limit
 std::string processor_name();
 

@@ -47,7 +47,8 @@ std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int
     Plan cut;
     const int64_t rows = p.end - p.begin, panels = divide_up(p.cols, kPanel);
     cut.row_blocks = divide_up(rows, kRowBlock);
-    const int64_t wanted = std::clamp<int64_t>(pieces / (8 * workers), 1, rows <= 2 * line_rows ? kMaxLineGroup : kMaxGroup);
+    const int64_t wanted =
+        std::clamp<int64_t>(pieces / (8 * workers), 1, rows <= 2 * line_rows ? kMaxLineGroup : kMaxGroup);
     cut.group = wanted >= 4 ? wanted / 4 * 4 : wanted;
     cut.groups = divide_up(panels, cut.group);
     cut.first_task = *tasks;
@@ -112,7 +113,8 @@ void add_lines(const Kernels& kernels, const Term& term, const Block& block, int
   }
 }
 
-void add_tiles(const Kernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end, float* scratch) {
+void add_tiles(const Kernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end,
+               float* scratch) {
   const int64_t panels = divide_up(block.cols, kPanel);
   for (const auto& [from, to] : term.ranges) {
     for (int64_t k = from; k < to;) {

@@ -25,8 +25,8 @@ struct Term {
   const CpuWeight* weight = nullptr;
   bool transposed = false;
   int64_t begin = 0, end = 0;
-  Matrix a;             // [N, k] row-major; row 0 is row 0 of the product
-  BlockedRows blocked;  // the same values, when there is a copy
+  Matrix a;                                         // [N, k] row-major; row 0 is row 0 of the product
+  BlockedRows blocked;                              // the same values, when there is a copy
   std::vector<std::pair<int64_t, int64_t>> ranges;  // of k, ascending: the rest of `a` is known to be zero
 
   int64_t reduction() const { return transposed ? weight->rows() : weight->cols(); }

@@ -27,7 +27,8 @@ void pack_lanes(const cpu::Kernels& kernels, const CpuWeight& weight, int64_t ro
 
 void CpuBackend::pack(Weight& target, int64_t row, int64_t count, const void* source, DType source_type) {
   const auto& weight = static_cast<const CpuWeight&>(target);
-  require(row >= 0 && count >= 0 && row + count <= weight.rows(), "pack: rows ", row, " + ", count, " of ", weight.rows());
+  require(row >= 0 && count >= 0 && row + count <= weight.rows(), "pack: rows ", row, " + ", count, " of ",
+          weight.rows());
   if (count == 0) return;
   const int64_t source_row = weight.cols() * static_cast<int64_t>(size_of(source_type));
   const int64_t first = row / kPanel, last = (row + count - 1) / kPanel;

@@ -12,7 +12,8 @@ inline constexpr int64_t kPanel = 16;
 
 class CpuWeight : public Weight {
  public:
-  CpuWeight(int64_t rows, int64_t cols, DType dtype, Buffer memory) : Weight(rows, cols, dtype), memory_(std::move(memory)) {}
+  CpuWeight(int64_t rows, int64_t cols, DType dtype, Buffer memory)
+      : Weight(rows, cols, dtype), memory_(std::move(memory)) {}
 
   static int64_t panel_elements(int64_t cols, DType dtype) {
     return kPanel * (dtype == DType::bf16 ? (cols + 1) / 2 * 2 : cols);

@@ -1,8 +1,8 @@
 import { run } from '../helpers/ops.js';
-import { type Heads, attention } from './reference/attention.js';
+import { attention, type Heads } from './reference/attention.js';
 import { rope } from './reference/elementwise.js';
 import { range } from './reference/router.js';
-import { Random, close, dot, doubles, matrix, numericGradient, onDevices, sameBits } from './support.js';
+import { close, dot, doubles, matrix, numericGradient, onDevices, Random, sameBits } from './support.js';
 
 interface Sequence {
   rows: number;

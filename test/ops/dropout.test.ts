@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { run } from '../helpers/ops.js';
 import { philox, uniform } from './reference/philox.js';
-import { Random, close, matrix, onDevices, row, sameBits } from './support.js';
+import { close, matrix, onDevices, Random, row, sameBits } from './support.js';
 
 const kept = (seed: number, stream: number, element: number, p: number) =>
   uniform(philox(BigInt(seed), BigInt(stream), BigInt(element >> 2))[element & 3]!) >= p;

@@ -1,5 +1,5 @@
 import { run } from '../helpers/ops.js';
-import { Random, close, matrix, onDevices, row, sameBits } from './support.js';
+import { close, matrix, onDevices, Random, row, sameBits } from './support.js';
 
 onDevices('embedding: gathers rows', (device) => {
   const random = new Random(1);

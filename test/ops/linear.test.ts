@@ -1,8 +1,8 @@
 import type { Matrix } from '../helpers/ops.js';
 import { run } from '../helpers/ops.js';
-import { type Group, type Stack, linear } from './reference/linear.js';
+import { type Group, linear, type Stack } from './reference/linear.js';
 import { range } from './reference/router.js';
-import { Random, close, doubles, dot, matrix, numericGradient, onDevices, row, sameBits } from './support.js';
+import { close, dot, doubles, matrix, numericGradient, onDevices, Random, row, sameBits } from './support.js';
 
 const gateColumns = 5;
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { run } from '../helpers/ops.js';
 import { logSumExp } from './reference/router.js';
-import { Random, close, doubles, matrix, numericGradient, onDevices, row, sameBits } from './support.js';
+import { close, doubles, matrix, numericGradient, onDevices, Random, row, sameBits } from './support.js';
 
 const rowLoss = (l: number[], label: number) => (label === -100 ? 0 : logSumExp(l) - l[label]!);
 const rowKl = (l: number[], base: number[]) => {

@@ -1,5 +1,5 @@
 import { run } from '../helpers/ops.js';
-import { Random, close, doubles, onDevices, sameBits } from './support.js';
+import { close, doubles, onDevices, Random, sameBits } from './support.js';
 
 const names = ['parameter', 'moment1', 'moment2'] as const;
 

@@ -1,6 +1,6 @@
 import { run } from '../helpers/ops.js';
 import { rmsNorm } from './reference/elementwise.js';
-import { Random, close, dot, doubles, matrix, numericGradient, onDevices, row, sameBits } from './support.js';
+import { close, dot, doubles, matrix, numericGradient, onDevices, Random, row, sameBits } from './support.js';
 
 // [rows, cols, dim]: whole rows and heads, odd sizes, no rows
 const shapes: [number, number, number][] = [

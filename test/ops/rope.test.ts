@@ -1,6 +1,6 @@
 import { run } from '../helpers/ops.js';
 import { rope } from './reference/elementwise.js';
-import { Random, close, matrix, onDevices } from './support.js';
+import { close, matrix, onDevices, Random } from './support.js';
 
 const invFreq = (half: number, theta = 10000) => Float64Array.from({ length: half }, (_, i) => theta ** (-i / half));
 

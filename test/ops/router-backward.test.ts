@@ -1,6 +1,6 @@
 import { run } from '../helpers/ops.js';
-import { type Coefficients, type Options, losses, range, route } from './reference/router.js';
-import { Random, close, doubles, dot, matrix, numericGradient, onDevices, row, sameBits } from './support.js';
+import { type Coefficients, losses, type Options, range, route } from './reference/router.js';
+import { close, dot, doubles, matrix, numericGradient, onDevices, Random, row, sameBits } from './support.js';
 
 interface Case {
   name: string;

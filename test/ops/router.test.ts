@@ -6,11 +6,11 @@ import {
   type Options,
   type Parameters,
   type Routed,
-  type Shape,
   range,
   route,
+  type Shape,
 } from './reference/router.js';
-import { Random, close, matrix, onDevices, row, sameBits } from './support.js';
+import { close, matrix, onDevices, Random, row, sameBits } from './support.js';
 
 const shapes: number[][] = [
   [0, 1],

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { run } from '../helpers/ops.js';
 import { philox, uniform } from './reference/philox.js';
 import { logSumExp, range } from './reference/router.js';
-import { type SamplingRow, candidates, penalised } from './reference/sampling.js';
-import { Random, close, matrix, onDevices, row } from './support.js';
+import { candidates, penalised, type SamplingRow } from './reference/sampling.js';
+import { close, matrix, onDevices, Random, row } from './support.js';
 
 const rules: SamplingRow[] = [
   { temperature: 1 },

@@ -1,5 +1,5 @@
 import { run } from '../helpers/ops.js';
-import { Random, close, matrix, onDevices, sameBits } from './support.js';
+import { close, matrix, onDevices, Random, sameBits } from './support.js';
 
 onDevices('sum_rows: adds runs of rows, empty ones too', (device) => {
   const random = new Random(1);

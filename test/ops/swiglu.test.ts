@@ -1,6 +1,6 @@
 import { run } from '../helpers/ops.js';
 import { swiglu } from './reference/elementwise.js';
-import { Random, close, dot, doubles, matrix, numericGradient, onDevices, sameBits } from './support.js';
+import { close, dot, doubles, matrix, numericGradient, onDevices, Random, sameBits } from './support.js';
 
 const shapes: [number, number][] = [
   [1, 1],

@@ -96,7 +96,8 @@ void pack_from(const char* source, int64_t source_row, int64_t rows, int64_t col
 
 }  // namespace
 
-void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype, char* panel) {
+void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
+          char* panel) {
   switch (source_type) {
     case DType::f32: return pack_from<DType::f32>(source, source_row, rows, cols, dtype, panel);
     case DType::f16: return pack_from<DType::f16>(source, source_row, rows, cols, dtype, panel);
