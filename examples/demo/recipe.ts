@@ -29,7 +29,7 @@ export function expertTraining(steps: number, seed: number): TrainingOptions {
 }
 
 export function routerTraining(steps: number, seed: number): TrainingOptions {
-  return { steps, learningRate: 3e-2, schedule: 'linear', batchExamples, balance: { supervision: 0.3 }, seed };
+  return { steps, learningRate: 5e-2, schedule: 'linear', batchExamples, balance: { supervision: 1 }, seed };
 }
 
 /** The general adapter learns whole answers of every compound. */
