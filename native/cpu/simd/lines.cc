@@ -75,16 +75,16 @@ void block(const Lines& l) {
 
 template <DType T, int R>
 void all_panels(const Lines& all) {
-  Lines l = all;
   constexpr int P = panels_for(R);
-  int64_t left = all.panels;
-  const auto advance = [&](int panels) {
-    l.w += panels * l.w_panel;
-    l.acc += panels * 16;
-    left -= panels;
-  };
-  for (; left >= P; advance(P)) block<T, R, P>(l);
-  for (; left > 0; advance(1)) block<T, R, 1>(l);
+  Lines l = all;
+  for (int64_t p = 0; p < all.panels;) {
+    l.w = all.w + p * all.w_panel;
+    l.acc = all.acc + p * 16;
+    const bool whole = all.panels - p >= P;
+    if (whole) block<T, R, P>(l);
+    else block<T, R, 1>(l);
+    p += whole ? P : 1;
+  }
 }
 
 }  // namespace
