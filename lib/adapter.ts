@@ -6,23 +6,12 @@ import { type Adapter as AdapterData, writeAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-types.js';
-import { type RoutingControls, RoutingNames } from './routing-controls.js';
+import { defaultRouterOptions, type RoutingControls, RoutingNames } from './routing-controls.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
 import { finishing } from './training/finishing.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
-
-const options = {
-  withinGroup: 'conditional' as const,
-  groupTopK: 0,
-  expertTopK: 0,
-  groupTopP: 0,
-  expertTopP: 0,
-  groupTemperature: 1,
-  expertTemperature: 1,
-  renormalize: true,
-};
 
 /** One LoRA adapter over a base model, at weight 1. */
 export class Adapter extends TextGenerator {
@@ -46,7 +35,7 @@ export class Adapter extends TextGenerator {
       groups: [1],
       experts: [adapter.modules],
       scope: 'token' as const,
-      options,
+      options: defaultRouterOptions,
       balance: 1,
       scale: 1,
     };
@@ -113,18 +102,11 @@ export class Adapter extends TextGenerator {
   }
 
   #trainingContext(): TrainingContext {
-    const { engine, tokenizer, chatTemplate, info, sha256 } = this.core;
     const { config } = this.#adapter;
     return {
-      engine,
-      mixture: this.#handle,
-      target: 'adapter',
-      contextLength: info.contextLength,
-      fingerprint: JSON.stringify([sha256, config]),
+      ...this.core.trainingContext('adapter', this.#handle, config),
       dropout: config.dropout,
       ...(this.#groups && { groups: this.#groups }),
-      ...(tokenizer && { tokenizer }),
-      ...(chatTemplate && { chatTemplate }),
     };
   }
 }

@@ -226,17 +226,8 @@ export class Mixture extends TextGenerator {
   }
 
   #trainingContext(target: 'router' | 'joint'): TrainingContext {
-    const { engine, tokenizer, chatTemplate, info } = this.core;
-    return {
-      engine,
-      mixture: this.#handle,
-      target,
-      groups: this.#names.groups,
-      contextLength: info.contextLength,
-      fingerprint: this.#fingerprint(),
-      ...(tokenizer && { tokenizer }),
-      ...(chatTemplate && { chatTemplate }),
-    };
+    const structure = [this.groups, this.hasGeneral, this.#data.routing];
+    return { ...this.core.trainingContext(target, this.#handle, structure), groups: this.#names.groups };
   }
 
   /** The mixture's data with the values the engine holds. */
@@ -360,10 +351,6 @@ export class Mixture extends TextGenerator {
 
   #find(index: number): NamedAdapter {
     return this.#data.groups.flatMap(({ experts }) => experts)[index] as NamedAdapter;
-  }
-
-  #fingerprint(): string {
-    return JSON.stringify([this.#core.sha256, this.groups, this.hasGeneral, this.#data.routing]);
   }
 }
 

@@ -1,9 +1,10 @@
 import type { ModelDescriptor } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import type { Prompt } from './generation-options.js';
-import type { ModelInfo, NativeEngine } from './native-types.js';
+import type { MixtureHandle, ModelInfo, NativeEngine, TrainTarget } from './native-types.js';
 import { type ChatMessage, ChatTemplate } from './text/chat-template.js';
 import type { Tokenizer } from './text/tokenizer.js';
+import type { TrainingContext } from './training/context.js';
 
 /** What a model, its mixtures and its sessions share. */
 export class ModelCore {
@@ -40,6 +41,20 @@ export class ModelCore {
   dispose(): Promise<void> {
     this.#disposed ??= this.engine.dispose();
     return this.#disposed;
+  }
+
+  /** What training and evaluation need; `structure`: of what is trained, which a resumed checkpoint must share. */
+  trainingContext(target: TrainTarget, mixture: MixtureHandle | null, structure: unknown = null): TrainingContext {
+    const { engine, tokenizer, chatTemplate, info, sha256 } = this;
+    return {
+      engine,
+      mixture,
+      target,
+      contextLength: info.contextLength,
+      fingerprint: JSON.stringify([sha256, structure]),
+      ...(tokenizer && { tokenizer }),
+      ...(chatTemplate && { chatTemplate }),
+    };
   }
 
   newSessionId(): number {

@@ -21,7 +21,6 @@ import type { MemoryStatement } from './native-types.js';
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
 import { TextGenerator } from './text-generator.js';
-import type { TrainingContext } from './training/context.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
@@ -197,7 +196,7 @@ export class Model extends TextGenerator {
   ): AsyncGenerator<TrainingProgress> {
     const { saveTo, ...training } = options;
     const context = {
-      ...this.#trainingContext(),
+      ...this.#core.trainingContext('base', null),
       ...(saveTo && { onEnd: (trainer: number) => this.#saveBase(trainer, saveTo) }),
     };
     yield* runTraining(context, data, training);
@@ -209,20 +208,7 @@ export class Model extends TextGenerator {
    */
   async evaluate(data: ExampleSource, options: EvaluationOptions = {}): Promise<EvaluationResult> {
     this.#core.check();
-    return await evaluateLoss(this.#trainingContext(), data, options);
-  }
-
-  #trainingContext(): TrainingContext {
-    const { engine, tokenizer, chatTemplate, info, sha256 } = this.#core;
-    return {
-      engine,
-      mixture: null,
-      target: 'base',
-      contextLength: info.contextLength,
-      fingerprint: sha256,
-      ...(tokenizer && { tokenizer }),
-      ...(chatTemplate && { chatTemplate }),
-    };
+    return await evaluateLoss(this.#core.trainingContext('base', null), data, options);
   }
 
   async #saveBase(trainer: number, dir: string): Promise<void> {

@@ -3,7 +3,7 @@ import type { GroupNames } from './data/labels.js';
 import { AtMoeError } from './errors.js';
 import { formatIssues } from './formats/json.js';
 import type { RouterControls, RouterOptions } from './native-types.js';
-import type { RoutingOptions } from './routing-options.js';
+import { parseRoutingOptions, type RoutingOptions } from './routing-options.js';
 
 /**
  * What a request may change about the routing. Names are those of groups ("style"), experts ("triage") or both
@@ -121,6 +121,9 @@ export function routerOptions(routing: RoutingOptions, controls: RoutingControls
     renormalize: controls.renormalize ?? routing.renormalize,
   };
 }
+
+/** The options of a mixture that says nothing about its routing. */
+export const defaultRouterOptions: RouterOptions = routerOptions(parseRoutingOptions({}, false));
 
 /** Expert weights [E] of a bypass. Errors: ERR_AT_MOE_UNKNOWN_NAME. */
 export function expertWeights(names: RoutingNames, given: Record<string, number>): Float32Array {

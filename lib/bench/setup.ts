@@ -12,6 +12,7 @@ import { moduleShape } from '../formats/model-folder.js';
 import { estimateMemory } from '../memory.js';
 import { createEngine } from '../native.js';
 import type { MixtureDescriptor, ModelInfo, NativeEngine } from '../native-types.js';
+import { defaultRouterOptions } from '../routing-controls.js';
 import type { MixtureShape, StepShape } from './floors.js';
 import { checkFits } from './shapes.js';
 
@@ -24,17 +25,6 @@ export interface BenchOptions extends MixtureShape, StepShape {
   device: 'auto' | 'cpu' | 'cuda' | 'emulated';
   signal?: AbortSignal;
 }
-
-const routing = {
-  withinGroup: 'conditional' as const,
-  groupTopK: 0,
-  expertTopK: 0,
-  groupTopP: 0,
-  expertTopP: 0,
-  groupTemperature: 1,
-  expertTemperature: 1,
-  renormalize: true,
-};
 
 /** Values in ±1/sqrt(d): their size, not their pattern, matters to speed, so all tensors are views of one run of them. */
 export function randomPool(count: number, hiddenSize: number): Float32Array {
@@ -94,7 +84,7 @@ export function mixtureOf({ config, weights, experts, groups, rank }: BenchOptio
     groups: groupSizes({ experts, groups, rank }),
     experts: adapters(config, experts, rank, weights),
     scope: 'token',
-    options: routing,
+    options: defaultRouterOptions,
     balance: 1,
     scale: 1,
     router,
@@ -108,7 +98,7 @@ export function expertOf({ config, weights, rank }: BenchOptions): MixtureDescri
     groups: [1],
     experts: adapters(config, 1, rank, weights),
     scope: 'token',
-    options: routing,
+    options: defaultRouterOptions,
     balance: 1,
     scale: 1,
     storage: weights,

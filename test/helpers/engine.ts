@@ -11,6 +11,7 @@ import type {
   NativeEngine,
   SequenceEvent,
 } from '../../lib/native-types.js';
+import { defaultRouterOptions } from '../../lib/routing-controls.js';
 
 const root = fileURLToPath(new URL('../../..', import.meta.url));
 export const goldenBase = join(root, 'test', 'fixtures', 'golden', 'llama-token-dense', 'base');
@@ -95,16 +96,7 @@ export async function mixtureDescriptor(scope: 'token' | 'sequence', router = tr
       adapterModules(config.numLayers, config.hiddenSize, outputs, e),
     ),
     scope,
-    options: {
-      withinGroup: 'conditional',
-      groupTopK: 0,
-      expertTopK: 0,
-      groupTopP: 0,
-      expertTopP: 0,
-      groupTemperature: 1,
-      expertTemperature: 1,
-      renormalize: true,
-    },
+    options: defaultRouterOptions,
     balance: 1,
     scale: 1,
     ...(router && { router: layers.flat() }),

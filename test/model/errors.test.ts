@@ -7,6 +7,7 @@ import { modelDescriptor } from '../../lib/formats/model-folder.js';
 import { AtMoeError, type AtMoeErrorCode, loadModel } from '../../lib/index.js';
 import { createEngine } from '../../lib/native.js';
 import type { MicroBatch, MixtureDescriptor, NativeEngine } from '../../lib/native-types.js';
+import { defaultRouterOptions } from '../../lib/routing-controls.js';
 import { golden } from '../formats/support.js';
 import { expertDir, inMemory, loadBase, loadCase, temporary, valuesOf } from './support.js';
 
@@ -157,17 +158,7 @@ test('the engine refuses batches that do not fit together, and goes on', async (
 });
 
 function descriptorOf(modules: MixtureDescriptor['experts'][number]): MixtureDescriptor {
-  const options = {
-    withinGroup: 'conditional' as const,
-    groupTopK: 0,
-    expertTopK: 0,
-    groupTopP: 0,
-    expertTopP: 0,
-    groupTemperature: 1,
-    expertTemperature: 1,
-    renormalize: true,
-  };
-  return { groups: [1], experts: [modules], scope: 'token', options, balance: 1, scale: 1 };
+  return { groups: [1], experts: [modules], scope: 'token', options: defaultRouterOptions, balance: 1, scale: 1 };
 }
 
 async function assertServes(engine: NativeEngine): Promise<void> {

@@ -7,6 +7,7 @@ import { freshAdapter, freshRouter } from '../../lib/adapter-tensors.js';
 import type { TensorSource } from '../../lib/descriptors.js';
 import { loadModel, type Model } from '../../lib/model.js';
 import type { NamedTensor, TrainTarget } from '../../lib/native-types.js';
+import { defaultRouterOptions } from '../../lib/routing-controls.js';
 import { parseRoutingOptions } from '../../lib/routing-options.js';
 import type { TrainingOptions } from '../../lib/training/options.js';
 import { evaluateLoss, runTraining, type TrainingContext, type TrainingProgress } from '../../lib/training/run.js';
@@ -65,16 +66,7 @@ async function open(t: TestContext, setting: Setting): Promise<TrainingContext> 
       ? adapters.slice(0, 1)
       : adapters.map((modules, seed) => modules.map((module) => ({ ...module, b: randomise(module.b, seed) }))),
     scope,
-    options: {
-      withinGroup: 'conditional',
-      groupTopK: 0,
-      expertTopK: 0,
-      groupTopP: 0,
-      expertTopP: 0,
-      groupTemperature: 1,
-      expertTemperature: 1,
-      renormalize: true,
-    },
+    options: defaultRouterOptions,
     balance: 1,
     scale: 1,
     ...(!alone && { router: freshRouter(sizes, routing, descriptor.config) }),
