@@ -18,19 +18,28 @@ export class Adapter extends TextGenerator {
   readonly #core: ModelCore;
   readonly #handle: MixtureHandle;
   #adapter: AdapterData;
-  readonly #groups: readonly GroupNames[] | undefined;
+  readonly #place: { groups: readonly GroupNames[]; name: string } | undefined;
   #disposed = false;
 
-  private constructor(core: ModelCore, adapter: AdapterData, handle: MixtureHandle, groups?: readonly GroupNames[]) {
+  private constructor(
+    core: ModelCore,
+    adapter: AdapterData,
+    handle: MixtureHandle,
+    place?: { groups: readonly GroupNames[]; name: string },
+  ) {
     super();
-    this.#groups = groups;
+    this.#place = place;
     this.#core = core;
     this.#adapter = adapter;
     this.#handle = handle;
   }
 
-  /** `groups`: of the mixture the adapter is trained for, whose labels its data may carry. @internal */
-  static async from(core: ModelCore, adapter: AdapterData, groups?: readonly GroupNames[]): Promise<Adapter> {
+  /** `place`: in the mixture the adapter is trained for, with the groups whose labels its data may carry. @internal */
+  static async from(
+    core: ModelCore,
+    adapter: AdapterData,
+    place?: { groups: readonly GroupNames[]; name: string },
+  ): Promise<Adapter> {
     const descriptor = {
       groups: [1],
       experts: [adapter.modules],
@@ -40,7 +49,7 @@ export class Adapter extends TextGenerator {
       scale: 1,
     };
     const { mixture } = await core.engine.createMixture(descriptor);
-    return new Adapter(core, adapter, mixture, groups);
+    return new Adapter(core, adapter, mixture, place);
   }
 
   /** @internal */
@@ -102,11 +111,13 @@ export class Adapter extends TextGenerator {
   }
 
   #trainingContext(): TrainingContext {
-    const { config } = this.#adapter;
+    const { config, modules } = this.#adapter;
+    // Of the pairs, not of the configuration: that of an adapter read from a folder is worded as PEFT does.
+    const pairs = modules.map(({ layer, module, rank, scaling }) => `${layer} ${module} ${rank} ${scaling}`).sort();
     return {
-      ...this.core.trainingContext('adapter', this.#handle, config),
+      ...this.core.trainingContext('adapter', this.#handle, [this.#place?.name ?? null, pairs]),
       dropout: config.dropout,
-      ...(this.#groups && { groups: this.#groups }),
+      ...(this.#place && { groups: this.#place.groups }),
     };
   }
 }

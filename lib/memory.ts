@@ -1,5 +1,7 @@
+import { z } from 'zod';
 import { linearModules, type ModelConfig, type StorageType } from './descriptors.js';
 import { bytesPerElement } from './formats/float-types.js';
+import { formatIssues } from './formats/json.js';
 import { moduleShape } from './formats/model-folder.js';
 
 export interface MemoryOptions {
@@ -25,8 +27,26 @@ export interface MemoryEstimate {
   total: number;
 }
 
-/** Bytes a model of this shape needs, from its shapes alone: weights, keys and values, adapters, training's activations and moments. */
+const count = z.int().min(0);
+const schema = z.strictObject({
+  weights: z.enum(['f32', 'f16', 'bf16']).optional(),
+  kvTokens: count.optional(),
+  experts: count.optional(),
+  rank: z.int().min(1).optional(),
+  trainingTokens: count.optional(),
+  recompute: z.boolean().optional(),
+});
+
+/**
+ * Bytes a model of this shape needs, from its shapes alone: weights, keys and values, adapters, training's activations and
+ * moments. Errors: TypeError, RangeError.
+ */
 export function estimateMemory(config: ModelConfig, options: MemoryOptions = {}): MemoryEstimate {
+  const result = schema.safeParse(options);
+  if (!result.success) {
+    const range = result.error.issues.every(({ code }) => code === 'too_small' || code === 'too_big');
+    throw new (range ? RangeError : TypeError)(`estimateMemory: ${formatIssues(result.error)}`);
+  }
   const {
     weights = config.storedType,
     kvTokens = config.maxPositionEmbeddings,

@@ -11,6 +11,7 @@ import type { ModelCore } from './model-core.js';
 import type { MixtureDescriptor, MixtureHandle } from './native-types.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
 import {
+  checkControls,
   expertWeights,
   type RoutingControls,
   RoutingNames,
@@ -55,7 +56,15 @@ export function mixtureDescriptor(data: MixtureData): MixtureDescriptor {
 
 async function makeAdapter(core: ModelCore, spec: ExpertSpec, seed: number): Promise<Adapter> {
   const { config } = core.descriptor;
-  if ('adapter' in spec) return await readAdapter(spec.adapter, config);
+  if (typeof spec !== 'object' || spec === null)
+    throw new TypeError('an expert is made from LoRA options or { adapter: folder }');
+  if ('adapter' in spec) {
+    if (typeof spec.adapter !== 'string' || spec.adapter === '')
+      throw new TypeError('adapter must be the folder of a PEFT adapter');
+    const other = Object.keys(spec).find((key) => key !== 'adapter');
+    if (other) throw new TypeError(`an expert read from a folder takes no LoRA options, and ${other} is given`);
+    return await readAdapter(spec.adapter, config);
+  }
   return freshAdapter(spec, config, seed, core.path);
 }
 
@@ -78,6 +87,8 @@ export class Mixture extends TextGenerator {
 
   /** @internal */
   static async create(core: ModelCore, options: MixtureOptions): Promise<Mixture> {
+    const unknown = Object.keys(options).find((key) => !['groups', 'general', 'routing', 'seed'].includes(key));
+    if (unknown) throw new TypeError(`createMixture: Unrecognized key: ${JSON.stringify(unknown)}`);
     const general = options.general;
     const routing = parseRoutingOptions(options.routing ?? {}, general !== undefined);
     const specs = Object.entries(options.groups).map(([name, experts]) => ({ name, experts: Object.entries(experts) }));
@@ -185,7 +196,8 @@ export class Mixture extends TextGenerator {
     const { core } = this;
     const place = find();
     this.#begin();
-    const alone = await AdapterModel.from(core, place.adapter, this.#names.groups).catch((error) => {
+    const { groups } = this.#names;
+    const alone = await AdapterModel.from(core, place.adapter, { groups, name: place.name }).catch((error) => {
       this.#training = false;
       throw error;
     });
@@ -319,6 +331,8 @@ export class Mixture extends TextGenerator {
    * @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_IO.
    */
   async export(dir: string, options: ExportOptions): Promise<void> {
+    if (options?.as !== 'merged' && options?.as !== 'peft') throw new TypeError('export: as is "merged" or "peft"');
+    checkControls({ experts: options.weights });
     const weights = expertWeights(this.#names, options.weights);
     if (options.as === 'peft') await exportAdapter(dir, this.core, this.#data, weights);
     else await exportMerged(dir, this.core, this.#data, this.#handle, weights);

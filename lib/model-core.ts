@@ -51,6 +51,7 @@ export class ModelCore {
       mixture,
       target,
       contextLength: info.contextLength,
+      vocabSize: this.descriptor.config.vocabSize,
       fingerprint: JSON.stringify([sha256, structure]),
       ...(tokenizer && { tokenizer }),
       ...(chatTemplate && { chatTemplate }),

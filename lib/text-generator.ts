@@ -24,6 +24,10 @@ export interface IndexedPiece extends Piece {
   index: number;
 }
 
+function checkPrompts(prompts: unknown): void {
+  if (!Array.isArray(prompts)) throw new TypeError('prompts must be an array of prompts');
+}
+
 /** What can write text: a base model, an adapter alone, a mixture. */
 export abstract class TextGenerator {
   /** @internal */
@@ -58,6 +62,7 @@ export abstract class TextGenerator {
     prompts: readonly Prompt[],
     options: GenerateOptions = {},
   ): AsyncGenerator<IndexedPiece, GenerateResult[]> {
+    checkPrompts(prompts);
     const streams = prompts.map((prompt) => this.generate(prompt, options));
     const results: GenerateResult[] = [];
     const advance = (index: number) =>
@@ -83,6 +88,7 @@ export abstract class TextGenerator {
 
   /** Several prompts in one batch, results in the order of the prompts. Errors as generate(). */
   async completeAll(prompts: readonly Prompt[], options: GenerateOptions = {}): Promise<GenerateResult[]> {
+    checkPrompts(prompts);
     return await Promise.all(prompts.map((prompt) => this.complete(prompt, options)));
   }
 

@@ -20,6 +20,8 @@ export interface TokenizeOptions {
   chatTemplate?: ChatTemplate;
   /** The mixture's groups: labels become indices. Without them rows with labels are an error. */
   groups?: readonly GroupNames[];
+  /** Ids of rows of ids must be below it. */
+  vocabSize?: number;
   /** Tokens that are learnt: of the completion (default), or of the prompt as well, there at weight 1. */
   lossOn?: 'completion' | 'all';
   /**
@@ -104,6 +106,12 @@ function promptParts(row: PromptRow, source: string, options: TokenizeOptions): 
   if (row.completion.length === 0) throw new AtMoeError('ERR_AT_MOE_BAD_DATA', `${source}: the completion is empty`);
   const weights = unitWeights(row.weight ?? [], row.completion.length, source);
   if (typeof row.prompt !== 'string') {
+    const { vocabSize = Number.POSITIVE_INFINITY } = options;
+    const beyond = [...row.prompt, ...(row.completion as number[])].find((id) => id >= vocabSize);
+    if (beyond !== undefined) {
+      const message = `${source}: token id ${beyond} is outside the vocabulary of ${vocabSize}`;
+      throw new AtMoeError('ERR_AT_MOE_BAD_DATA', message);
+    }
     return { prompt: row.prompt, completion: row.completion as number[], weights, source };
   }
   const tokenizer = tokenizerOf(options, source);

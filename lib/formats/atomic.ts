@@ -145,13 +145,14 @@ async function inTurn(key: string, work: () => Promise<void>): Promise<void> {
 /**
  * Replaces a folder, or makes it: `write` fills a sibling, which is synced and then exchanged by rename, so that a crash leaves the old
  * folder or the new one. `owned` lists the names the folder may hold already; any other file stops the save, since it would be lost.
- * Errors: those of `write` if coded; IO otherwise, the old folder in place and the sibling removed.
+ * Errors: TypeError without a path; those of `write` if coded; IO otherwise, the old folder in place and the sibling removed.
  */
 export async function replaceFolder(
   dir: string,
   owned: string[],
   write: (folder: string) => Promise<void>,
 ): Promise<void> {
+  if (typeof dir !== 'string' || dir === '') throw new TypeError('a folder to save to is needed');
   await inTurn(resolve(dir), async () => {
     try {
       await mkdir(dirname(resolve(dir)), { recursive: true });

@@ -19,6 +19,8 @@ export interface TrainingContext {
   groups?: readonly GroupNames[];
   /** Longest sequence in tokens. */
   contextLength: number;
+  /** Ids of rows of ids must be below it. */
+  vocabSize?: number;
   /** Of the structure of model and mixture: a checkpoint is resumed only where it is the same. */
   fingerprint: string;
   /** Of the adapters' input where the options give none; default 0. */
@@ -36,7 +38,7 @@ export async function* readExamples(
   source: ExampleSource,
   options: ParsedEvaluationOptions,
 ): AsyncGenerator<TokenizedExample> {
-  const { contextLength, tokenizer, chatTemplate, groups } = context;
+  const { contextLength, vocabSize, tokenizer, chatTemplate, groups } = context;
   const { lossOn, appendEos, tooLong, onSkip, signal, batchTokens } = options;
   if ((options.maxLength ?? 0) > contextLength) {
     throw new RangeError(`maxLength ${options.maxLength} is beyond the context of ${contextLength} tokens`);
@@ -49,6 +51,7 @@ export async function* readExamples(
       tokenizer,
       chatTemplate,
       groups,
+      vocabSize,
       lossOn,
       appendEos,
       maxLength,

@@ -97,11 +97,13 @@ void CpuBackend::forward(const LinearForward& args) {
     BlockedRows shrink_blocked = blocked;
     if (args.shrink_x && rows > 2 * kernels_.line_rows) shrink_blocked = block_rows(kShrinkSlot, x);
     std::vector<Product> products;
+    products.reserve(segments.size());
     for (const AdapterSegment& segment : segments) products.push_back(shrink(args, segment, x, shrink_blocked));
     multiply(products);
   }
 
   std::vector<GateRanges> gates;
+  gates.reserve(segments.size());
   for (const AdapterSegment& segment : segments) gates.emplace_back(args.routing, segment);
   std::vector<Product> products;
   for (size_t m = 0; m < args.modules.size(); ++m) {

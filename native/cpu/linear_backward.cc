@@ -49,7 +49,7 @@ void apply_gates(const LinearBackward& args, const AdapterStack& stack, int64_t 
     float slope = 0;
     for (; j < columns && stack.gate_column[j] == gate; ++j) {
       const float scaled = dh[j] * stack.scale[j];
-      if (args.drouting) slope += scaled * h[j];
+      if (h) slope += scaled * h[j];
       dh[j] = scaled * routing[gate];
     }
     if (args.drouting) args.drouting.row(row)[gate] += slope;

@@ -49,8 +49,8 @@ void CpuBackend::forward(const CrossEntropy& args) {
       }));
     }
     if (!args.weight) return;
-    const float kl_weight = base && args.kl_weight ? args.kl_weight[n] : 0;
-    if (kl_weight != 0) {
+    const float kl_weight = args.kl_weight ? args.kl_weight[n] : 0;
+    if (base && kl_weight != 0) {
       for (int64_t i = 0; i < vocabulary; ++i) {
         l[i] = (weight + kl_weight) * fast_exp(lse.log_p(l[i])) - kl_weight * fast_exp(base_lse.log_p(base[i]));
       }

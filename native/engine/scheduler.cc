@@ -74,7 +74,7 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   return sequence;
 }
 
-void Scheduler::add(GenerateRequest request) {
+void Scheduler::add(const GenerateRequest& request) {
   try {
     waiting_.push_back(begin(request));
   } catch (...) {

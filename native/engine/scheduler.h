@@ -31,7 +31,7 @@ class Scheduler {
   // Fails unless there are ids and all are in the vocabulary.
   void check_ids(const std::vector<int32_t>& ids) const;
   // Failures are told through the sink.
-  void add(GenerateRequest request);
+  void add(const GenerateRequest& request);
   void add(ScoreRequest request);
   void cancel(int64_t sequence);
   void cancel_score(int64_t job);
