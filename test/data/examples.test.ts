@@ -116,6 +116,20 @@ test('labels become indices and are checked', async () => {
   await bad({ groups: ['style'] }, /labels need a mixture/, {});
 });
 
+test('ids outside the vocabulary name their row', async () => {
+  const ids = (prompt: number[], completion: number[]) => read([{ prompt, completion }], { vocabSize: 10 });
+  assert.equal((await ids([9], [0])).length, 1);
+  for (const [prompt, completion] of [
+    [[10], [1]],
+    [[1], [2, 10]],
+  ] as const) {
+    await assert.rejects(ids([...prompt], [...completion]), {
+      code: 'ERR_AT_MOE_BAD_DATA',
+      message: /row 1: token id 10 is outside the vocabulary of 10/,
+    });
+  }
+});
+
 test('too long: error, truncate, skip', async () => {
   const rows = [
     { prompt: 'abc', completion: 'defg' },

@@ -165,3 +165,32 @@ async function assertServes(engine: NativeEngine): Promise<void> {
   const logProbs = await engine.score({ ids: Int32Array.of(1, 2, 3), first: 1, routing: { kind: 'base' } });
   assert.ok(logProbs.every((value) => value < 0));
 }
+
+test('wrong arguments are told, not dropped or half understood', async (t) => {
+  const { model, mixture } = await loadCase(t, 'llama-token-dense', 'cpu');
+  const adapter = expertDir('llama-token-dense', 'skill/translate');
+  const wrong = (call: () => unknown, message: RegExp) =>
+    assert.rejects(
+      async () => await call(),
+      (error) => {
+        assert.ok(error instanceof TypeError || error instanceof RangeError, `${error}`);
+        assert.match(error.message, message);
+        return true;
+      },
+    );
+  const bad = <T>(value: unknown) => value as T;
+  await wrong(() => model.createMixture(bad({ groups: { a: { b: {} } }, routings: {} })), /"routings"/);
+  await wrong(() => model.createMixture({ groups: { a: { b: bad({ adapter, rank: 4 }) } } }), /no LoRA options.*rank/);
+  await wrong(() => model.createMixture({ groups: { a: { b: { adapter: '' } } } }), /folder of a PEFT adapter/);
+  await wrong(() => mixture.addExpert('skill', 'new', bad(undefined)), /LoRA options or \{ adapter/);
+  await wrong(() => mixture.save(''), /a folder to save to/);
+  await wrong(() => mixture.export(join(temporary(t), 'x'), bad(undefined)), /"merged" or "peft"/);
+  await wrong(() => mixture.export(join(temporary(t), 'x'), bad({ as: 'gguf', weights: {} })), /"merged" or "peft"/);
+  const weights = { translate: Number.NaN };
+  await wrong(() => mixture.export(join(temporary(t), 'x'), { as: 'peft', weights }), /translate/);
+  await wrong(() => model.completeAll(bad('text')), /array of prompts/);
+  await wrong(() => model.generateAll(bad('text')).next(), /array of prompts/);
+  await wrong(() => model.estimateMemory({ experts: -1 }), /experts/);
+  await wrong(() => model.estimateMemory(bad({ weights: 'int8' })), /weights/);
+  await wrong(() => model.estimateMemory(bad({ rang: 1 })), /"rang"/);
+});

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import type { LayerRouting, RoutingControls } from '../../lib/index.js';
 import { devices } from '../helpers/devices.js';
-import { bits, difference, exact, expertDir, type LoadedCase, loadCase } from './support.js';
+import { bits, difference, exact, expertDir, type LoadedCase, loadCase, temporary } from './support.js';
 
 const close = (actual: number, expected: number) =>
   assert.ok(Math.abs(actual - expected) < 1e-5, `${actual} instead of ${expected}`);
@@ -178,3 +178,30 @@ for (const device of devices) {
     });
   });
 }
+
+it('a checkpoint of an expert goes on with the saved and loaded mixture, and only with that expert', async (t) => {
+  const { model, mixture } = await loadCase(t, 'llama-token-dense', 'cpu', { threads: 1 });
+  const lora = { rank: 3, alpha: 6 };
+  const fresh = () => model.createMixture({ groups: { a: { x: lora, y: lora }, b: { z: lora } } });
+  const rows = Array.from({ length: 12 }, (_, i) => ({ prompt: [i + 1, 2], completion: [i + 3, 4, 5] }));
+  const options = { epochs: 2, batchExamples: 3, seed: 1 };
+  const last = async (steps: ReturnType<typeof mixture.trainExpert>, stopAfter = Number.POSITIVE_INFINITY) => {
+    let loss = Number.NaN;
+    for await (const step of steps) {
+      loss = step.loss;
+      if (step.step === stopAfter) break;
+    }
+    return loss;
+  };
+  const whole = await last((await fresh()).trainExpert('x', rows, options));
+  const dir = temporary(t);
+  const state = join(dir, 'state');
+  const started = await fresh();
+  await last(started.trainExpert('x', rows, { ...options, checkpoint: { dir: state, every: 1 } }), 4);
+  await started.save(join(dir, 'mixture'));
+  const loaded = await model.loadMixture(join(dir, 'mixture'));
+  await assert.rejects(last(loaded.trainExpert('y', rows, { ...options, resume: state })), {
+    code: 'ERR_AT_MOE_MISMATCH',
+  });
+  assert.equal(await last(loaded.trainExpert('x', rows, { ...options, resume: state })), whole);
+});
