@@ -163,6 +163,12 @@ export function routerControls(names: RoutingNames, controls: RoutingControls): 
   const bias = fill(controls.bias, 0);
   const set = fill(controls.weight, Number.NaN);
   checkSet(names, set.forGroups, set.forExperts);
+  for (const [name, value] of Object.entries(controls.weight ?? {})) {
+    const place = names.place(name);
+    const denied = 'group' in place ? groupDenied[place.group] : expertDenied[place.expert];
+    if (denied && value > 0)
+      throw new AtMoeError('ERR_AT_MOE_ROUTING', `${JSON.stringify(name)} is denied, or not allowed, and has a weight`);
+  }
   return {
     groupBias: bias.forGroups,
     expertBias: bias.forExperts,

@@ -60,6 +60,19 @@ async function isFolder(path: string): Promise<boolean> {
   );
 }
 
+/** @throws UsageError when --general or --routing ask for what a mixture that is there already has not. */
+function checkRouting(mixture: Mixture, values: TrainValues, dir: string): void {
+  const there = 'which is there already';
+  if (values.general && !mixture.hasGeneral)
+    throw new UsageError(`--general: ${dir}, ${there}, has no general adapter`);
+  const { routing = {} } = mixtureOptions(values);
+  for (const [key, value] of Object.entries(routing)) {
+    const own = mixture.routing[key as keyof typeof mixture.routing];
+    if (own !== value)
+      throw new UsageError(`--routing ${key}=${value}: ${dir}, ${there}, has ${own ?? 'no such option'}`);
+  }
+}
+
 /** The mixture of --mixture, or a new one of --group. @throws UsageError when both are there and differ. */
 async function mixtureOf(model: Model, values: TrainValues): Promise<Mixture> {
   const dir = values.mixture ?? required('mixture', values.output);
@@ -69,6 +82,7 @@ async function mixtureOf(model: Model, values: TrainValues): Promise<Mixture> {
     if (groups && !isDeepStrictEqual(groups, mixture.groups)) {
       throw new UsageError(`--group differs from the groups of ${dir}, which is there already`);
     }
+    checkRouting(mixture, values, dir);
     return mixture;
   }
   if (!groups) throw new UsageError('--mixture, or --group for a new one, is missing');

@@ -101,6 +101,18 @@ test('a different --group for a mixture that is there is refused', async () => {
   assert.match(stderr, /--group differs/);
 });
 
+test('routing options and a general adapter that a mixture there has not are refused', async () => {
+  const args = ['train', 'router', ...onMixture, '--data', data];
+  const routing = await cli([...args, '--routing', 'group_top_k=1']);
+  assert.deepEqual(
+    [routing.status, /--routing group_top_k=1: .* has 0/.test(routing.stderr)],
+    [2, true],
+    routing.stderr,
+  );
+  const general = await cli([...args, '--general']);
+  assert.deepEqual([general.status, /has no general adapter/.test(general.stderr)], [2, true], general.stderr);
+});
+
 test('an interrupt saves the steps done and exits 130', async () => {
   const output = join(folder, 'interrupted');
   const args = ['train', 'joint', ...onMixture, '--data', data, '--epochs', '5000', '--output', output, '--json'];

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { fromFloat32 } from '../../lib/formats/float-types.js';
 import { modelDescriptor } from '../../lib/formats/model-folder.js';
-import { AtMoeError, type AtMoeErrorCode, loadModel } from '../../lib/index.js';
+import { AtMoeError, type AtMoeErrorCode, loadModel, type RoutingControls } from '../../lib/index.js';
 import { createEngine } from '../../lib/native.js';
 import type { MicroBatch, MixtureDescriptor, NativeEngine } from '../../lib/native-types.js';
 import { defaultRouterOptions } from '../../lib/routing-controls.js';
@@ -193,4 +193,12 @@ test('wrong arguments are told, not dropped or half understood', async (t) => {
   await wrong(() => model.estimateMemory({ experts: -1 }), /experts/);
   await wrong(() => model.estimateMemory(bad({ weights: 'int8' })), /weights/);
   await wrong(() => model.estimateMemory(bad({ rang: 1 })), /"rang"/);
+});
+
+test('a weight for what is denied names it', async (t) => {
+  const { mixture } = await loadCase(t, 'llama-token-dense', 'cpu');
+  const routed = (routing: RoutingControls) => mixture.complete([1, 2], { maxTokens: 1, routing });
+  await rejects(routed({ deny: ['skill'], weight: { skill: 1 } }), 'ERR_AT_MOE_ROUTING', /"skill" is denied/);
+  await rejects(routed({ allow: ['law'], weight: { translate: 1 } }), 'ERR_AT_MOE_ROUTING', /"translate" is denied/);
+  await routed({ deny: ['skill'], weight: { skill: 0 } });
 });
