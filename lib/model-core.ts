@@ -80,11 +80,8 @@ export class ModelCore {
   }
 
   #ids(prompt: Prompt): ArrayLike<number> & Iterable<number> {
-    if (typeof prompt === 'string') return this.textTokenizer().encode(prompt);
-    if (isChat(prompt)) {
-      const text = this.render(prompt, true);
-      return this.textTokenizer().encode(text, { addSpecialTokens: false });
-    }
+    if (typeof prompt === 'string') return this.#encodeText(prompt, true);
+    if (isChat(prompt)) return this.#encodeText(this.render(prompt, true), false);
     if (!Array.isArray(prompt) && !(prompt instanceof Int32Array))
       throw new TypeError('a prompt is text, token ids or chat messages');
     const { vocabSize } = this.descriptor.config;
@@ -94,6 +91,17 @@ export class ModelCore {
         throw new RangeError(`token id ${id} is outside the vocabulary of ${vocabSize}`);
     }
     return ids;
+  }
+
+  /** Megabytes are refused before they are tokenized, which would hold up the event loop for seconds. */
+  #encodeText(text: string, addSpecialTokens: boolean): number[] {
+    const tokenizer = this.textTokenizer();
+    const { contextLength } = this.info;
+    if (text.length > 4 * contextLength * tokenizer.longestToken) {
+      const message = `the prompt has ${text.length} characters, the context holds ${contextLength} tokens`;
+      throw new AtMoeError('ERR_AT_MOE_CONTEXT_LENGTH', message);
+    }
+    return tokenizer.encode(text, { addSpecialTokens });
   }
 
   /** Text of a conversation, by the model's chat template. */

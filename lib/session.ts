@@ -36,6 +36,9 @@ export class ChatSession {
     this.#generator = generator;
     this.#id = generator.core.newSessionId();
     this.#everyTurn = routing === 'every-turn';
+    if (system !== undefined && !generator.core.chatTemplate) {
+      throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'a system message needs a model with a chat template');
+    }
     if (system !== undefined) this.#messages.push({ role: 'system', content: system });
   }
 

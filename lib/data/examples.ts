@@ -18,7 +18,7 @@ export interface TokenizeOptions {
   tokenizer?: Tokenizer;
   /** Needed for rows of messages. */
   chatTemplate?: ChatTemplate;
-  /** The mixture's groups: labels become indices. Without them rows with labels are an error. */
+  /** The mixture's groups: labels become indices. Without them labels mean nothing and are passed over. */
   groups?: readonly GroupNames[];
   /** Ids of rows of ids must be below it. */
   vocabSize?: number;
@@ -94,9 +94,6 @@ export function tokenizeRow(
   options: TokenizeOptions,
   resolver?: LabelResolver,
 ): TokenizedExample[] {
-  if (!resolver && (row.groups || row.experts)) {
-    throw new AtMoeError('ERR_AT_MOE_BAD_DATA', `${source}: labels need a mixture with groups`);
-  }
   const labels = resolver?.resolve(row, source) ?? {};
   const parts = 'messages' in row ? chatParts(row, source, options) : [promptParts(row, source, options)];
   return parts.flatMap((part) => assemble(part, labels, options) ?? []);

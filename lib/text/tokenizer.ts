@@ -60,6 +60,7 @@ export class Tokenizer {
   readonly #special = new Set<number>();
   readonly #added = new Set<number>();
   readonly #addBos: boolean | undefined;
+  #longest: number | undefined;
 
   /** @throws AtMoeError ERR_AT_MOE_BAD_FILE when tokenizer.json is of a kind that cannot be used. */
   constructor(files: TokenizerFiles) {
@@ -130,6 +131,12 @@ export class Tokenizer {
     ]);
     const chatTemplate = jinja ?? (templateJson?.chat_template as string | undefined);
     return new Tokenizer({ tokenizer, config, specialTokensMap, ids, chatTemplate });
+  }
+
+  /** Characters of the longest token. */
+  get longestToken(): number {
+    this.#longest ??= this.#vocab.reduce((longest, token) => Math.max(longest, token?.length ?? 0), 1);
+    return this.#longest;
   }
 
   /** Whether an id has a token. */

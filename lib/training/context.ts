@@ -15,7 +15,7 @@ export interface TrainingContext {
   target: TrainTarget;
   tokenizer?: Tokenizer;
   chatTemplate?: ChatTemplate;
-  /** The mixture's groups; without them rows with labels are an error. */
+  /** The mixture's groups; without them labels of rows are passed over. */
   groups?: readonly GroupNames[];
   /** Longest sequence in tokens. */
   contextLength: number;
