@@ -2,7 +2,7 @@
  * The demo: short answers made of three parts, each owned by one factor (function, domain, style). One expert is
  * trained per level of a factor, alone; routers learn on two thirds of the compounds and are tried on the others.
  *
- *   npm run demo [-- --model NAME] [--expert-steps 60] [--router-steps 100] [--examples 72] [--seed 0] [--json]
+ *   npm run demo [-- --model NAME] [--expert-steps 80] [--router-steps 150] [--examples 72] [--seed 0] [--json]
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -19,8 +19,8 @@ import { assemble, type Budget, trainExperts, trainRouter } from './train.js';
 const { values: flags } = parseArgs({
   options: {
     model: { type: 'string' },
-    'expert-steps': { type: 'string', default: '60' },
-    'router-steps': { type: 'string', default: '100' },
+    'expert-steps': { type: 'string', default: '80' },
+    'router-steps': { type: 'string', default: '150' },
     examples: { type: 'string', default: '72' },
     seed: { type: 'string', default: '0' },
     json: { type: 'boolean', default: false },
