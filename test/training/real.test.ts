@@ -170,12 +170,23 @@ for (const device of devices) {
     const context = await open(t, { device });
     const controller = new AbortController();
     const reason = new Error('enough');
+    const { engine } = context;
+    let microBatches = 0;
+    const microBatch: typeof engine.microBatch = (...args) => {
+      const result = engine.microBatch(...args);
+      if (++microBatches === 3) controller.abort(reason); // two of them are a step
+      return result;
+    };
+    const interrupted = new Proxy(engine, {
+      get: (of, name: keyof typeof engine) => (name === 'microBatch' ? microBatch : of[name].bind(of)),
+    });
+    let steps = 0;
     const aborted = async () => {
-      for await (const { step } of runTraining(context, rows(12), { ...options, signal: controller.signal })) {
-        if (step === 1) setImmediate(() => controller.abort(reason));
-      }
+      const trained = { ...context, engine: interrupted };
+      for await (const _ of runTraining(trained, rows(12), { ...options, signal: controller.signal })) steps++;
     };
     await assert.rejects(aborted(), reason);
+    assert.equal(steps, 1);
     const one = await open(t, { device });
     for await (const { step } of runTraining(one, rows(12), options)) if (step === 1) break;
     const parameters = async ({ engine, mixture }: TrainingContext) => await engine.readMixture(mixture as number, '');
