@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 // Configures and builds the addon: the one caller of CMake, behind `npm run build`, binding.gyp and prebuildify.
 //
-//   node scripts/build-native.cjs [build|rebuild|install] [--debug] [--arch=x64] [--out=DIR] [--CDNAME=VALUE …]
+//   node scripts/build-native.cjs [build|rebuild|install|emulated] [--debug] [--arch=x64] [--out=DIR] [--CDNAME=VALUE …]
 //
+// `emulated` builds the addon with the emulated device, test equipment, into <out>/emulated instead.
 // The addon lands in <out>/<Release|Debug>/at_moe.node, CMake works in <out>/cmake; <out> is build/ unless given.
 // Every AT_MOE_… option of CMakeLists.txt may also come from the environment, and goes back to its default when absent.
 // node-gyp's other flags (--target, --devdir, --release) are accepted and mean nothing here.
@@ -24,7 +25,7 @@ function parse(argv) {
   while (args.length > 0) {
     const [flag, inline] = args.shift().split(/=(.*)/s);
     const value = () => inline ?? args.shift();
-    if (flag === 'build' || flag === 'rebuild' || flag === 'install') parsed.command = flag;
+    if (['build', 'rebuild', 'install', 'emulated'].includes(flag)) parsed.command = flag;
     else if (flag === '--debug') parsed.debug = inline !== 'false';
     else if (flag === '--release') parsed.debug = false;
     else if (flag === '--arch') parsed.arch = value();
@@ -55,19 +56,19 @@ function resolveOptional(name) {
   }
 }
 
-function withCmakeJs({ work, config, defines, arch }) {
+function withCmakeJs({ work, config, defines, arch, target }) {
   const common = [cmakeJs, '-O', work, '-B', config, '-a', arch, '-l', 'warn'];
   for (const [name, value] of Object.entries(defines)) common.push(`--CD${name}=${value}`);
   run(process.execPath, [...common, 'configure']);
-  run(process.execPath, [...common, '-p', String(os.availableParallelism()), 'build']);
+  run(process.execPath, [...common, '-T', target, '-p', String(os.availableParallelism()), 'build']);
 }
 
-function withCmake({ work, config, defines }) {
+function withCmake({ work, config, defines, target }) {
   const configure = ['-S', root, '-B', work, `-DCMAKE_BUILD_TYPE=${config}`];
   if (has('ninja')) configure.push('-G', 'Ninja');
   for (const [name, value] of Object.entries(defines)) configure.push(`-D${name}=${value}`);
   run('cmake', configure);
-  run('cmake', ['--build', work, '--config', config, '--parallel', String(os.availableParallelism())]);
+  run('cmake', ['--build', work, '--target', target, '--config', config, '--parallel', String(os.availableParallelism())]);
 }
 
 function main() {
@@ -82,6 +83,7 @@ function main() {
     config: options.debug ? 'Debug' : 'Release',
     defines: { ...options.defines, AT_MOE_OUT: out },
     arch: options.arch,
+    target: options.command === 'emulated' ? 'at_moe_emulated' : 'at_moe',
   };
   if (options.command === 'rebuild') fs.rmSync(job.work, { recursive: true, force: true });
   if (cmakeJs) withCmakeJs(job);

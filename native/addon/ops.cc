@@ -15,13 +15,17 @@ using Backends = std::map<std::pair<std::string, int>, std::unique_ptr<Backend>>
 
 Napi::Value run_op(const OpEntry& op, Backends& backends, const Napi::CallbackInfo& info) {
   if (info.Length() < 2 || !info[0].IsString() || !info[1].IsObject()) {
-    throw Napi::TypeError::New(info.Env(), concat(op.name, "(device, arguments, threads?)"));
+    throw Napi::TypeError::New(info.Env(), concat(op.name, "(device[/activation type], arguments, threads?)"));
   }
   const std::string device = info[0].As<Napi::String>();
   const int threads = info[2].IsNumber() ? info[2].As<Napi::Number>().Int32Value() : 1;
   try {
     std::unique_ptr<Backend>& backend = backends[{device, threads}];
-    if (!backend) backend = create_backend(device, {.threads = threads});
+    if (!backend) {
+      const size_t slash = device.find('/');
+      const DType activation = slash == std::string::npos ? DType::f32 : dtype_named(device.substr(slash + 1));
+      backend = create_backend(device.substr(0, slash), {.threads = threads, .activation = activation});
+    }
     OpCall call(*backend, info[1].As<Napi::Object>());
     backend->begin_step();
     op.run(call);

@@ -1,6 +1,5 @@
 #include "addon/ops_call.h"
 
-#include <bit>
 #include <cstring>
 
 #include "core/status.h"
@@ -13,11 +12,6 @@ constexpr uint32_t kPoison = 0xFFFFFFFF;  // NaN in f32, and in each half of it
 
 [[noreturn]] void wrong(const Napi::Object& from, const std::string& message) {
   throw Napi::TypeError::New(from.Env(), message);
-}
-
-uint16_t to_bf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
 template <typename T>
@@ -91,9 +85,9 @@ Matrix OpCall::matrix(const Napi::Object& from, const char* name, DType dtype, b
   for (int64_t n = 0; n < rows; ++n) {
     const float* row = data.data() + n * cols;
     const void* bytes = row;
-    if (dtype == DType::bf16) {
+    if (dtype != DType::f32) {
       narrow.resize(static_cast<size_t>(cols));
-      for (int64_t j = 0; j < cols; ++j) narrow[j] = to_bf16(row[j]);
+      for (int64_t j = 0; j < cols; ++j) narrow[j] = to_half_bits(dtype, row[j]);
       bytes = narrow.data();
     }
     backend_.upload(value.row_range(n, 1).data, bytes, static_cast<size_t>(cols) * size_of(dtype));
@@ -138,13 +132,16 @@ float* OpCall::update_array(const char* name) {
   return data;
 }
 
-DType OpCall::dtype_of(const Napi::Object& from) {
-  if (!has(from, "dtype")) return DType::f32;
-  const std::string name = from.Get("dtype").As<Napi::String>();
+DType dtype_named(const std::string& name) {
   for (const DType candidate : {DType::f32, DType::f16, DType::bf16}) {
     if (name == name_of(candidate)) return candidate;
   }
-  wrong(from, concat("no dtype '", name, "'"));
+  fail(Code::kMismatch, "no dtype '", name, "'");
+}
+
+DType OpCall::dtype_of(const Napi::Object& from) {
+  if (!has(from, "dtype")) return DType::f32;
+  return dtype_named(from.Get("dtype").As<Napi::String>());
 }
 
 const Weight* OpCall::weight(const Napi::Object& from, const char* name) {

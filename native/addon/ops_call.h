@@ -74,6 +74,8 @@ class OpCall {
   std::vector<std::pair<std::string, Matrix>> outputs_;
 };
 
+DType dtype_named(const std::string& name);
+
 // One table of ops: name and what to run.
 struct OpEntry {
   const char* name;

@@ -12,6 +12,7 @@ std::vector<DeviceDescription> describe_devices() {
 
 std::unique_ptr<Backend> create_backend(const std::string& device, const BackendOptions& options) {
   if (device == "cpu") return create_cpu_backend(options);
+  if (device == "emulated") return create_emulated_backend(options);
   std::string reason = "no GPU";
   for (const DeviceDescription& gpu : describe_cuda()) {
     if (gpu.available) return create_cuda_backend(options);

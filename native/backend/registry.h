@@ -19,15 +19,17 @@ struct DeviceDescription {
 };
 
 struct BackendOptions {
-  int threads = 0;  // CPU: 0 = physical cores
+  int threads = 0;                 // CPU: 0 = physical cores
+  DType activation = DType::f32;  // GPU: of activations, weights and the KV cache; the CPU computes in f32
 };
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cpu();
 std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cuda();
+std::unique_ptr<Backend> create_emulated_backend(const BackendOptions& options);
 
-// device: "cpu", "cuda", "auto" (cuda when one is available, else cpu). Fails with kDeviceUnavailable and the reason.
+// device: "cpu", "cuda", "auto" (cuda when one is available, else cpu), "emulated" (CUDA kernels on the CPU, for tests). Fails with kDeviceUnavailable and the reason.
 std::unique_ptr<Backend> create_backend(const std::string& device, const BackendOptions& options);
 std::vector<DeviceDescription> describe_devices();
 

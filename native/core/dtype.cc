@@ -16,7 +16,24 @@ float half_to_float(uint16_t bits) {
   return sign * std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
 }
 
+uint16_t float_to_half(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  const float magnitude = std::fabs(value);
+  if (std::isnan(value)) return sign | 0x7E00;
+  if (magnitude >= 65520.0f) return sign | 0x7C00;
+  if (magnitude < 0x1p-14f) return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 24)));
+  const uint32_t rounded = std::bit_cast<uint32_t>(magnitude) + 0xFFF + (bits >> 13 & 1);
+  return sign | static_cast<uint16_t>((rounded >> 13) - (112u << 10));
+}
+
 }  // namespace
+
+uint16_t to_half_bits(DType type, float value) {
+  if (type == DType::f16) return float_to_half(value);
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
 
 const char* name_of(DType type) {
   switch (type) {

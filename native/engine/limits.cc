@@ -32,7 +32,7 @@ Limits plan_limits(const Backend& backend, const ModelConfig& config, const Load
   limits.prefill_rows = options.prefill_rows;
   limits.chunk_rows = options.chunk_rows;
   if (!limits.chunk_rows) {
-    const bool cpu = backend.activation_type() == DType::f32;
+    const bool cpu = backend.name() == "cpu";
     const double flops = cpu ? kCpuFlopsPerThread * std::max(1u, std::thread::hardware_concurrency()) : kGpuFlops;
     limits.chunk_rows = Workspace::suggested_chunk(config, flops);
   }

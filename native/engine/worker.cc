@@ -50,7 +50,7 @@ std::shared_ptr<SequenceRouting> Worker::routing(const RoutingRequest& request) 
 
 Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   if (model_) fail(Code::kBusy, "the engine has a model already");
-  backend_ = create_backend(options_.device, {.threads = options_.threads});
+  backend_ = create_backend(options_.device, {.threads = options_.threads, .activation = request.options.weights});
   backend_->begin_step();
   working_ = true;
   auto model = std::make_unique<Model>(*backend_, request.config, request.options.weights, request.options.trainable);
@@ -100,7 +100,7 @@ Pass Worker::merged(MergeRequest request, JobResult& result) {
   if (request.layer < 0 || request.layer >= of->layers())
     fail(Code::kMismatch, "the base has no layer ", request.layer);
   Backend* on = backend_.get();
-  if (on->activation_type() != DType::f32) {
+  if (on->name() != "cpu") {
     if (!merge_backend_) merge_backend_ = create_backend("cpu", {.threads = options_.threads});
     on = merge_backend_.get();
   }

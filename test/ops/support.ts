@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { activationTolerance, devices } from '../helpers/devices.js';
+import { activationTolerance, opDevices } from '../helpers/devices.js';
 import type { Matrix } from '../helpers/ops.js';
 
 /** A test for each device. Loops and cases belong inside `body`. */
 export function onDevices(name: string, body: (device: string, tolerance: number) => void): void {
-  for (const device of devices) test(`${name} [${device}]`, () => body(device, activationTolerance(device)));
+  for (const device of opDevices) test(`${name} [${device}]`, () => body(device, activationTolerance(device)));
 }
 
 /** Small deterministic generator (mulberry32) of normal deviates, exact in bf16 so that inputs round nowhere. */

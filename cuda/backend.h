@@ -1,0 +1,86 @@
+// The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are all
+// of one type: f32, f16 or bf16; sums are f32. Every op only enqueues, unless it returns values to the host.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "cuda/runtime.h"
+
+namespace at_moe::cuda {
+
+class CudaBackend : public Backend {
+ public:
+  CudaBackend(std::unique_ptr<Runtime> runtime, DType activation);
+
+  std::string name() const override { return runtime_->name(); }
+  DType activation_type() const override { return activation_; }
+  void reserve(const StepCapacity& capacity) override;
+  void synchronize() override { runtime_->synchronize(); }
+  void begin_step() override {}
+  void end_step() override {}
+
+  Buffer allocate(size_t bytes) override { return runtime_->allocate(bytes); }
+  void upload(void* device, const void* host, size_t bytes) override { runtime_->upload(device, host, bytes); }
+  void download(void* host, const void* device, size_t bytes) override { runtime_->download(host, device, bytes); }
+  void copy(void* to, const void* from, size_t bytes) override { runtime_->copy(to, from, bytes); }
+  void zero(void* device, size_t bytes) override { runtime_->zero(device, bytes); }
+
+  std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
+  void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
+  std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
+  size_t kv_bytes(const KvPool::Shape& shape) const override;
+
+  void forward(const LinearForward& args) override;
+  void backward(const LinearBackward& args) override;
+  void forward(const RouterLogits& args) override;
+  void forward(const RouterForward& args) override;
+  void backward(const RouterBackward& args) override;
+  void forward(const AttentionForward& args) override;
+  void backward(const AttentionBackward& args) override;
+  void forward(const EmbeddingForward& args) override;
+  void backward(const EmbeddingBackward& args) override;
+  void forward(const RmsNormForward& args) override;
+  void backward(const RmsNormBackward& args) override;
+  void forward(const RopeForward& args) override;
+  void backward(const RopeBackward& args) override;
+  void forward(const SwigluForward& args) override;
+  void backward(const SwigluBackward& args) override;
+  void forward(const Dropout& args) override;
+  void forward(const CrossEntropy& args) override;
+  void forward(const SumRows& args) override;
+  void forward(const SpreadRows& args) override;
+  void sample(const Sampling& args) override;
+  void update(const AdamW& args) override;
+  double squared_norm(const SquaredNorm& args) override;
+
+ private:
+  Stream stream() const { return runtime_->stream(); }
+
+  // Device copy of host values that kernels enqueued from now on may read, until kStagingBytes more have been staged.
+  template <typename T>
+  const T* stage(std::span<const T> values) {
+    return static_cast<const T*>(stage_bytes(values.data(), values.size_bytes()));
+  }
+  const void* stage_bytes(const void* host, size_t bytes);
+
+  // Device memory for the running op: 256-byte aligned, contents undefined, valid until the next request for the slot.
+  template <typename T = float>
+  T* scratch(int slot, int64_t count) {
+    return static_cast<T*>(grow(scratch_[slot], sizeof(T) * static_cast<size_t>(count)));
+  }
+  void* grow(Buffer& buffer, size_t bytes);
+
+  static constexpr size_t kStagingBytes = size_t{8} << 20;
+  static constexpr int kScratchSlots = 8;
+
+  std::unique_ptr<Runtime> runtime_;
+  DType activation_;
+  Buffer staging_host_, staging_device_;
+  size_t staged_ = 0;
+  Buffer scratch_[kScratchSlots];
+};
+
+}  // namespace at_moe::cuda

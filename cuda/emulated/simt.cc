@@ -1,0 +1,351 @@
+#include "cuda/emulated/simt.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cuda/emulated/fiber.h"
+
+namespace at_moe::cuda::simt {
+
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kSpinLimit = 4'000'000;
+constexpr int kPoison = 0xFF;
+
+enum class State : uint8_t { kReady, kAtBarrier, kInWarp, kDone };
+
+class Random {
+ public:
+  explicit Random(uint32_t seed) : state_(seed * 2654435769u + 1) {}
+  uint32_t below(uint32_t n) {
+    state_ = state_ * 1664525u + 1013904223u;
+    return (state_ >> 8) % n;
+  }
+
+ private:
+  uint32_t state_;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
+struct Lane : Thread {
+  Fiber fiber;
+  State state = State::kReady;
+  std::vector<Copy> open;
+  std::vector<std::vector<Copy>> groups;
+};
+
+struct Warp {
+  void* lanes[kWarp] = {};
+  uint32_t arrived = 0;
+};
+
+// Of the blocks in flight one runs at a time: the holder of the turn.
+class Turns {
+ public:
+  Turns(int count, uint32_t seed) : random_(seed), waiting_(static_cast<size_t>(count)) {
+    std::iota(waiting_.begin(), waiting_.end(), 0);
+  }
+
+  void begin(int me) {
+    std::unique_lock lock(mutex_);
+    if (++begun_ == static_cast<int>(waiting_.size())) pick();
+    changed_.wait(lock, [&] { return turn_ == me; });
+  }
+  void pass(int me, uint32_t odds) {
+    std::unique_lock lock(mutex_);
+    if (random_.below(odds) != 0) return;
+    pick();
+    changed_.wait(lock, [&] { return turn_ == me; });
+  }
+  void end(int me) {
+    const std::lock_guard lock(mutex_);
+    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), me));
+    pick();
+  }
+
+ private:
+  void pick() {
+    turn_ = waiting_.empty() ? -1 : waiting_[random_.below(static_cast<uint32_t>(waiting_.size()))];
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Random random_;
+  std::vector<int> waiting_;
+  int turn_ = -1, begun_ = 0;
+};
+
+// The blocks that one OS thread runs, one after another.
+class Runner {
+ public:
+  Block block;
+  Lane* current = nullptr;
+  Turns* turns = nullptr;
+  int me = 0;
+
+  void prepare(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& kernel) {
+    count_ = static_cast<int>(shape.x * shape.y * shape.z);
+    block.grid = grid;
+    block.shape = shape;
+    kernel_ = &kernel;
+    shared_.reset(new (std::align_val_t{128}) unsigned char[std::max<size_t>(shared_bytes, 1)]);
+    shared_bytes_ = shared_bytes;
+    block.shared = shared_.get();
+    while (static_cast<int>(lanes_.size()) < count_) lanes_.push_back(std::make_unique<Lane>());
+    warps_.assign(static_cast<size_t>((count_ + kWarp - 1) / kWarp), {});
+    for (int i = 0; i < count_; ++i) {
+      Lane& lane = *lanes_[static_cast<size_t>(i)];
+      const unsigned n = static_cast<unsigned>(i);
+      lane.linear = i;
+      lane.index = dim3(n % shape.x, n / shape.x % shape.y, n / shape.x / shape.y);
+    }
+    random_ = Random(settings().seed + static_cast<uint32_t>(me));
+  }
+
+  void run_block(dim3 index) {
+    block.index = index;
+    std::memset(block.shared, kPoison, shared_bytes_);
+    for (Warp& warp : warps_) warp.arrived = 0;
+    for (int i = 0; i < count_; ++i) {
+      Lane& lane = *lanes_[static_cast<size_t>(i)];
+      lane.state = State::kReady;
+      lane.open.clear();
+      lane.groups.clear();
+      lane.fiber.start(entry);
+    }
+    alive_ = count_;
+    at_barrier_ = 0;
+    current = lanes_[settings().order == Order::kReverse ? static_cast<size_t>(count_ - 1) : 0].get();
+    Fiber::change(home_, current->fiber);
+  }
+
+  void barrier() {
+    if (++at_barrier_ == alive_) return release_barrier();
+    wait(State::kAtBarrier);
+  }
+
+  void collective(uint32_t mask, void* mine, void (*act)(void** lanes)) {
+    Warp& warp = warps_[static_cast<size_t>(current->linear / kWarp)];
+    const int lane = current->linear % kWarp;
+    warp.lanes[lane] = mine;
+    warp.arrived |= 1u << lane;
+    if ((warp.arrived & mask) != mask) return wait(State::kInWarp);
+    void* lanes[kWarp];
+    for (int i = 0; i < kWarp; ++i) lanes[i] = (mask >> i & 1) ? warp.lanes[i] : nullptr;
+    act(lanes);
+    warp.arrived &= ~mask;
+    const int first = current->linear - lane;
+    for (int i = 0; i < kWarp && first + i < count_; ++i) {
+      Lane& other = *lanes_[static_cast<size_t>(first + i)];
+      if ((mask >> i & 1) && other.state == State::kInWarp) other.state = State::kReady;
+    }
+  }
+
+  void spin() {
+    if (++spins_ > kSpinLimit) report("a thread spins without end");
+    if (Lane* next = ready_after(current->linear); next && next != current) go(*next);
+    if (turns) turns->pass(me, 1);
+  }
+  void progress() { spins_ = 0; }
+
+ private:
+  static void entry();
+
+  void release_barrier() {
+    if (turns) turns->pass(me, 4);
+    at_barrier_ = 0;
+    for (int i = 0; i < count_; ++i) {
+      Lane& lane = *lanes_[static_cast<size_t>(i)];
+      if (lane.state == State::kAtBarrier) lane.state = State::kReady;
+    }
+  }
+
+  void wait(State state) {
+    progress();
+    current->state = state;
+    Lane* next = ready_after(current->linear);
+    if (!next) report("deadlock");
+    go(*next);
+  }
+
+  void finish() {
+    progress();
+    current->state = State::kDone;
+    if (--alive_ && at_barrier_ == alive_) release_barrier();
+    Fiber& from = current->fiber;
+    Lane* next = alive_ ? ready_after(current->linear) : nullptr;
+    if (alive_ && !next) report("deadlock");
+    if (next) current = next;
+    Fiber::change(from, next ? next->fiber : home_);
+  }
+
+  void go(Lane& next) {
+    Fiber& from = current->fiber;
+    current = &next;
+    Fiber::change(from, next.fiber);
+  }
+
+  Lane* ready_after(int at) {
+    const Order order = settings().order;
+    const int start = order == Order::kRandom ? static_cast<int>(random_.below(static_cast<uint32_t>(count_))) : at;
+    for (int step = 1; step <= count_; ++step) {
+      const int i = order == Order::kReverse ? (start - step + count_) % count_ : (start + step) % count_;
+      Lane& lane = *lanes_[static_cast<size_t>(i)];
+      if (lane.state == State::kReady) return &lane;
+    }
+    return nullptr;
+  }
+
+  [[noreturn]] void report(const char* what) const {
+    std::fprintf(stderr, "emulated device: %s in block (%u, %u, %u) of (%u, %u, %u)\n", what, block.index.x,
+                 block.index.y, block.index.z, block.grid.x, block.grid.y, block.grid.z);
+    for (int i = 0; i < count_; ++i) {
+      const State state = lanes_[static_cast<size_t>(i)]->state;
+      if (state == State::kAtBarrier) std::fprintf(stderr, "  thread %d waits at a barrier\n", i);
+      if (state == State::kInWarp) std::fprintf(stderr, "  thread %d waits in a warp operation\n", i);
+    }
+    std::abort();
+  }
+
+  struct Free {
+    void operator()(unsigned char* memory) const { ::operator delete[](memory, std::align_val_t{128}); }
+  };
+
+  const std::function<void()>* kernel_ = nullptr;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  std::vector<Warp> warps_;
+  std::unique_ptr<unsigned char[], Free> shared_;
+  size_t shared_bytes_ = 0;
+  Fiber home_{Fiber::Caller{}};
+  int count_ = 0, alive_ = 0, at_barrier_ = 0, spins_ = 0;
+  Random random_{1};
+};
+
+thread_local Runner* runner = nullptr;
+
+void Runner::entry() {
+  fiber_arrived();
+  (*runner->kernel_)();
+  runner->finish();
+}
+
+dim3 block_index(int64_t linear, dim3 grid) {
+  const auto n = static_cast<unsigned>(linear);
+  return dim3(n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y);
+}
+
+std::vector<int64_t> block_order(int64_t count) {
+  std::vector<int64_t> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  if (settings().order == Order::kReverse) std::reverse(order.begin(), order.end());
+  if (settings().order == Order::kRandom) {
+    Random random(settings().seed);
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(static_cast<uint32_t>(i))]);
+  }
+  return order;
+}
+
+}  // namespace
+
+Settings settings_of_environment() {
+  Settings found;
+  auto text = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value ? value : "");
+  };
+  const std::string order = text("AT_MOE_EMULATED_ORDER");
+  if (order == "reverse") found.order = Order::kReverse;
+  if (order == "random") found.order = Order::kRandom;
+  if (const std::string seed = text("AT_MOE_EMULATED_SEED"); !seed.empty())
+    found.seed = static_cast<uint32_t>(std::stoul(seed));
+  if (const std::string resident = text("AT_MOE_EMULATED_RESIDENT"); !resident.empty())
+    found.resident = std::stoi(resident);
+  return found;
+}
+
+Settings& settings() {
+  static Settings all = settings_of_environment();
+  return all;
+}
+
+const Thread& thread() { return *runner->current; }
+const Block& block() { return runner->block; }
+
+void run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& kernel) {
+  const int64_t count = int64_t{grid.x} * grid.y * grid.z;
+  const std::vector<int64_t> order = block_order(count);
+  const int resident = static_cast<int>(std::min<int64_t>(settings().resident, count));
+  if (resident <= 1) {
+    static thread_local Runner mine;
+    runner = &mine;
+    mine.prepare(grid, shape, shared_bytes, kernel);
+    for (int64_t i : order) mine.run_block(block_index(i, grid));
+    return;
+  }
+  Turns turns(resident, settings().seed);
+  size_t next = 0;  // touched by the holder of the turn only
+  std::vector<std::thread> threads;
+  for (int me = 0; me < resident; ++me) {
+    threads.emplace_back([&, me] {
+      Runner mine;
+      mine.me = me;
+      mine.turns = &turns;
+      runner = &mine;
+      mine.prepare(grid, shape, shared_bytes, kernel);
+      turns.begin(me);
+      while (next < order.size()) mine.run_block(block_index(order[next++], grid));
+      turns.end(me);
+    });
+  }
+  for (std::thread& each : threads) each.join();
+}
+
+void barrier() { runner->barrier(); }
+void warp_collective(uint32_t mask, void* mine, void (*act)(void** lanes)) { runner->collective(mask, mine, act); }
+void spin() { runner->spin(); }
+void interleave() {
+  runner->progress();
+  if (runner->turns) runner->turns->pass(runner->me, 2);
+}
+
+void copy_async(void* to, const void* from, int bytes) {
+  constexpr int kPiece = 16;
+  std::memset(to, kPoison, kPiece);
+  runner->current->open.push_back({to, from, bytes});
+}
+
+void commit_copies() {
+  Lane& lane = *runner->current;
+  lane.groups.push_back(std::move(lane.open));
+  lane.open.clear();
+}
+
+void wait_copies(int pending) {
+  constexpr int kPiece = 16;
+  Lane& lane = *runner->current;
+  while (static_cast<int>(lane.groups.size()) > pending) {
+    for (const Copy& copy : lane.groups.front()) {
+      if (copy.bytes > 0) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+      std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, static_cast<size_t>(kPiece - copy.bytes));
+    }
+    lane.groups.erase(lane.groups.begin());
+  }
+}
+
+}  // namespace at_moe::cuda::simt

@@ -1,0 +1,60 @@
+// CUDA's execution model on one processor: a fiber per thread, so that barriers and warp operations are switches, and the
+// same kernel source runs under g++. Test equipment: it finds missing barriers and waits (by running the threads in other
+// orders and by landing asynchronous copies late), deadlocks, and overruns under AddressSanitizer.
+//
+// A block stays on one OS thread, so __shared__ is `static thread_local`. Blocks run one after another; with `resident` > 1
+// that many are in flight on OS threads of their own, of which one runs at a time, chosen at random at barriers, atomics
+// and spins: the same seed interleaves them the same way.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace at_moe::cuda::simt {
+
+enum class Order { kForward, kReverse, kRandom };
+
+struct Settings {
+  Order order = Order::kForward;  // of ready threads within a block, and of blocks
+  uint32_t seed = 1;
+  int resident = 1;
+};
+
+// From AT_MOE_EMULATED_ORDER (forward, reverse, random), AT_MOE_EMULATED_SEED and AT_MOE_EMULATED_RESIDENT.
+Settings settings_of_environment();
+Settings& settings();
+
+struct Thread {
+  dim3 index;
+  int linear = 0;
+};
+struct Block {
+  dim3 index, shape, grid;
+  unsigned char* shared = nullptr;  // dynamic shared memory, filled with NaN at the start of each block
+};
+const Thread& thread();
+const Block& block();
+
+// Runs the kernel; returns when it is done. A deadlock is reported on stderr, thread by thread, and aborts the process.
+void run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& kernel);
+
+void barrier();
+// All lanes of `mask` arrive with a pointer; the last one runs `act` on the 32 pointers (null for lanes outside of it).
+void warp_collective(uint32_t mask, void* mine, void (*act)(void** lanes));
+// Other threads, and other resident blocks, may run now. More than a few million in a row without one is a deadlock.
+void spin();
+// A point where another resident block may come in between.
+void interleave();
+
+// Copies to shared memory that land when their group is waited for; until then the destination holds NaN.
+void copy_async(void* to, const void* from, int bytes);
+void commit_copies();
+void wait_copies(int pending);
+
+}  // namespace at_moe::cuda::simt
