@@ -1,0 +1,12 @@
+// Ops without kernels yet.
+#include "core/status.h"
+#include "cuda/backend.h"
+
+namespace at_moe::cuda {
+
+void CudaBackend::forward(const AttentionForward&) { fail(Code::kUnsupported, "not written yet"); }
+void CudaBackend::backward(const AttentionBackward&) { fail(Code::kUnsupported, "not written yet"); }
+void CudaBackend::forward(const RopeForward&) { fail(Code::kUnsupported, "not written yet"); }
+void CudaBackend::backward(const RopeBackward&) { fail(Code::kUnsupported, "not written yet"); }
+
+}  // namespace at_moe::cuda
