@@ -1,40 +1,29 @@
 /**
  * The demo: short answers made of three parts, each owned by one factor (function, domain, style). One expert is
  * trained per level of a factor, alone; routers learn on two thirds of the compounds and are tried on the others.
- *
- *   npm run demo [-- --model NAME] [--expert-steps 80] [--router-steps 150] [--examples 72] [--seed 0] [--json]
+ * `npm run demo -- --help` shows the flags.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
 import { loadModel, type Mixture, type Model, type TrainingProgress } from '../../lib/index.js';
 import { type Success, success } from './evaluate.js';
+import { readFlags } from './flags.js';
 import { printControls, printRouting, ResultTable, StepLine } from './print.js';
 import { type Variant, variants } from './recipe.js';
 import { findRoot } from './root.js';
 import { type Example, examplesOf, factors, levels, notice, unseenCompounds } from './task.js';
 import { assemble, type Budget, trainExperts, trainRouter } from './train.js';
 
-const { values: flags } = parseArgs({
-  options: {
-    model: { type: 'string' },
-    'expert-steps': { type: 'string', default: '80' },
-    'router-steps': { type: 'string', default: '150' },
-    examples: { type: 'string', default: '72' },
-    seed: { type: 'string', default: '0' },
-    json: { type: 'boolean', default: false },
-  },
-});
-
-const seed = Number(flags.seed);
+const flags = readFlags(process.argv.slice(2));
+const { seed } = flags;
 const budget: Budget = {
-  expertSteps: Number(flags['expert-steps']),
-  routerSteps: Number(flags['router-steps']),
-  generalSteps: Number(flags['expert-steps']),
+  expertSteps: flags.expertSteps,
+  routerSteps: flags.routerSteps,
+  generalSteps: flags.expertSteps,
   seed,
 };
-const test = examplesOf(unseenCompounds, Number(flags.examples), 7_000 + seed);
+const test = examplesOf(unseenCompounds, flags.examples, 7_000 + seed);
 const table = new ResultTable(flags.json);
 const line = new StepLine(!flags.json);
 const report = (label: string, progress: TrainingProgress) => line.show(label, progress);

@@ -1,4 +1,4 @@
-/** How the demo trains: found by trying, and written down in docs/experiments/composition.md with what failed. */
+/** How the demo trains: found by trying, and written down in docs/experiments/composition-recipe.md with what failed. */
 import type { ExampleRow, RoutingOptions, TrainingOptions } from '../../lib/index.js';
 import { type Example, type Factor, factors, levels } from './task.js';
 
