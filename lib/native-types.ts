@@ -100,7 +100,14 @@ export interface MixtureInfo {
 export type RoutingRequest =
   | { kind: 'base' }
   /** By the mixture's router; `options` replace the mixture's own as a whole. */
-  | { kind: 'mixture'; mixture: MixtureHandle; options?: RouterOptions; controls?: RouterControls }
+  | {
+      kind: 'mixture';
+      mixture: MixtureHandle;
+      options?: RouterOptions;
+      controls?: RouterControls;
+      /** Tests, token scope: [layers, rows, G + E] 1 for what the rows keep, instead of top-k and top-p. */
+      selection?: Uint8Array;
+    }
   /** The same weights in every layer, one per expert. `alone`: λ = ρ = 1 and no general adapter. */
   | { kind: 'fixed'; mixture: MixtureHandle; weights: Float32Array; alone: boolean };
 
@@ -214,6 +221,8 @@ export interface MicroBatch {
   expertTarget?: Float32Array;
   /** [B] for draws that are per example. */
   exampleIds?: Float64Array;
+  /** Tests, token scope: [layers, N, G + E] as in RoutingRequest. */
+  selection?: Uint8Array;
   /** Of the whole optimiser step: Σ loss weights of labelled rows, rows of the KL mask, tokens. */
   stepLossWeight: number;
   stepKlRows?: number;

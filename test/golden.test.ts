@@ -9,15 +9,19 @@ import { devices } from './helpers/devices.js';
 
 const fixtures = fileURLToPath(new URL('../../test/fixtures/golden', import.meta.url));
 
-for (const device of devices) {
-  test(`golden cases on ${device}`, async (t) => {
+const runs: { device: string; weights?: 'f32' | 'bf16' | 'f16' }[] = devices.flatMap((device) =>
+  device === 'cpu' ? [{ device }] : (['f32', 'bf16', 'f16'] as const).map((weights) => ({ device, weights })),
+);
+
+for (const { device, weights } of runs) {
+  test(`golden cases on ${device}${weights ? ` in ${weights}` : ''}`, async (t) => {
     const cases = await findCases([fixtures]);
     assert.equal(cases.length, 11);
     for (const dir of cases) {
       await t.test(basename(dir), async () => {
         let checks = 0;
         const failed: string[] = [];
-        for await (const result of runCase(dir, device as EngineOptions['device'])) {
+        for await (const result of runCase(dir, device as EngineOptions['device'], weights)) {
           checks++;
           if (!result.pass) failed.push(`${result.check} ${result.error} > ${result.tolerance} ${result.worst ?? ''}`);
         }

@@ -4,8 +4,9 @@ import { mixtureDescriptor } from '../mixture.js';
 import type { MixtureHandle, NativeEngine, RoutingRequest, TrainTarget } from '../native-types.js';
 import { routerOptions } from '../routing-controls.js';
 import type { ExpectedTensor, GoldenCase } from './case.js';
-import { ParameterErrors, relativeError, type Tolerances } from './compare.js';
+import { cosineError, ParameterErrors, relativeError, type Tolerances } from './compare.js';
 import { EngineValues } from './engine-values.js';
+import { selectionOf } from './selection.js';
 
 export interface CheckResult {
   /** Name of the expected tensor, or of a family of them: its worst member counts. */
@@ -40,7 +41,7 @@ export class CaseChecks {
 
   constructor(engine: NativeEngine, golden: GoldenCase, tolerances: Tolerances) {
     this.#engine = engine;
-    this.#values = new EngineValues(engine, golden);
+    this.#values = new EngineValues(engine, golden, tolerances.rounds ? selectionOf(golden) : undefined);
     this.#case = golden;
     this.#tolerances = tolerances;
     this.#left = new Map(golden.expected);
@@ -97,7 +98,8 @@ export class CaseChecks {
     yield* this.#logits('mixture.logits', routing);
     yield* this.#routing(routing);
     const greedy = this.#take('greedy.tokens');
-    if (greedy) yield this.#greedy(greedy, await this.#values.greedy(greedy.values.length, routing));
+    if (greedy && !this.#tolerances.rounds)
+      yield this.#greedy(greedy, await this.#values.greedy(greedy.values.length, routing));
     const loss = this.#take('mixture.loss');
     const auxiliary = this.#take('mixture.aux_loss');
     const gradients = this.#takeAll('mixture.grad.');
@@ -142,10 +144,11 @@ export class CaseChecks {
     expected: Map<string, ExpectedTensor>,
     actual: (name: string) => ArrayLike<number> | undefined,
   ): Generator<CheckResult> {
+    const compare = this.#tolerances.cosine ? cosineError : relativeError;
     let worst: [error: number, name: string] | undefined;
     for (const [name, tensor] of expected) {
       const values = actual(name);
-      const error = values ? relativeError(tensor, values) : Number.POSITIVE_INFINITY;
+      const error = values ? compare(tensor, values) : Number.POSITIVE_INFINITY;
       if (!worst || error > worst[0]) worst = [error, name];
     }
     if (worst) yield result(family, worst[0], this.#tolerances.gradients, worst[1]);
@@ -209,7 +212,12 @@ export class CaseChecks {
     if (losses || norms || parameters.size > 0) {
       const run = await this.#values.adamw(mixture, target);
       if (losses) yield this.#loss(losses, run.losses);
-      if (norms) yield result(norms.name, relativeError(norms, run.norms), this.#tolerances.gradients);
+      if (norms)
+        yield result(
+          norms.name,
+          relativeError(norms, run.norms),
+          this.#tolerances.cosine ? this.#tolerances.losses : this.#tolerances.gradients,
+        );
       if (parameters.size > 0) {
         const errors = new ParameterErrors(this.#tolerances.parameters);
         for (const [name, tensor] of parameters) errors.add(tensor, run.parameters.get(`${prefix}${name}`) ?? []);

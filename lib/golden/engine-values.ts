@@ -15,17 +15,26 @@ export type Trace = SequenceEvent & { type: 'trace' };
 export class EngineValues {
   readonly engine: NativeEngine;
   readonly #case: GoldenCase;
+  readonly #selection: Uint8Array[] | undefined;
 
-  constructor(engine: NativeEngine, golden: GoldenCase) {
+  /** `selection`: what each sequence's rows keep, instead of what the router would. */
+  constructor(engine: NativeEngine, golden: GoldenCase, selection?: Uint8Array[]) {
     this.engine = engine;
     this.#case = golden;
+    this.#selection = selection;
+  }
+
+  #routingOf(routing: RoutingRequest, sequence: number): RoutingRequest {
+    const selection = this.#selection?.[sequence];
+    return routing.kind === 'mixture' && selection ? { ...routing, selection } : routing;
   }
 
   /** Logits of every token, one array per sequence. */
   async logits(routing: RoutingRequest): Promise<Float32Array[]> {
     const rows: Float32Array[] = [];
     for (const [b, ids] of this.#case.sequences.entries()) {
-      rows.push(await this.engine.logits({ ids, first: this.#case.promptLengths[b] as number, routing }));
+      const first = this.#case.promptLengths[b] as number;
+      rows.push(await this.engine.logits({ ids, first, routing: this.#routingOf(routing, b) }));
     }
     return rows;
   }
@@ -50,7 +59,8 @@ export class EngineValues {
     return await Promise.all(
       this.#case.sequences.map(async (ids, b) => {
         const prompt = perToken ? ids : ids.subarray(0, this.#case.promptLengths[b]);
-        const traces = (await this.#generate(prompt, 0, routing, true)).filter((event) => event.type === 'trace');
+        const events = await this.#generate(prompt, 0, this.#routingOf(routing, b), true);
+        const traces = events.filter((event) => event.type === 'trace');
         const [trace] = traces;
         if (!trace || traces.length > 1) throw new Error(`${traces.length} trace events for one prompt`);
         return trace;
@@ -83,7 +93,7 @@ export class EngineValues {
   /** Losses and gradients of one step without an update. */
   async gradients(mixture: MixtureHandle, target: TrainTarget) {
     const trainer = await this.#beginTraining(mixture, target);
-    const { loss, auxiliary } = await this.engine.microBatch(trainer, this.#batch());
+    const { loss, auxiliary } = await this.engine.microBatch(trainer, this.#batch(target));
     const tensors = byName(await this.engine.gradients(trainer));
     await this.engine.endTraining(trainer);
     return { loss, auxiliary, tensors };
@@ -96,7 +106,7 @@ export class EngineValues {
     const losses: number[] = [];
     const norms: number[] = [];
     for (let step = 0; step < steps; step++) {
-      const { loss, auxiliary } = await this.engine.microBatch(trainer, this.#batch());
+      const { loss, auxiliary } = await this.engine.microBatch(trainer, this.#batch(target));
       losses.push(loss + auxiliary);
       norms.push(await this.engine.finishStep(trainer, lr));
     }
@@ -118,7 +128,7 @@ export class EngineValues {
   }
 
   /** All sequences as one micro-batch that is a whole step. */
-  #batch(): MicroBatch {
+  #batch(target: TrainTarget): MicroBatch {
     const { sequences, labels, promptLengths } = this.#case;
     const offsets = [0];
     for (const ids of sequences) offsets.push((offsets.at(-1) as number) + ids.length);
@@ -130,7 +140,17 @@ export class EngineValues {
       labels: Int32Array.from(shifted),
       stepLossWeight: shifted.filter((label) => label >= 0).length,
       stepTokens: offsets.at(-1) as number,
+      ...(this.#selection && target !== 'adapter' && { selection: this.#joined(this.#selection) }),
     };
+  }
+
+  /** [layers, N, G + E] of all sequences' rows. */
+  #joined(selection: Uint8Array[]): Uint8Array {
+    const layers = this.#case.base.descriptor.config.numLayers;
+    const rows = Array.from({ length: layers }, (_, layer) =>
+      selection.map((kept) => kept.subarray((layer * kept.length) / layers, ((layer + 1) * kept.length) / layers)),
+    ).flat();
+    return Uint8Array.from(rows.flatMap((part) => [...part]));
   }
 }
 

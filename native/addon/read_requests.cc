@@ -29,6 +29,7 @@ RoutingRequest read_routing(const Fields& from) {
     routing.alone = from.flag("alone");
     return routing;
   }
+  routing.selection = from.values<uint8_t>("selection");
   if (from.has("options")) routing.options = read_router_options(from.child("options"));
   if (from.has("controls")) {
     const Fields controls = from.child("controls");
@@ -118,6 +119,7 @@ MicroBatch read_micro_batch(const Fields& from) {
   batch.kl_mask = from.values<uint8_t>("klMask");
   batch.group_target = from.values<float>("groupTarget");
   batch.expert_target = from.values<float>("expertTarget");
+  batch.selection = from.values<uint8_t>("selection");
   for (double id : from.values<double>("exampleIds")) batch.example_ids.push_back(static_cast<int64_t>(id));
   batch.step_loss_weight = from.number("stepLossWeight");
   batch.step_kl_rows = from.number("stepKlRows", 0);

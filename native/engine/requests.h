@@ -40,6 +40,7 @@ struct RoutingRequest {
   int64_t mixture = 0;
   std::optional<RouterOptions> options;  // kMixture: instead of the mixture's own
   RouterControls controls;               // kMixture
+  std::vector<uint8_t> selection;        // kMixture, tests: see SequenceRouting
   std::vector<float> weights;            // kFixed
   bool alone = false;                    // kFixed
 };

@@ -45,7 +45,9 @@ std::shared_ptr<SequenceRouting> Worker::routing(const RoutingRequest& request) 
     fail(Code::kRouting, "routing controls do not fit ", groups, " groups and ", experts, " experts");
   }
   const RouterOptions options = request.options.value_or(of->source().options);
-  return SequenceRouting::routed(*backend_, std::move(of), options, controls);
+  std::shared_ptr<SequenceRouting> routed = SequenceRouting::routed(*backend_, std::move(of), options, controls);
+  routed->selection = request.selection;
+  return routed;
 }
 
 Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {

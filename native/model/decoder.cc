@@ -203,6 +203,17 @@ class InferencePass {
     backend_.forward(RouterForward{logits, out, std::span(&segment, 1)});
   }
 
+  // The kept entries from row `row` of the pass on, or null where nothing is prescribed.
+  const uint8_t* selection_of(const SequenceRows& sequence, int64_t layer, int64_t row) const {
+    const SequenceRouting& routing = *sequence.routing;
+    if (routing.selection.empty()) return nullptr;
+    const int64_t entries = routing.mixture->shape().groups + routing.mixture->shape().experts;
+    const int64_t rows = static_cast<int64_t>(routing.selection.size()) / (config_.num_layers * entries);
+    const int64_t position = sequence.position + row - begin_[static_cast<size_t>(&sequence - sequences_.data())];
+    require(sequence.position + static_cast<int64_t>(sequence.ids.size()) <= rows, "a selection of too few rows");
+    return routing.selection.data() + (layer * rows + position) * entries;
+  }
+
   // The routing records of a run's rows.
   void gates(int64_t layer, int64_t row, int64_t count, const Matrix& z) {
     std::vector<RouterLogits::Segment> products;
@@ -226,6 +237,7 @@ class InferencePass {
       segment.begin = first;
       segment.end = end;
       segment.out = first;
+      segment.frozen_selection = selection_of(sequence, layer, row + first);
       route(segment, *sequence.routing, layer, scores(row, count), records(count));
     });
   }

@@ -20,6 +20,8 @@ struct SequenceRouting {
   std::shared_ptr<Mixture> mixture;  // null for kBase
   RouterOptions options;             // of the mixture, with the request's overrides
   RouterControls controls;
+  // Tests: which groups and experts the rows of kToken keep, [L, rows, G+E] by position, instead of top-k and top-p.
+  std::vector<uint8_t> selection;
   Buffer records;  // [L, width] f32 on the device; kPool fills it
   // kPool: the first rows of the pass that are instruction (inference: all of them).
   int64_t instruction_rows = 0;

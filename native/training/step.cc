@@ -35,6 +35,11 @@ void TrainingStep::check() const {
            " tokens exceeds the context of ", config_.max_position_embeddings);
     }
   }
+  if (batch_.selection.empty()) return;
+  require(routed() && !pooled(), "a selection is for a router of token scope");
+  const RouterShape& shape = state_.mixture->shape();
+  require(static_cast<int64_t>(batch_.selection.size()) == config_.num_layers * rows_ * (shape.groups + shape.experts),
+          "the selection does not fit layers, rows, groups and experts");
 }
 
 void TrainingStep::upload_layout() {
@@ -181,6 +186,10 @@ void TrainingStep::route_tokens(int64_t layer, int64_t row, int64_t count, const
   segment.shape = &state_.mixture->shape();
   segment.layer = &router;
   segment.options = state_.mixture->source().options;
+  if (!batch_.selection.empty()) {
+    const int64_t entries = segment.shape->groups + segment.shape->experts;
+    segment.frozen_selection = batch_.selection.data() + (layer * rows_ + row) * entries;
+  }
   backend_.forward(RouterForward{scores, tape_.records(layer, row, count), std::span(&segment, 1)});
 }
 

@@ -43,6 +43,7 @@ struct MicroBatch {
   std::vector<float> group_target;      // [B, G] t_g or empty
   std::vector<float> expert_target;     // [B, E] t_{e|g} or empty
   std::vector<int64_t> example_ids;     // [B] for the draws that are per example, or empty
+  std::vector<uint8_t> selection;       // tests: [L, N, G+E] what the router keeps (token scope), or empty
   // Of the whole optimiser step, so that accumulated micro-batches add up to the step's mean losses.
   double step_loss_weight = 0;  // Σ loss_weights of labelled rows
   double step_kl_rows = 0;
