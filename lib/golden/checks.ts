@@ -209,7 +209,9 @@ export class CaseChecks {
     const losses = this.#take(`${family}.losses`);
     const norms = this.#take(`${family}.grad_norms`);
     const parameters = this.#takeAll(`${family}.`);
-    if (losses || norms || parameters.size > 0) {
+    // The router's updates change what is selected, and a case holds the selection before the first one only.
+    const comparable = target === 'adapter' || !this.#values.selected;
+    if (comparable && (losses || norms || parameters.size > 0)) {
       const run = await this.#values.adamw(mixture, target);
       if (losses) yield this.#loss(losses, run.losses);
       if (norms)

@@ -24,6 +24,11 @@ export class EngineValues {
     this.#selection = selection;
   }
 
+  /** Whether the selection is prescribed. */
+  get selected(): boolean {
+    return this.#selection !== undefined;
+  }
+
   #routingOf(routing: RoutingRequest, sequence: number): RoutingRequest {
     const selection = this.#selection?.[sequence];
     return routing.kind === 'mixture' && selection ? { ...routing, selection } : routing;
