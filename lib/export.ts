@@ -1,7 +1,9 @@
-import { readFile } from 'node:fs/promises';
+import { readFile, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { f32Source } from './adapter-tensors.js';
 import { type AdapterModule, linearModules, type TensorSource } from './descriptors.js';
+import { AtMoeError } from './errors.js';
+import { fileVersions } from './formats/file-version.js';
 import { fromFloat32, toFloat32 } from './formats/float-types.js';
 import type { MixtureData } from './formats/mixture-folder.js';
 import { modulePath, moduleShape, readCompanions, writeModel } from './formats/model-folder.js';
@@ -24,6 +26,7 @@ export async function exportMerged(
   mixture: MixtureHandle,
   weights: Float32Array,
 ): Promise<void> {
+  await checkSource(dir, core);
   const targeted = new Set(
     allAdapters(data).flatMap(({ modules }) =>
       modules.map(({ layer, module }) => `layers.${layer}.${modulePath(module)}.weight`),
@@ -45,6 +48,19 @@ export async function exportMerged(
   }
   const config = JSON.parse(await readFile(join(core.path, 'config.json'), 'utf8')) as Record<string, unknown>;
   await writeModel(dir, config, tensors, await readCompanions(core.path));
+}
+
+/** The weights are read again from the model's files, which must still be those that were loaded, and stay. */
+async function checkSource(dir: string, { path, files }: ModelCore): Promise<void> {
+  if ((await realpath(dir).catch(() => undefined)) === (await realpath(path))) {
+    throw new AtMoeError('ERR_AT_MOE_IO', `${dir} is the folder of the base model: export to another one`);
+  }
+  const now = await fileVersions(Object.keys(files));
+  for (const [file, version] of Object.entries(files)) {
+    if (now[file] !== version) {
+      throw new AtMoeError('ERR_AT_MOE_MISMATCH', `${file} has changed since the model was loaded`);
+    }
+  }
 }
 
 function allAdapters(data: MixtureData): { modules: AdapterModule[] }[] {

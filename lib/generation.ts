@@ -142,8 +142,11 @@ export async function* runSequence(
     while (!done) {
       const event = await queue.next();
       if (event.type === 'done') done = event;
-      else if (event.type === 'trace') transcript.traces.push(event);
-      else if (transcript.stop === undefined) {
+      // What the engine made before the abort is not wanted any more.
+      options.signal?.throwIfAborted();
+      core.check();
+      if (event.type === 'trace') transcript.traces.push(event);
+      else if (event.type === 'token' && transcript.stop === undefined) {
         const text = transcript.take(event.token, event.logProb);
         if (transcript.stop !== undefined) cancel();
         yield { text, tokens: [event.token], ...(options.logProbs && { logProbs: [event.logProb] }) };

@@ -13,6 +13,8 @@ export class ModelCore {
   readonly path: string;
   readonly sha256: string;
   readonly descriptor: ModelDescriptor;
+  /** Version of each file of weights when it was loaded. */
+  readonly files: Readonly<Record<string, string>>;
   readonly tokenizer: Tokenizer | undefined;
   readonly chatTemplate: ChatTemplate | undefined;
   #disposed: Promise<void> | undefined;
@@ -21,7 +23,7 @@ export class ModelCore {
   constructor(
     engine: NativeEngine,
     info: ModelInfo,
-    base: { path: string; sha256: string; descriptor: ModelDescriptor },
+    base: { path: string; sha256: string; descriptor: ModelDescriptor; files?: Record<string, string> },
     tokenizer: Tokenizer | undefined,
   ) {
     this.engine = engine;
@@ -29,6 +31,7 @@ export class ModelCore {
     this.path = base.path;
     this.sha256 = base.sha256;
     this.descriptor = base.descriptor;
+    this.files = base.files ?? {};
     this.tokenizer = tokenizer;
     this.chatTemplate = tokenizer?.chatTemplate === undefined ? undefined : ChatTemplate.of(tokenizer);
   }
@@ -69,7 +72,7 @@ export class ModelCore {
    */
   encode(prompt: Prompt): Int32Array {
     const ids = Int32Array.from(this.#ids(prompt));
-    if (ids.length === 0) throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the prompt is empty');
+    if (ids.length === 0 || prompt === '') throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the prompt is empty');
     if (ids.length > this.info.contextLength) {
       throw new AtMoeError(
         'ERR_AT_MOE_CONTEXT_LENGTH',

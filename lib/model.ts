@@ -1,10 +1,12 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { abortReason } from './abort.js';
 import { Adapter } from './adapter.js';
 import { freshAdapter } from './adapter-tensors.js';
 import type { ExampleSource } from './data/rows.js';
 import type { ModelConfig, StorageType } from './descriptors.js';
+import { fileVersions } from './formats/file-version.js';
 import { fromFloat32 } from './formats/float-types.js';
 import { formatIssues } from './formats/json.js';
 import type { LoraOptions } from './formats/lora-options.js';
@@ -92,6 +94,7 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   });
   const [base, tokenizer] = await Promise.all([modelDescriptor(path), Tokenizer.loadIfPresent(path)]);
   const chosen = checked.data.weights === 'auto' ? base.descriptor.config.storedType : checked.data.weights;
+  const files = await fileVersions([...new Set(base.descriptor.tensors.flatMap(({ file }) => file ?? []))]);
   const engine = createEngine({ device: device ?? 'auto', ...(threads && { threads }) });
   try {
     const info = await engine.loadModel(
@@ -105,10 +108,10 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
       },
       { ...(signal && { signal }), ...(onLoad && { onProgress: onLoad }) },
     );
-    return new Model(new ModelCore(engine, info, { path, ...base }, tokenizer));
+    return new Model(new ModelCore(engine, info, { path, ...base, files }, tokenizer));
   } catch (error) {
     await engine.dispose();
-    throw error;
+    throw abortReason(error, signal);
   }
 }
 

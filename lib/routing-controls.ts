@@ -3,7 +3,7 @@ import type { GroupNames } from './data/labels.js';
 import { AtMoeError } from './errors.js';
 import { formatIssues } from './formats/json.js';
 import type { RouterControls, RouterOptions } from './native-types.js';
-import { parseRoutingOptions, type RoutingOptions } from './routing-options.js';
+import { parseRoutingOptions, type RoutingOptions, temperatureSchema } from './routing-options.js';
 
 /**
  * What a request may change about the routing. Names are those of groups ("style"), experts ("triage") or both
@@ -31,15 +31,16 @@ export interface RoutingControls {
   renormalize?: boolean;
 }
 
-const weights = z.record(z.string(), z.number());
+// Far beyond use, and within what f32 can add, multiply and divide.
+const weights = z.record(z.string(), z.number().min(-1e6).max(1e6));
 const names = z.array(z.string());
 const overrides = {
   group_top_k: z.int().min(0).optional(),
   expert_top_k: z.int().min(0).optional(),
   group_top_p: z.number().min(0).optional(),
   expert_top_p: z.number().min(0).optional(),
-  group_temperature: z.number().positive().optional(),
-  expert_temperature: z.number().positive().optional(),
+  group_temperature: temperatureSchema.optional(),
+  expert_temperature: temperatureSchema.optional(),
   renormalize: z.boolean().optional(),
 };
 const schema = z.strictObject({
@@ -162,7 +163,7 @@ export function routerControls(names: RoutingNames, controls: RoutingControls): 
   };
   const bias = fill(controls.bias, 0);
   const set = fill(controls.weight, Number.NaN);
-  checkSet(names, set.forGroups, set.forExperts);
+  checkSet(names, set, { groups: groupDenied, experts: expertDenied });
   for (const [name, value] of Object.entries(controls.weight ?? {})) {
     const place = names.place(name);
     const denied = 'group' in place ? groupDenied[place.group] : expertDenied[place.expert];
@@ -195,18 +196,32 @@ function hasSingle(names: RoutingNames, single: Set<number>, group: number): boo
   return [...single].some((expert) => names.experts[expert]?.group === group);
 }
 
-function checkSet(names: RoutingNames, groups: Float32Array, experts: Float32Array): void {
-  const check = (values: number[], where: string) => {
+/** `denied`: of the groups, then of the experts. */
+function checkSet(
+  names: RoutingNames,
+  set: { forGroups: Float32Array; forExperts: Float32Array },
+  denied: { groups: Uint8Array; experts: Uint8Array },
+): void {
+  const check = (values: number[], isDenied: boolean[], where: string) => {
     const given = values.filter((value) => !Number.isNaN(value));
     if (given.some((value) => value < 0 || value > 1))
       throw new RangeError(`routing: weights of ${where} must lie in [0, 1]`);
     const sum = given.reduce((total, value) => total + value, 0);
     if (sum > 1 + 1e-6) throw new RangeError(`routing: weights of ${where} sum to ${sum}, more than 1`);
+    const open = values.filter((_, i) => !isDenied[i]);
+    if (open.length > 0 && open.every((value) => value === 0))
+      throw new AtMoeError('ERR_AT_MOE_ROUTING', `the weights of ${where} are 0: deny what is not wanted`);
   };
-  check([...groups], 'groups');
+  check(
+    [...set.forGroups],
+    [...denied.groups].map((flag) => flag !== 0),
+    'groups',
+  );
   for (const [group, { name }] of names.groups.entries()) {
+    const own = [...names.experts.keys()].filter((expert) => names.experts[expert]?.group === group);
     check(
-      [...experts].filter((_, expert) => names.experts[expert]?.group === group),
+      own.map((expert) => set.forExperts[expert] as number),
+      own.map((expert) => denied.experts[expert] !== 0),
       `the experts of ${name}`,
     );
   }

@@ -4,7 +4,10 @@ import { formatIssues } from './formats/json.js';
 
 const topP = z.number().min(0).default(0);
 const topK = z.int().min(0).default(0);
-const temperature = z.number().positive().default(1);
+/** A stage's temperature: 1e-6 is a choice of one already, and what f32 divides by without overflow. */
+export const temperatureSchema = z.number().min(1e-6).max(1e6);
+const temperature = temperatureSchema.default(1);
+const scale = z.number().min(-1e6).max(1e6);
 
 const schema = z.strictObject({
   scope: z.enum(['token', 'sequence']).default('token'),
@@ -19,7 +22,9 @@ const schema = z.strictObject({
   general_balance: z
     .union([z.literal('learned'), z.number().min(0).max(1)], { error: 'expected a number from 0 to 1, or "learned"' })
     .optional(),
-  output_scale: z.union([z.literal('learned'), z.number()], { error: 'expected a number, or "learned"' }).default(1),
+  output_scale: z
+    .union([z.literal('learned'), scale], { error: 'expected a number from -1e6 to 1e6, or "learned"' })
+    .default(1),
 });
 
 /** How a mixture routes; the keys of `routing` in mixture.json. */
@@ -34,7 +39,7 @@ export interface RoutingOptions {
   /** Keep the fewest largest entries whose mass reaches p; 0 (default) or 1 and more = all. */
   group_top_p: number;
   expert_top_p: number;
-  /** Larger than 0; default 1. */
+  /** 1e-6 to 1e6; default 1. */
   group_temperature: number;
   expert_temperature: number;
   /** Rescale what is kept to the sum 1. Default true. */

@@ -6,8 +6,9 @@ import type { TextGenerator } from './text-generator.js';
 
 export interface SessionOptions {
   /**
-   * 'first-turn' (default): the first turn's routing holds for the conversation. 'every-turn': each turn is routed anew
-   * by its own tokens; earlier keys stay as they are. Matters with sequence scope only.
+   * 'first-turn' (default): the first turn's routing, with its controls, holds for the conversation. 'every-turn': each
+   * turn is routed anew by its own tokens and controls; earlier keys stay as they are. Matters with sequence scope only:
+   * with token scope every turn has its own controls.
    */
   routing?: 'first-turn' | 'every-turn';
   /** Put before the first message. */
@@ -23,8 +24,12 @@ export class ChatSession {
   readonly #id: number;
   readonly #everyTurn: boolean;
   #messages: ChatMessage[] = [];
-  /** Ids whose keys the engine holds. */
+  /** Ids of the turns so far, without a chat template. */
+  #history: number[] = [];
+  /** Ids whose keys the engine holds, of finished turns alone. */
   #context: number[] = [];
+  /** What routes the conversation: of the first finished turn. */
+  #routing: string | undefined;
   #busy = false;
   #disposed = false;
 
@@ -54,39 +59,52 @@ export class ChatSession {
 
   /**
    * One turn, as it is generated. A turn that fails or is left early is not part of the conversation.
-   * @throws as generate() of the model; AtMoeError ERR_AT_MOE_BUSY while another turn runs.
+   * @throws as generate() of the model; AtMoeError ERR_AT_MOE_BUSY while another turn runs; ERR_AT_MOE_ROUTING for other
+   * controls than the first turn's where its routing holds.
    */
   async *generate(text: string, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
+    if (typeof text !== 'string') throw new TypeError('a turn is text');
     if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the session was disposed');
     if (this.#busy) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the session is still at its last turn');
+    if (text === '') throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the turn is empty');
     const checked = checkGenerateOptions(options);
     const { core } = this.#generator;
+    const routing = this.#generator.requestRouting(checked.routing);
+    const reroute = this.#everyTurn || routing.perToken;
+    const controls = JSON.stringify(checked.routing);
+    if (!reroute && this.#routing !== undefined && controls !== this.#routing) {
+      const message =
+        'the routing of the first turn holds for this session: an "every-turn" session takes other controls';
+      throw new AtMoeError('ERR_AT_MOE_ROUTING', message);
+    }
     const messages: ChatMessage[] = [...this.#messages, { role: 'user', content: text }];
     const wanted = core.chatTemplate ? Array.from(core.encode(messages)) : this.#append(text);
     let keep = 0;
     while (keep < wanted.length - 1 && this.#context[keep] === wanted[keep]) keep++;
-    const ids = Int32Array.from(wanted.slice(keep));
-    const first = this.#context.length === 0;
     this.#busy = true;
-    const sent: number[] = [];
+    // Keys behind those kept are gone with the first step, and those of a turn that fails are of no use.
+    this.#context = wanted.slice(0, keep);
+    let contextTokens = 0;
     let pieces: AsyncGenerator<Piece, GenerateResult> | undefined;
     try {
       const run = {
-        ids,
-        context: wanted.slice(0, keep),
-        session: { id: this.#id, keep, reroute: this.#everyTurn && !first },
+        ids: Int32Array.from(wanted.slice(keep)),
+        context: this.#context,
+        session: { id: this.#id, keep, reroute },
         onEnd: (usage: { contextTokens: number }) => {
-          this.#context = [...wanted, ...sent].slice(0, usage.contextTokens);
+          contextTokens = usage.contextTokens;
         },
       };
-      pieces = runSequence(core, run, this.#generator.requestRouting(checked.routing), checked);
+      pieces = runSequence(core, run, routing, checked);
       for (;;) {
         const step = await pieces.next();
         if (step.done) {
+          this.#context = [...wanted, ...step.value.tokens].slice(0, contextTokens);
+          this.#routing ??= controls;
           this.#messages = [...messages, { role: 'assistant', content: step.value.text }];
+          this.#history = [...wanted, ...this.#answerIds(wanted, step.value)];
           return step.value;
         }
-        sent.push(...step.value.tokens);
         yield step.value;
       }
     } finally {
@@ -114,7 +132,13 @@ export class ChatSession {
 
   #append(text: string): number[] {
     const tokenizer = this.#generator.core.textTokenizer();
-    if (this.#context.length === 0) return tokenizer.encode(text);
-    return [...this.#context, ...tokenizer.encodeContinuation(text, this.#context)];
+    if (this.#history.length === 0) return tokenizer.encode(text);
+    return [...this.#history, ...tokenizer.encodeContinuation(text, this.#history)];
+  }
+
+  /** The ids of an answer, without those of a stop string that ended it. */
+  #answerIds(before: number[], { text, tokens, stop }: GenerateResult): number[] {
+    const { tokenizer } = this.#generator.core;
+    return stop === undefined || !tokenizer ? tokens : tokenizer.encodeContinuation(text, before);
   }
 }

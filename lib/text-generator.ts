@@ -1,7 +1,9 @@
+import { abortReason } from './abort.js';
 import { AtMoeError } from './errors.js';
 import { drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
 import { checkGenerateOptions, type GenerateOptions, type Prompt } from './generation-options.js';
 import type { ModelCore } from './model-core.js';
+import type { ScoreRequest } from './native-types.js';
 import type { RoutingControls } from './routing-controls.js';
 import type { RoutingTrace } from './routing-trace.js';
 import { ChatSession, type SessionOptions } from './session.js';
@@ -105,7 +107,8 @@ export abstract class TextGenerator {
   }
 
   /**
-   * Log-probabilities of a completion after a prompt. The completion is taken as it is: no end token is added.
+   * Log-probabilities of a completion after a prompt, which may be the ids of one start token. The completion is taken as
+   * it is: no end token is added.
    * @throws as generate(); RangeError for an empty completion.
    */
   async score(
@@ -121,11 +124,17 @@ export abstract class TextGenerator {
     if (tokens.length === 0) throw new RangeError('the completion to score is empty');
     const ids = this.core.encode(Int32Array.from([...before, ...tokens]));
     const request = this.requestRouting(checked.routing).request;
-    const logProbs = Array.from(
-      await this.core.engine.score({ ids, first: before.length, routing: request }, signal ? { signal } : {}),
-    );
+    const logProbs = Array.from(await this.#scores({ ids, first: before.length, routing: request }, signal));
     const mean = logProbs.reduce((sum, value) => sum + value, 0) / logProbs.length;
     return { logProbs, tokens, perplexity: Math.exp(-mean) };
+  }
+
+  async #scores(request: ScoreRequest, signal: AbortSignal | undefined): Promise<Float32Array> {
+    try {
+      return await this.core.engine.score(request, signal ? { signal } : {});
+    } catch (error) {
+      throw abortReason(error, signal);
+    }
   }
 
   #completionIds(before: Int32Array, completion: string | readonly number[] | Int32Array): number[] {

@@ -23,7 +23,7 @@ export interface LoraOptions {
 }
 
 const rank = z.int().min(1).max(65536);
-const alpha = z.number().positive();
+const alpha = z.number().positive().max(1e6);
 const schema = z.strictObject({
   rank: rank.default(8),
   alpha: alpha.optional(),

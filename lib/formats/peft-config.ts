@@ -4,17 +4,19 @@ import type { LoraConfig } from './lora-targets.js';
 
 const names = z.union([z.string(), z.array(z.string())]).nullish();
 const layerNumber = z.int().min(0);
+// Far beyond use, and finite in f32 whatever it scales.
+const alpha = z.number().min(-1e6).max(1e6);
 
 const configSchema = z.looseObject({
   r: z.int().min(1).max(65536).default(8),
-  lora_alpha: z.number().default(8),
+  lora_alpha: alpha.default(8),
   lora_dropout: z.number().min(0).max(1).default(0),
   use_rslora: z.boolean().default(false),
   base_model_name_or_path: z.string().nullish(),
   target_modules: names,
   exclude_modules: names,
   rank_pattern: z.record(z.string(), z.int().min(1).max(65536)).nullish(),
-  alpha_pattern: z.record(z.string(), z.number()).nullish(),
+  alpha_pattern: z.record(z.string(), alpha).nullish(),
   layers_to_transform: z.union([layerNumber, z.array(layerNumber)]).nullish(),
   layers_pattern: names,
   init_lora_weights: z.union([z.boolean(), z.string()]).nullish(),

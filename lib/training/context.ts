@@ -1,10 +1,10 @@
+import { abortReason, orAborted } from '../abort.js';
 import { type TokenizedExample, tokenizeExamples } from '../data/examples.js';
 import type { GroupNames } from '../data/labels.js';
 import type { ExampleSource } from '../data/rows.js';
 import type { MixtureHandle, NativeEngine, TrainTarget } from '../native-types.js';
 import type { ChatTemplate } from '../text/chat-template.js';
 import type { Tokenizer } from '../text/tokenizer.js';
-import { abortReason, orAborted } from './abort.js';
 import type { ParsedEvaluationOptions } from './options.js';
 
 /** What is trained or evaluated, and what its rows are read with. */

@@ -1,10 +1,10 @@
 import { setMaxListeners } from 'node:events';
+import { abortReason } from '../abort.js';
 import type { TokenizedExample } from '../data/examples.js';
 import { PackedExamples } from '../data/packing.js';
 import type { ExampleSource } from '../data/rows.js';
 import { AtMoeError } from '../errors.js';
 import type { NativeEngine } from '../native-types.js';
-import { abortReason } from './abort.js';
 import { type BatchTotals, batchTotals, engineBatch } from './batch.js';
 import { collectExamples, type TrainingContext } from './context.js';
 import { type EvaluationOptions, type ParsedEvaluationOptions, parseEvaluationOptions } from './options.js';

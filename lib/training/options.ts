@@ -47,7 +47,10 @@ export interface TrainingOptions extends ExampleOptions {
   accumulate?: number;
   /** Examples per optimiser step, in as many micro-batches as they need. */
   batchExamples?: number;
-  /** Another order in each epoch; default true. */
+  /**
+   * Another order in each epoch. Default true for a file or an array, which is read into memory. Any other iterable is by
+   * default a stream of one pass, read a step ahead; `shuffle` or `epochs` reads it into memory as well.
+   */
   shuffle?: boolean;
   /** Of the order and of what is drawn in training; a non-negative safe integer, default 0. */
   seed?: number;
@@ -115,7 +118,7 @@ const trainingSchema = z.strictObject({
   warmupRatio: fraction.optional(),
   accumulate: count.optional(),
   batchExamples: count.optional(),
-  shuffle: z.boolean().default(true),
+  shuffle: z.boolean().optional(),
   seed: z.int().min(0).default(0),
   beta1: belowOne.default(0.9),
   beta2: belowOne.default(0.999),

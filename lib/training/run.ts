@@ -1,6 +1,6 @@
+import { orAborted } from '../abort.js';
 import type { ExampleSource } from '../data/rows.js';
 import type { TrainOptions } from '../native-types.js';
-import { orAborted } from './abort.js';
 import type { BatchPlan } from './batch.js';
 import {
   type Checkpoint,
@@ -15,7 +15,7 @@ import type { TrainingContext } from './context.js';
 import { type EvaluationResult, type EvaluationSet, evaluateTrainer, readEvaluationSet } from './evaluate.js';
 import { type ParsedTrainingOptions, parseTrainingOptions, type TrainingOptions } from './options.js';
 import { learningRateAt, resolveSchedule, type Schedule } from './schedule.js';
-import { openSource, StepFeed, type StepSource } from './source.js';
+import { openSource, StepFeed, type StepSource, shuffles } from './source.js';
 import { learnStep, type StepResult } from './step.js';
 
 export type { TrainingContext } from './context.js';
@@ -84,7 +84,12 @@ async function* train(
   const schedule = resolveSchedule(options, source.totalSteps);
   const evaluation = options.evaluation && (await readEvaluationSet(context, options.evaluation.data, options));
   const dropout = target === 'base' ? 0 : (options.dropout ?? context.dropout ?? 0);
-  const identity = { target, fingerprint, data: source.digest, options: decisiveOptions(options, schedule, dropout) };
+  const identity = {
+    target,
+    fingerprint,
+    data: source.digest,
+    options: decisiveOptions(data, options, schedule, dropout),
+  };
   let resumed: Checkpoint | undefined;
   if (options.resume !== undefined) {
     resumed = await loadCheckpoint(options.resume);
@@ -129,8 +134,13 @@ function engineOptions({ target }: TrainingContext, options: ParsedTrainingOptio
 }
 
 /** The options that change what is computed, as a checkpoint keeps them. */
-function decisiveOptions(options: ParsedTrainingOptions, schedule: Schedule, dropout: number): RunIdentity['options'] {
-  const { batchTokens, batchExamples, shuffle, seed, lossOn, appendEos, maxLength, tooLong } = options;
+function decisiveOptions(
+  data: ExampleSource,
+  options: ParsedTrainingOptions,
+  schedule: Schedule,
+  dropout: number,
+): RunIdentity['options'] {
+  const { batchTokens, batchExamples, seed, lossOn, appendEos, maxLength, tooLong } = options;
   const { beta1, beta2, epsilon, weightDecay, maxGradNorm, baseKl, randomScale, balance } = options;
   return {
     learningRate: schedule.learningRate,
@@ -139,7 +149,7 @@ function decisiveOptions(options: ParsedTrainingOptions, schedule: Schedule, dro
     totalSteps: schedule.totalSteps,
     batchTokens,
     ...(batchExamples === undefined ? { accumulate: options.accumulate ?? 1 } : { batchExamples }),
-    shuffle,
+    shuffle: shuffles(data, options),
     seed,
     lossOn,
     appendEos,

@@ -33,8 +33,13 @@ export function digestExamples(examples: readonly TokenizedExample[]): string {
   return hash.digest('hex');
 }
 
+/** Whether the examples come in another order in each epoch: not where an iterable that is no array is read as a stream. */
+export function shuffles(data: ExampleSource, { shuffle }: Pick<ParsedTrainingOptions, 'shuffle'>): boolean {
+  return shuffle ?? (typeof data === 'string' || Array.isArray(data));
+}
+
 /**
- * Opens the data of a run. It is read into memory, but for an iterable (no array) with `shuffle: false` and at most one
+ * Opens the data of a run. It is read into memory, but for an iterable (no array) that is not shuffled and has at most one
  * epoch: that is read as a stream, a step ahead. Errors: as readExamples and packing; ERR_AT_MOE_BAD_DATA for
  * supervision without a label.
  */
@@ -43,7 +48,8 @@ export async function openSource(
   data: ExampleSource,
   options: ParsedTrainingOptions,
 ): Promise<StepSource> {
-  const { batchTokens, accumulate, batchExamples, shuffle, seed, steps: limit = Number.POSITIVE_INFINITY } = options;
+  const { batchTokens, accumulate, batchExamples, seed, steps: limit = Number.POSITIVE_INFINITY } = options;
+  const shuffle = shuffles(data, options);
   const packing: PackingOptions = { batchTokens, accumulate, batchExamples, shuffle, seed };
   const endless = options.epochs === undefined && options.steps !== undefined;
   const isStream = typeof data !== 'string' && !Array.isArray(data) && !shuffle && (options.epochs ?? 1) === 1;

@@ -31,6 +31,8 @@ const wrong: [unknown, ErrorConstructor, RegExp][] = [
   [{ group_top_k: 1.5 }, TypeError, /group_top_k/],
   [{ expert_top_p: -0.1 }, RangeError, /expert_top_p/],
   [{ group_temperature: 0 }, RangeError, /group_temperature/],
+  [{ expert_temperature: 1e-40 }, RangeError, /expert_temperature/],
+  [{ output_scale: 1e300 }, RangeError, /output_scale/],
   [{ expert_temperature: Number.NaN }, TypeError, /expert_temperature/],
   [{ general_balance: 1.5 }, RangeError, /general_balance.*<=1/],
   [{ general_balance: 'auto' }, TypeError, /general_balance.*learned/],

@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict';
+import { cpSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { modelDescriptor } from '../../lib/formats/model-folder.js';
+import { loadModel } from '../../lib/index.js';
+import { golden } from '../formats/support.js';
 import { devices } from '../helpers/devices.js';
 import { bits, difference, exact, loadBase, loadCase, temporary } from './support.js';
 
@@ -59,6 +62,21 @@ for (const device of devices) {
         assert.ok(difference(asAdapter, expected) < tolerance, `peft ${difference(asAdapter, expected)}`);
       });
     }
+
+    it('a merged export is made from the files that were loaded, and not over them', async (t) => {
+      const folder = temporary(t);
+      const path = join(folder, 'base');
+      cpSync(join(golden, 'mistral-window', 'base'), path, { recursive: true });
+      const model = await loadModel(path, { device: device as 'cpu' });
+      t.after(() => model.dispose());
+      const mixture = await model.createMixture({ groups: { a: { x: { rank: 2 } } } });
+      const exported = (dir: string) => mixture.export(dir, { as: 'merged', weights: { x: 1 } });
+      await assert.rejects(exported(join(folder, '.', 'base')), { code: 'ERR_AT_MOE_IO' });
+      await exported(join(folder, 'merged'));
+      const file = join(path, 'model.safetensors');
+      utimesSync(file, new Date(), new Date(Date.now() + 5000));
+      await assert.rejects(exported(join(folder, 'again')), { code: 'ERR_AT_MOE_MISMATCH', message: /has changed/ });
+    });
 
     it('an export names its experts', async (t) => {
       const { mixture } = await loadCase(t, 'mistral-window', device);

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { devices } from '../helpers/devices.js';
-import { bits, exact, loadCase, textModel } from './support.js';
+import { loadCase, textModel } from './support.js';
 
 const prompt = 'Bring the blue box to the old house.';
 
@@ -85,6 +85,7 @@ for (const device of devices) {
     it('an empty prompt and ids outside the vocabulary are refused', async (t) => {
       const model = await textModel(t, device);
       await assert.rejects(model.complete([]), hasCode('ERR_AT_MOE_EMPTY_PROMPT'));
+      await assert.rejects(model.complete(''), hasCode('ERR_AT_MOE_EMPTY_PROMPT'));
       await assert.rejects(model.complete([1, 100000]), RangeError);
       await assert.rejects(model.complete([1, 2.5]), RangeError);
       await assert.rejects(model.complete(prompt, { maxTokens: -1 }), RangeError);
@@ -105,45 +106,22 @@ for (const device of devices) {
       await assert.rejects(run(), reason);
       await assert.rejects(model.complete(prompt, { signal: AbortSignal.abort(reason) }), reason);
     });
-  });
 
-  describe(`sessions on ${device}`, () => {
-    it('keys kept between turns give what computing anew gives', async (t) => {
+    it('after an abort no piece comes, even those that were made before', async (t) => {
       const model = await textModel(t, device);
-      const lora = { rank: 2 };
-      const mixture = await model.createMixture({ groups: { a: { x: lora, y: lora }, b: { z: lora } } });
-      for (const generator of [model, mixture]) {
-        const session = generator.createSession({ system: 'Answer briefly.' });
-        for (const [i, text] of ['Where is the cat?', 'And the dog?', 'Thanks.'].entries()) {
-          const history = [...session.messages, { role: 'user', content: text }];
-          const options = { ...exact, maxTokens: 8 };
-          const anew = await generator.complete(history, options);
-          const turn = await session.complete(text, options);
-          assert.deepEqual(bits(turn), bits(anew));
-          assert.equal(turn.text, anew.text);
-          if (i > 0) assert.ok(turn.usage.cachedTokens > 0, 'nothing was kept');
-          assert.equal(session.messages.at(-1)?.content, turn.text);
-        }
-        session.dispose();
-        session.dispose();
-        await assert.rejects(session.complete('more'), hasCode('ERR_AT_MOE_DISPOSED'));
-      }
-      const { kvFreeTokens, kvTokens } = await model.memory();
-      assert.equal(kvFreeTokens, kvTokens);
-    });
-
-    it('a turn left early is not part of the conversation; one turn runs at a time', async (t) => {
-      const model = await textModel(t, device);
-      const session = model.createSession();
-      const options = { maxTokens: 20, ignoreEos: true };
-      for await (const _ of session.generate('Where is the cat?', options)) {
-        await assert.rejects(session.complete('What?'), hasCode('ERR_AT_MOE_BUSY'));
-        break;
-      }
-      assert.deepEqual(session.messages, []);
-      const anew = await model.complete([{ role: 'user', content: 'Where is the dog?' }], { ...exact });
-      assert.deepEqual(bits(await session.complete('Where is the dog?', { ...exact })), bits(anew));
-      session.dispose();
+      const controller = new AbortController();
+      const reason = new Error('enough');
+      const pieces = model.generate(prompt, { ignoreEos: true, maxTokens: 30, signal: controller.signal });
+      await pieces.next();
+      await model.complete(prompt, { ignoreEos: true, maxTokens: 30 }); // by now the first one is done as well
+      controller.abort(reason);
+      await assert.rejects(pieces.next(), reason);
+      const scored = model.score(prompt, 'the rest', { signal: AbortSignal.abort(reason) });
+      await assert.rejects(scored, reason);
+      const late = new AbortController();
+      const scoring = model.score(prompt, 'the rest', { signal: late.signal });
+      late.abort(reason);
+      await assert.rejects(scoring, reason);
     });
   });
 }

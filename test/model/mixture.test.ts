@@ -94,6 +94,11 @@ for (const device of devices) {
       await refuses({ only: 'skill' }, 'ERR_AT_MOE_UNKNOWN_NAME');
       await refuses({ experts: { nobody: 1 } }, 'ERR_AT_MOE_UNKNOWN_NAME');
       await refuses({ weight: { domain: 0.7, skill: 0.7 } }, RangeError);
+      await refuses({ weight: { domain: 0, skill: 0, style: 0 } }, 'ERR_AT_MOE_ROUTING');
+      await refuses({ weight: { domain: 0, skill: 0 }, deny: ['style'] }, 'ERR_AT_MOE_ROUTING');
+      await refuses({ bias: { domain: 1e300 } }, RangeError);
+      await refuses({ experts: { law: 1e300 } }, RangeError);
+      await refuses({ group_temperature: 1e-300 }, RangeError);
       await refuses({ only: 'law', deny: ['skill'] }, TypeError as unknown as typeof RangeError);
     });
   });

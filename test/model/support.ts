@@ -64,13 +64,17 @@ export const expertDir = (name: string, path: string) => join(golden, name, 'exp
 
 const demoBase = new URL('../../../examples/demo/base/', import.meta.url);
 
-/** A base with random weights, a tokenizer and a chat template. */
-export async function textModel(t: TestContext, device: string): Promise<Model> {
+/** A base with random weights, a tokenizer and, unless it is to be plain, a chat template. */
+export async function textModel(t: TestContext, device: string, { plain = false } = {}): Promise<Model> {
   const dir = join(temporary(t), 'base');
   const text = (name: string) => readFileSync(new URL(name, demoBase), 'utf8');
+  const { chat_template, ...tokenizer } = JSON.parse(text('tokenizer_config.json'));
   await initializeModel(dir, JSON.parse(text('config.json')), {
     deviation: 0.3,
-    files: { 'tokenizer.json': text('tokenizer.json'), 'tokenizer_config.json': text('tokenizer_config.json') },
+    files: {
+      'tokenizer.json': text('tokenizer.json'),
+      'tokenizer_config.json': JSON.stringify({ ...tokenizer, ...(!plain && { chat_template }) }),
+    },
   });
   const model = await loadModel(dir, { device: device as Device, threads: 1 });
   t.after(() => model.dispose());

@@ -7,8 +7,8 @@ import { fakeContext, rows } from './fake-engine.js';
 test('defaults', () => {
   const rate = (target: 'adapter' | 'router' | 'joint' | 'base') => parseTrainingOptions({}, target).learningRate;
   assert.deepEqual([rate('adapter'), rate('router'), rate('joint'), rate('base')], [2e-4, 1e-3, 1e-4, 2e-5]);
-  const { batchTokens, maxGradNorm, seed, shuffle } = parseTrainingOptions({}, 'adapter');
-  assert.deepEqual([batchTokens, maxGradNorm, seed, shuffle], [2048, 1, 0, true]);
+  const { batchTokens, maxGradNorm, seed } = parseTrainingOptions({}, 'adapter');
+  assert.deepEqual([batchTokens, maxGradNorm, seed], [2048, 1, 0]);
   assert.equal(parseTrainingOptions({ learningRate: 0 }, 'adapter').learningRate, 0);
 });
 

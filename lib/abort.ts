@@ -1,4 +1,4 @@
-import { AtMoeError } from '../errors.js';
+import { AtMoeError } from './errors.js';
 
 /** The work's result, or at once the signal's reason when it aborts; the work itself goes on unheard. */
 export async function orAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
