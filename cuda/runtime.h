@@ -25,7 +25,7 @@ class Runtime {
   virtual const DeviceLimits& limits() const = 0;
   virtual Stream stream() const = 0;
 
-  virtual Buffer allocate(size_t bytes) = 0;       // zeroed on the emulated device, undefined on a GPU
+  virtual Buffer allocate(size_t bytes) = 0;       // NaN on the emulated device, undefined on a GPU
   virtual Buffer allocate_host(size_t bytes) = 0;  // page-locked
   // Ordered with the kernels of the stream; host memory may be reused when the call returns, but for upload_async.
   virtual void upload(void* device, const void* host, size_t bytes) = 0;

@@ -14,15 +14,17 @@ onDevices('philox: known answers of the paper through the reference', () => {
 
 onDevices('dropout: the mask is a function of seed, stream and element', (device, tolerance) => {
   const random = new Random(1);
-  for (const [rows, cols, firstRow] of [
-    [1, 1, 0],
-    [5, 7, 0],
-    [9, 130, 3],
-    [0, 4, 0],
+  for (const [rows, cols, firstRow, pad] of [
+    [1, 1, 0, 3],
+    [5, 7, 0, 3],
+    [9, 130, 3, 3],
+    [3, 2068, 5, 4],
+    [2, 2068, 1, 1],
+    [0, 4, 0, 3],
   ] as const) {
     const x = random.matrix(rows, cols);
     const expected = x.data.map((value, i) => (kept(42, 7, firstRow * cols + i, 0.3) ? value / 0.7 : 0));
-    const args = { x, p: 0.3, seed: 42, stream: 7, firstRow, pad: 3 };
+    const args = { x, p: 0.3, seed: 42, stream: 7, firstRow, pad };
     close(run('dropout', device, args).y, expected, tolerance, 'y');
     const y = random.matrix(rows, cols);
     close(

@@ -6,7 +6,7 @@ const names = ['parameter', 'moment1', 'moment2'] as const;
 onDevices('adamw: ten steps against torch.optim.AdamW in double', (device) => {
   const random = new Random(1);
   const options = { learningRate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.1, gradientScale: 0.3 };
-  for (const count of [1, 17, 20000, 0]) {
+  for (const count of [1, 17, 20002, 0]) {
     let state = { parameter: random.array(count), moment1: new Float32Array(count), moment2: new Float32Array(count) };
     const p = doubles(state.parameter);
     const m = new Float64Array(count);

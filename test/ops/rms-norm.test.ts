@@ -10,6 +10,8 @@ const shapes: [number, number, number][] = [
   [3, 35, 7],
   [2, 2500, 2500],
   [37, 96, 32],
+  [2, 1024, 512],
+  [3, 520, 520],
   [0, 8, 8],
 ];
 
@@ -34,7 +36,7 @@ onDevices('rms_norm: forward, also in place', (device, tolerance) => {
 
 onDevices('rms_norm: backward against finite differences', (device, tolerance) => {
   const random = new Random(2);
-  for (const [rows, cols, dim] of [...shapes.filter((shape) => shape[1] < 2000), [3, 130, 130] as const]) {
+  for (const [rows, cols, dim] of [...shapes.filter((shape) => shape[1] < 500), [3, 130, 130] as const]) {
     const x = random.matrix(rows, cols, 2);
     const gamma = random.array(dim);
     const dy = random.matrix(rows, cols);
@@ -80,4 +82,35 @@ onDevices('rms_norm: same bits alone, in a batch, and on two threads', (device) 
   sameBits(two.dgamma, backward.dgamma, 'dgamma');
   const alone = run('rmsNormForward', device, { ...args, x: matrix(1, 200, row(x, 49)) });
   sameBits(alone.y, forward.y.slice(49 * 200), 'row 49');
+});
+
+onDevices('rms_norm: backward of long rows, the same bits cut by rows, aligned or not', (device, tolerance) => {
+  const random = new Random(4);
+  const rows = 70;
+  for (const dim of [64, 520, 1000]) {
+    const x = random.matrix(rows, dim);
+    const dy = random.matrix(rows, dim);
+    const gamma = random.array(dim);
+    const args = { x, dy, gamma, eps: 1e-5, dgamma: new Float32Array(dim) };
+    const whole = run('rmsNormBackward', device, { ...args, pad: 8 });
+    const dx = new Float64Array(rows * dim);
+    const dgamma = new Float64Array(dim);
+    for (let n = 0; n < rows; ++n) {
+      const [input, gradient] = [row(x, n), row(dy, n)];
+      const t = gradient.map((v, j) => v * gamma[j]!);
+      const r = 1 / Math.sqrt(dot(input, input) / dim + 1e-5);
+      const slope = (r ** 3 * dot(input, t)) / dim;
+      for (let j = 0; j < dim; ++j) {
+        dx[n * dim + j] = r * t[j]! - slope * input[j]!;
+        dgamma[j]! += gradient[j]! * input[j]! * r;
+      }
+    }
+    close(whole.dx, dx, tolerance, `dx by ${dim}`);
+    close(whole.dgamma, dgamma, 1e-5, `dgamma by ${dim}`);
+    const odd = run('rmsNormBackward', device, { ...args, pad: 1 });
+    sameBits(odd.dx, whole.dx, 'dx of unaligned rows');
+    sameBits(odd.dgamma, whole.dgamma, 'dgamma of unaligned rows');
+    const alone = { ...args, x: matrix(1, dim, row(x, 69)), dy: matrix(1, dim, row(dy, 69)) };
+    sameBits(run('rmsNormBackward', device, alone).dx, whole.dx.slice(69 * dim), 'dx of row 69');
+  }
 });

@@ -3,7 +3,7 @@ import { close, matrix, onDevices, Random, sameBits } from './support.js';
 
 onDevices('sum_rows: adds runs of rows, empty ones too', (device) => {
   const random = new Random(1);
-  for (const cols of [1, 33]) {
+  for (const cols of [1, 33, 300]) {
     const input = random.matrix(90, cols);
     const out = random.matrix(4, cols);
     const runs = [
@@ -17,7 +17,11 @@ onDevices('sum_rows: adds runs of rows, empty ones too', (device) => {
     }
     const args = { in: input, out, runs, pad: 3 };
     close(run('sumRows', device, args).out, expected, 2e-6, 'out');
-    sameBits(run('sumRows', device, args, 2).out, run('sumRows', device, args).out, 'two threads');
+    const whole = run('sumRows', device, args).out;
+    sameBits(run('sumRows', device, args, 2).out, whole, 'two threads');
+    const half = run('sumRows', device, { ...args, runs: [{ begin: 3, end: 40, row: 2 }] }).out;
+    const rest = { ...args, out: { ...out, data: half }, runs: [{ begin: 40, end: 70, row: 2 }, ...runs.slice(1)] };
+    sameBits(run('sumRows', device, rest).out, whole, 'a run in two parts');
   }
 });
 
@@ -40,6 +44,12 @@ onDevices('spread_rows: writes or adds a scaled record, and leaves other cells a
     }
     close(run('spreadRows', device, { out, runs, accumulate, pad: 2 }).out, expected, 1e-6, 'out');
   }
+  const long = run('spreadRows', device, {
+    out: matrix(700, 40, new Float32Array(700 * 40)),
+    runs: [{ begin: 0, end: 700, source: random.array(40).fill(3) }],
+  });
+  close(long.out, new Float32Array(700 * 40).fill(3), 0, 'a long run');
+  sameBits(run('spreadRows', device, { out, runs: [] }).out, out.data, 'no runs');
   const written = run('spreadRows', device, {
     out: matrix(2, 1, [Number.NaN, 1]),
     runs: [{ begin: 0, end: 1, source: Float32Array.of(2) }],

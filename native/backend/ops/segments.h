@@ -13,7 +13,7 @@ namespace at_moe {
 struct SumRows {
   struct Run {
     int64_t begin = 0, end = 0;  // rows of in
-    int64_t row = 0;             // of out
+    int64_t row = 0;             // of out; runs of one call have different ones
   };
   Matrix in, out;             // f32, same columns
   std::span<const Run> runs;  // host
