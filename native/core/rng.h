@@ -1,5 +1,5 @@
 // Philox 4x32-10 (Salmon et al., SC'11): a counter-based generator, so that a draw depends on its indices alone and is
-// the same on every device, thread count and batch.
+// the same on every device, thread count and batch. Constant expressions, so that kernels may call them too.
 #pragma once
 
 #include <array>
@@ -7,7 +7,7 @@
 
 namespace at_moe {
 
-inline std::array<uint32_t, 4> philox(uint64_t key, uint64_t high, uint64_t low) {
+constexpr std::array<uint32_t, 4> philox(uint64_t key, uint64_t high, uint64_t low) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   uint32_t c0 = static_cast<uint32_t>(low), c1 = static_cast<uint32_t>(low >> 32);
   uint32_t c2 = static_cast<uint32_t>(high), c3 = static_cast<uint32_t>(high >> 32);
@@ -25,6 +25,6 @@ inline std::array<uint32_t, 4> philox(uint64_t key, uint64_t high, uint64_t low)
 }
 
 // Uniform in [0, 1) with 24 bits, exact in float.
-inline float uniform(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+constexpr float uniform(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
 
 }  // namespace at_moe
