@@ -4,7 +4,6 @@
 
 namespace at_moe::cuda {
 
-void CudaBackend::forward(const RouterForward&) { fail(Code::kUnsupported, "not written yet"); }
 void CudaBackend::backward(const RouterBackward&) { fail(Code::kUnsupported, "not written yet"); }
 
 }  // namespace at_moe::cuda
