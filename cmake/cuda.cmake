@@ -55,6 +55,7 @@ else()
   list(REMOVE_ITEM cuda_host_sources "${PROJECT_SOURCE_DIR}/cuda/stub.cc")
   add_library(at_moe_cuda OBJECT ${cuda_sources} ${cuda_host_sources})
   target_link_libraries(at_moe_cuda PRIVATE CUDA::cudart_static)
+  # Kernels may call constexpr functions of native/core, which knows no CUDA.
   target_compile_options(at_moe_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
   set(AT_MOE_CUDA_LIBRARIES CUDA::cudart_static)
 endif()

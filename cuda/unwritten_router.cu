@@ -4,9 +4,6 @@
 
 namespace at_moe::cuda {
 
-void CudaBackend::forward(const RouterForward&) { fail(Code::kUnsupported, "not written yet"); }
 void CudaBackend::backward(const RouterBackward&) { fail(Code::kUnsupported, "not written yet"); }
-void CudaBackend::sample(const Sampling&) { fail(Code::kUnsupported, "not written yet"); }
-void CudaBackend::forward(const CrossEntropy&) { fail(Code::kUnsupported, "not written yet"); }
 
 }  // namespace at_moe::cuda

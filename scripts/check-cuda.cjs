@@ -44,8 +44,11 @@ function kernels(log) {
 
 function compile(nvcc, source, architecture, folder) {
   const output = path.join(folder, `${path.basename(source)}.${architecture}.cubin`);
-  const flags = ['-std=c++20', '-O3', '--expt-relaxed-constexpr', '-cubin', `-arch=sm_${architecture}`, '-Xptxas=-v', '-I', 'native', '-I', '.'];
-  const { status, stderr } = spawnSync(nvcc, [...flags, source, '-o', output], { cwd: root, encoding: 'utf8' });
+  const flags = ['-std=c++20', '-O3', '--expt-relaxed-constexpr', '-cubin', `-arch=sm_${architecture}`, '-Xptxas=-v'];
+  const { status, stderr } = spawnSync(nvcc, [...flags, '-I', 'native', '-I', '.', source, '-o', output], {
+    cwd: root,
+    encoding: 'utf8',
+  });
   if (status !== 0) {
     console.log(`${source} sm_${architecture}: does not compile\n${stderr}`);
     return false;

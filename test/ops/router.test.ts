@@ -19,6 +19,8 @@ const shapes: number[][] = [
   [0, 2, 5, 6],
   [0, 4, 5, 12, 14],
   [0, 70, 71],
+  [0, 1, 300, 303],
+  range(0, 41).map((g) => 3 * g),
 ];
 const optionsList: Options[] = [
   {},
@@ -390,4 +392,25 @@ onDevices('router: same bits for a row alone, in a batch, and on two threads', (
     const alone = run('routerForward', device, args(matrix(1, 10, row(logits, n)))).routing as Float32Array;
     sameBits(alone, all.slice(n * cols, (n + 1) * cols), `row ${n}`);
   }
+});
+
+onDevices('router: a pooled sequence gives the same bits at any place of a batch', (device) => {
+  const groupStart = Int32Array.of(0, 2, 40);
+  const logits = new Random(10).matrix(90, 42, 2);
+  const segment = { groupStart, pooled: true, expertTopK: 3 };
+  const batch = run('routerForward', device, {
+    logits,
+    records: 3,
+    segments: [
+      { ...segment, begin: 0, end: 7, out: 2 },
+      { ...segment, begin: 7, end: 80, out: 0 },
+      { ...segment, begin: 80, end: 90, out: 1, groupTopK: 1 },
+    ],
+  }).routing as Float32Array;
+  const alone = run('routerForward', device, {
+    logits: matrix(73, 42, logits.data.slice(7 * 42, 80 * 42)),
+    records: 1,
+    segments: [{ ...segment, begin: 0, end: 73, out: 0 }],
+  }).routing as Float32Array;
+  sameBits(alone, batch.slice(0, alone.length), 'record');
 });

@@ -3,7 +3,7 @@ import { run } from '../helpers/ops.js';
 import { philox, uniform } from './reference/philox.js';
 import { logSumExp, range } from './reference/router.js';
 import { candidates, penalised, type SamplingRow } from './reference/sampling.js';
-import { close, matrix, onDevices, Random, row } from './support.js';
+import { close, matrix, onDevices, Random, row, sameBits } from './support.js';
 
 const rules: SamplingRow[] = [
   { temperature: 1 },
@@ -100,4 +100,51 @@ onDevices('sampling: nothing finite to draw from is an error', (device) => {
     { logits: matrix(1, 2, [0, 1]), rows: [{ temperature: 1, banned: Int32Array.of(0, 1) }] },
   ];
   for (const args of wrong) assert.throws(() => run('sampling', device, args), { code: 'ERR_AT_MOE_NOT_FINITE' });
+});
+
+onDevices('sampling: every device draws the tokens of the CPU', (device) => {
+  const random = new Random(2);
+  const settings: SamplingRow[] = [
+    ...rules,
+    { temperature: 0 },
+    { temperature: 0.05 },
+    { temperature: 0.2, topP: 0.95 },
+    { temperature: 1, topK: 50, topP: 0.9 },
+    { temperature: 1, topK: 3000 },
+    { temperature: 1, topK: 1 << 30, minP: 1e-3 },
+    { temperature: 20, topP: 0.999 },
+    { temperature: 0.7, topP: 0 },
+    { temperature: 1, minP: 1 },
+    { temperature: 1, topP: 0.5, repetitionPenalty: 0.6, history: Int32Array.from(range(0, 11)) },
+  ];
+  // Spreads from one where a few tokens hold all the mass to one where all are equal: many ties, many in one interval.
+  for (const [vocabulary, spread, draws] of [
+    [17, 2, 20],
+    [1003, 3, 5],
+    [5000, 0.01, 2],
+    [4099, 0, 2],
+    [20011, 6, 1],
+    [20011, 0.3, 1],
+  ] as const) {
+    const own = settings.flatMap((rule) => range(0, draws).map((draw) => ({ ...rule, seed: vocabulary, draw })));
+    const rows = own.filter(({ history }) => !history?.some((id) => id >= vocabulary));
+    const logits = random.matrix(rows.length, vocabulary, spread);
+    const expected = run('sampling', 'cpu', { logits, rows });
+    const actual = run('sampling', device, { logits, rows, pad: 1 });
+    rows.forEach((rule, n) => {
+      assert.equal(actual.tokens[n], expected.tokens[n], `${vocabulary} ${spread} ${JSON.stringify(rule)}`);
+    });
+    close(actual.logProbs, expected.logProbs, 1e-6, 'log probabilities', 1);
+  }
+});
+
+onDevices('sampling: a row draws the same alone and in a batch', (device) => {
+  const logits = new Random(3).matrix(5, 2050, 2);
+  const rows: SamplingRow[] = range(0, 5).map((n) => ({ ...rules[2 * n]!, seed: 3, draw: n }));
+  const all = run('sampling', device, { logits, rows });
+  rows.forEach((own, n) => {
+    const alone = run('sampling', device, { logits: matrix(1, 2050, row(logits, n)), rows: [own] });
+    assert.equal(alone.tokens[0], all.tokens[n]);
+    sameBits(alone.logProbs, all.logProbs.slice(n, n + 1), 'log probability');
+  });
 });

@@ -11,7 +11,9 @@ namespace at_moe {
 
 struct CrossEntropy {
   Matrix logits;                     // [N, V] f32
-  const int32_t* labels = nullptr;   // [N] device; -100: no label, loss 0
+  // [N] device; -100: no label, loss 0. Any other outside of the vocabulary: an error, or a loss of NaN where the host
+  // cannot see labels without waiting.
+  const int32_t* labels = nullptr;
   const float* weight = nullptr;     // [N] device: factor of the gradient; null = forward only, logits stay
   Matrix base_logits;                // [N, V] f32 or empty
   const float* kl_weight = nullptr;  // [N] device or null
