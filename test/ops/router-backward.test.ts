@@ -1,4 +1,4 @@
-import { run } from '../helpers/ops.js';
+import { type Matrix, run } from '../helpers/ops.js';
 import { type Coefficients, losses, type Options, range, route } from './reference/router.js';
 import { close, dot, doubles, matrix, numericGradient, onDevices, Random, row, sameBits } from './support.js';
 
@@ -173,4 +173,38 @@ onDevices('router backward: adds to parameter gradients, and two threads give th
     'dbalance',
   );
   sameBits(twice.dlogits, once.dlogits, 'dlogits');
+});
+
+onDevices('router backward: many rows and wide groups as on the CPU, and a row alone', (device) => {
+  for (const conditional of [true, false]) {
+    for (const [groupStart, options] of [
+      [[0, 1, 40, 75], { groupTopK: 2, expertTopP: 0.6, expertTemperature: 0.9 }],
+      [range(0, 41).map((g) => 2 * g), { groupTopP: 0.5 }],
+    ] as const) {
+      const entry: Case = { name: '', groupStart: [...groupStart], rows: 131, options: { ...options, conditional } };
+      const { groups, experts, args } = prepare('cpu', { ...entry, learned: true }, new Random(13));
+      const expected = run('routerBackward', 'cpu', { ...args, ...all });
+      const actual = run('routerBackward', device, { ...args, ...all });
+      for (const name of ['losses', 'dlogits', 'dscore', 'dbalance', 'dlogScale']) {
+        close(actual[name], expected[name], 1e-5, name);
+      }
+      // Without the balance losses, whose means are over the call, a row's gradient is its own.
+      const unbalanced = { ...args, ...all, groupBalance: 0, expertBalance: 0 };
+      const together = run('routerBackward', device, unbalanced);
+      const cols = together.dlogits.length / 131;
+      for (const r of [0, 70, 130]) {
+        const own = (m: Matrix) => matrix(1, m.cols, row(m, r));
+        const alone = run('routerBackward', device, {
+          ...unbalanced,
+          logits: own(args.logits),
+          routing: own(args.routing),
+          drouting: own(args.drouting),
+          rowWeight: args.rowWeight.slice(r, r + 1),
+          groupTarget: args.groupTarget.slice(r * groups, (r + 1) * groups),
+          expertTarget: args.expertTarget.slice(r * experts, (r + 1) * experts),
+        });
+        sameBits(alone.dlogits, together.dlogits.slice(r * cols, (r + 1) * cols), `row ${r}`);
+      }
+    }
+  }
 });
