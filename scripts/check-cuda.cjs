@@ -44,7 +44,18 @@ function kernels(log) {
 
 function compile(nvcc, source, architecture, folder) {
   const output = path.join(folder, `${path.basename(source)}.${architecture}.cubin`);
-  const flags = ['-std=c++20', '-O3', '--expt-relaxed-constexpr', '-cubin', `-arch=sm_${architecture}`, '-Xptxas=-v', '-I', 'native', '-I', '.'];
+  const flags = [
+    '-std=c++20',
+    '-O3',
+    '--expt-relaxed-constexpr',
+    '-cubin',
+    `-arch=sm_${architecture}`,
+    '-Xptxas=-v',
+    '-I',
+    'native',
+    '-I',
+    '.',
+  ];
   const { status, stderr } = spawnSync(nvcc, [...flags, source, '-o', output], { cwd: root, encoding: 'utf8' });
   if (status !== 0) {
     console.log(`${source} sm_${architecture}: does not compile\n${stderr}`);
