@@ -1,5 +1,5 @@
-// Rows in pieces of a few elements, so that a thread moves 16 bytes at once where the memory is aligned for it. What a piece
-// holds does not depend on that, so neither do results.
+// Rows in pieces of a few elements, so that a thread moves 16 bytes at once where the memory is aligned for it. What a
+// piece holds does not depend on that, so neither do results.
 #pragma once
 
 #include <cstdint>

@@ -68,7 +68,16 @@ function withCmake({ work, config, defines, target }) {
   if (has('ninja')) configure.push('-G', 'Ninja');
   for (const [name, value] of Object.entries(defines)) configure.push(`-D${name}=${value}`);
   run('cmake', configure);
-  run('cmake', ['--build', work, '--target', target, '--config', config, '--parallel', String(os.availableParallelism())]);
+  run('cmake', [
+    '--build',
+    work,
+    '--target',
+    target,
+    '--config',
+    config,
+    '--parallel',
+    String(os.availableParallelism()),
+  ]);
 }
 
 function main() {

@@ -1,15 +1,27 @@
-// Runs the compiled tests with node's own runner: `npm test [-- part-of-a-path …] [--node-flag …]`.
+// Runs the compiled tests with node's own runner: `npm test [-- part-of-a-path …] [--node-flag …]`, on the CPU or on
+// AT_MOE_TEST_DEVICES, then a part of them on the emulated device. `--device=emulated` (npm run test:emulated): all tests
+// that take a device, on the emulated one, and those of ops under its other schedules too.
 // Node 20's --test takes no globs, so the files are listed here.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
+const { hasEmulated, folder } = require('./emulated.cjs');
 
 const root = path.join(__dirname, '..');
 const args = process.argv.slice(2);
-const flags = args.filter((arg) => arg.startsWith('--'));
+const device = args.find((arg) => arg.startsWith('--device='))?.slice('--device='.length);
+const flags = args.filter((arg) => arg.startsWith('--') && !arg.startsWith('--device='));
 const filters = args.filter((arg) => !arg.startsWith('--'));
+
+const quickGolden = 'llama-token-dense';
+const schedules = [
+  { name: 'forward order', env: { AT_MOE_EMULATED_ORDER: 'forward' } },
+  { name: 'reverse order', env: { AT_MOE_EMULATED_ORDER: 'reverse' } },
+  { name: 'random order', env: { AT_MOE_EMULATED_ORDER: 'random', AT_MOE_EMULATED_SEED: '2' } },
+  { name: 'four blocks in flight', env: { AT_MOE_EMULATED_RESIDENT: '4', AT_MOE_EMULATED_SEED: '3' } },
+];
 
 const files = fs
   .readdirSync(path.join(root, 'dist', 'test'), { recursive: true })
@@ -17,14 +29,68 @@ const files = fs
   .map((name) => path.join('dist', 'test', name))
   .filter((file) => filters.length === 0 || filters.some((filter) => file.includes(filter.replace(/\.ts$/, '.js'))))
   .sort();
-if (files.length === 0) {
-  console.error(`no test file matches ${filters.join(' ')}`);
-  process.exit(1);
+
+// Whether a test, or what it imports from dist/test, asks test/helpers/devices.ts for devices.
+function takesDevice(file) {
+  if (file === path.join('dist', 'test', 'helpers', 'devices.js')) return true;
+  const imports = fs.readFileSync(path.join(root, file), 'utf8').matchAll(/^(?:import|export) .* from '(\.[^']+)'/gm);
+  return [...imports]
+    .map(([, name]) => path.join(path.dirname(file), name))
+    .some((name) => name.startsWith(path.join('dist', 'test')) && takesDevice(name));
 }
+
+const isOp = (file) => path.dirname(file) === path.join('dist', 'test', 'ops');
+const isGolden = (file) => path.basename(file) === 'golden.test.js';
+
+function plan() {
+  const emulated = { AT_MOE_TEST_DEVICES: 'emulated', AT_MOE_PREBUILD: path.join(root, folder) };
+  const onDevice = files.filter(takesDevice);
+  if (device === 'emulated') {
+    return schedules.map(({ name, env }, i) => ({
+      name: `emulated device, ${name}`,
+      files: i === 0 ? onDevice : onDevice.filter(isOp),
+      env: { ...emulated, ...env },
+    }));
+  }
+  const first = { name: process.env.AT_MOE_TEST_DEVICES ?? 'cpu', files, env: {} };
+  if (process.env.AT_MOE_TEST_DEVICES) return [first];
+  const part = onDevice.filter((file) => isOp(file) || isGolden(file));
+  return [first, { name: 'emulated device', files: part, env: { ...emulated, AT_MOE_TEST_GOLDEN: quickGolden } }];
+}
+
 const unlessGiven = (flag, value) => (flags.some((given) => given.startsWith(flag)) ? [] : [`${flag}=${value}`]);
 const defaults = [...unlessGiven('--test-reporter', 'spec'), ...unlessGiven('--test-concurrency', '2')];
-const { status } = spawnSync(process.execPath, ['--test', ...defaults, ...flags, ...files], {
-  cwd: root,
-  stdio: 'inherit',
-});
-process.exit(status ?? 1);
+
+function passes(run) {
+  const { status } = spawnSync(process.execPath, ['--test', ...defaults, ...flags, ...run.files], {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...run.env },
+  });
+  return status === 0;
+}
+
+function main() {
+  if (device && device !== 'emulated') throw new Error(`--device=${device}: only 'emulated' (see AT_MOE_TEST_DEVICES)`);
+  if (files.length === 0) throw new Error(`no test file matches ${filters.join(' ')}`);
+  const runs = plan().filter((run) => run.files.length > 0);
+  const failed = [];
+  for (const run of runs) {
+    if (run.env.AT_MOE_PREBUILD && !hasEmulated) {
+      console.log(`tests on the ${run.name}: skipped, it exists on Linux x86-64 only`);
+      continue;
+    }
+    if (runs.length > 1) console.log(`tests: ${run.name}`);
+    if (!passes(run)) failed.push(run.name);
+  }
+  if (failed.length === 0) return;
+  if (runs.length > 1) console.error(`tests failed: ${failed.join('; ')}`);
+  process.exitCode = 1;
+}
+
+try {
+  main();
+} catch (error) {
+  console.error(error.message);
+  process.exitCode = 1;
+}

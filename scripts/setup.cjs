@@ -1,16 +1,18 @@
 // Makes a fresh clone ready to run: system packages, npm packages, the addon, the compiled TypeScript. Each step is
-// skipped when there is nothing to do. Flags: --quiet (only problems are printed), --lint (the linters' tools instead of
-// the builds).
+// skipped when there is nothing to do. Flags: --quiet (only problems are printed), --emulated (the addon with the emulated
+// device too, where there is one), --lint (the linters' tools instead of the builds).
 'use strict';
 
 const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
+const { hasEmulated, addon } = require('./emulated.cjs');
 const { root, fingerprint, isCurrent, writeStamp } = require('./stamps.cjs');
 const { buildTools, lintTools, ensure } = require('./system-tools.cjs');
 
 const quiet = process.argv.includes('--quiet');
 const lint = process.argv.includes('--lint');
+const emulated = process.argv.includes('--emulated') && hasEmulated;
 const exists = (...parts) => fs.existsSync(path.join(root, ...parts));
 
 function run(command, args) {
@@ -66,6 +68,11 @@ function main() {
     ensure(buildTools);
     run(process.execPath, ['scripts/build-native.cjs', 'build']);
   });
+  if (emulated) {
+    step('emulated', nativeInputs, [addon], options, () => {
+      run(process.execPath, ['scripts/build-native.cjs', 'emulated']);
+    });
+  }
   const typescriptInputs = ['lib', 'test', 'bench', 'examples', 'scripts', 'tsconfig.json', 'package-lock.json'];
   step('typescript', typescriptInputs, ['dist/lib/index.cjs'], '', () => {
     run(process.execPath, ['scripts/build-ts.cjs']);

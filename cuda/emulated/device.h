@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <source_location>
 
 #include "cuda/emulated/simt.h"
 
@@ -34,7 +35,9 @@ struct alignas(8) float2 {
   float x, y;
 };
 
-inline void __syncthreads() { at_moe::cuda::simt::barrier(); }
+inline void __syncthreads(const std::source_location& at = std::source_location::current()) {
+  at_moe::cuda::simt::barrier({at.file_name(), at.line()});
+}
 
 namespace at_moe::cuda {
 

@@ -45,6 +45,7 @@ struct Copy {
 struct Lane : Thread {
   Fiber fiber;
   State state = State::kReady;
+  Place place;  // of the barrier it waits at
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
 };
@@ -135,7 +136,9 @@ class Runner {
     Fiber::change(home_, current->fiber);
   }
 
-  void barrier() {
+  void barrier(Place place) {
+    current->place = place;
+    current->state = State::kAtBarrier;
     if (++at_barrier_ == alive_) return release_barrier();
     wait(State::kAtBarrier);
   }
@@ -169,6 +172,14 @@ class Runner {
 
   void release_barrier() {
     if (turns) turns->pass(me, 4);
+    const Lane* first = nullptr;
+    for (int i = 0; i < count_; ++i) {
+      Lane& lane = *lanes_[static_cast<size_t>(i)];
+      if (lane.state != State::kAtBarrier) continue;
+      if (!first) first = &lane;
+      if (lane.place.line != first->place.line || std::strcmp(lane.place.file, first->place.file) != 0)
+        report("divergent barrier");
+    }
     at_barrier_ = 0;
     for (int i = 0; i < count_; ++i) {
       Lane& lane = *lanes_[static_cast<size_t>(i)];
@@ -216,9 +227,10 @@ class Runner {
     std::fprintf(stderr, "emulated device: %s in block (%u, %u, %u) of (%u, %u, %u)\n", what, block.index.x,
                  block.index.y, block.index.z, block.grid.x, block.grid.y, block.grid.z);
     for (int i = 0; i < count_; ++i) {
-      const State state = lanes_[static_cast<size_t>(i)]->state;
-      if (state == State::kAtBarrier) std::fprintf(stderr, "  thread %d waits at a barrier\n", i);
-      if (state == State::kInWarp) std::fprintf(stderr, "  thread %d waits in a warp operation\n", i);
+      const Lane& lane = *lanes_[static_cast<size_t>(i)];
+      if (lane.state == State::kAtBarrier)
+        std::fprintf(stderr, "  thread %d waits at the barrier of %s:%u\n", i, lane.place.file, lane.place.line);
+      if (lane.state == State::kInWarp) std::fprintf(stderr, "  thread %d waits in a warp operation\n", i);
     }
     std::abort();
   }
@@ -316,7 +328,7 @@ void run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>
   for (std::thread& each : threads) each.join();
 }
 
-void barrier() { runner->barrier(); }
+void barrier(Place place) { runner->barrier(place); }
 void warp_collective(uint32_t mask, void* mine, void (*act)(void** lanes)) { runner->collective(mask, mine, act); }
 void spin() { runner->spin(); }
 void interleave() {

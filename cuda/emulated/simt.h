@@ -44,7 +44,12 @@ const Block& block();
 // Runs the kernel; returns when it is done. A deadlock is reported on stderr, thread by thread, and aborts the process.
 void run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& kernel);
 
-void barrier();
+// All threads that have not returned arrive; arriving from different places of the source is reported as a deadlock is.
+struct Place {
+  const char* file = "";
+  unsigned line = 0;
+};
+void barrier(Place place);
 // All lanes of `mask` arrive with a pointer; the last one runs `act` on the 32 pointers (null for lanes outside of it).
 void warp_collective(uint32_t mask, void* mine, void (*act)(void** lanes));
 // Other threads, and other resident blocks, may run now. More than a few million in a row without one is a deadlock.
