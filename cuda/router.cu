@@ -8,7 +8,6 @@
 // does. Segments, controls and tables go to the device in one copy.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -22,7 +21,6 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kPoolColumns = 32, kPoolRows = 16;
-constexpr float kSetTolerance = 1e-5f;
 constexpr int32_t kNone = -1;
 
 // Offsets into the staged bytes, or kNone.
@@ -69,40 +67,8 @@ class Packer {
   std::vector<char> bytes_;
 };
 
-// Fails with kRouting when weights that were set are negative, denied or above 1 in sum.
-void check_set(const char* what, const float* set, const uint8_t* denied, int32_t n) {
-  float total = 0;
-  for (int32_t i = 0; i < n; ++i) {
-    if (std::isnan(set[i])) continue;
-    if (!(set[i] >= 0)) fail(Code::kRouting, "the weight set for ", what, " ", i, " is ", set[i]);
-    if (set[i] > 0 && denied && denied[i]) fail(Code::kRouting, what, " ", i, " is denied and has a weight");
-    total += set[i];
-  }
-  if (total > 1 + kSetTolerance) fail(Code::kRouting, "the weights set for a stage sum to ", total, ", more than 1");
-}
-
-// The groups that are denied, or have no expert left. Fails when nothing is left, or weights that were set cannot be.
-std::vector<uint8_t> denied_groups(const RouterShape& shape, const RouterControls& controls) {
-  std::vector<uint8_t> denied(static_cast<size_t>(shape.groups));
-  bool any = false;
-  for (int32_t g = 0; g < shape.groups; ++g) {
-    const int32_t begin = shape.group_start[g], n = shape.group_start[g + 1] - begin;
-    require(n > 0, "router: group ", g, " has no expert");
-    const uint8_t* own = controls.expert_denied.empty() ? nullptr : controls.expert_denied.data() + begin;
-    const bool none_left = own && std::all_of(own, own + n, [](uint8_t d) { return d != 0; });
-    denied[g] = none_left || (!controls.group_denied.empty() && controls.group_denied[g]);
-    any |= !denied[g];
-    if (!controls.expert_set.empty()) check_set("expert", controls.expert_set.data() + begin, own, n);
-  }
-  if (!any) fail(Code::kRouting, "every expert is denied");
-  if (!controls.group_set.empty()) check_set("group", controls.group_set.data(), denied.data(), shape.groups);
-  return denied;
-}
-
 // The parts of a segment that depend on its shape and controls alone.
 void pack_tables(Packer& packer, const RouterShape& shape, const RouterControls& controls, StagedSegment& staged) {
-  require(static_cast<int32_t>(shape.group_start.size()) == shape.groups + 1, "router: group_start has ",
-          shape.group_start.size(), " entries for ", shape.groups, " groups");
   const std::vector<uint8_t> denied = denied_groups(shape, controls);
   const bool any_denied = std::any_of(denied.begin(), denied.end(), [](uint8_t d) { return d != 0; });
   staged.groups = shape.groups;

@@ -45,26 +45,16 @@ struct PreparedSegment {
     const RouterShape& shape = *source.shape;
     const RouterControls& controls = source.controls ? *source.controls : none;
     const RouterOptions& options = source.options;
-    require(static_cast<int32_t>(shape.group_start.size()) == shape.groups + 1, "router: group_start has ",
-            shape.group_start.size(), " entries for ", shape.groups, " groups");
     if (source.pooled && source.begin >= source.end) fail(Code::kRouting, "a sequence has no instruction token");
-    group_denied.assign(static_cast<size_t>(shape.groups), 0);
-    bool any = false;
+    group_denied = denied_groups(shape, controls);
     for (int32_t g = 0; g < shape.groups; ++g) {
       const int32_t begin = shape.group_start[g], n = shape.group_start[g + 1] - begin;
-      require(n > 0, "router: group ", g, " has no expert");
-      const uint8_t* denied = offset(controls.expert_denied, begin);
-      const bool none_left = denied && std::all_of(denied, denied + n, [](uint8_t d) { return d != 0; });
-      group_denied[g] = none_left || (!controls.group_denied.empty() && controls.group_denied[g]);
-      any |= !group_denied[g];
       expert.push_back({n, options.expert_temperature, options.expert_top_k, options.expert_top_p, options.renormalize,
-                        offset(controls.expert_bias, begin), denied, offset(controls.expert_set, begin)});
-      check_set("expert", expert.back().set, denied, n);
+                        offset(controls.expert_bias, begin), offset(controls.expert_denied, begin),
+                        offset(controls.expert_set, begin)});
     }
-    if (!any) fail(Code::kRouting, "every expert is denied");
     group = {shape.groups,        options.group_temperature,      options.group_top_k, options.group_top_p,
              options.renormalize, offset(controls.group_bias, 0), group_denied.data(), offset(controls.group_set, 0)};
-    check_set("group", group.set, group.denied, shape.groups);
     lambda = lambda_of(*source.layer);
     rho = rho_of(*source.layer);
   }

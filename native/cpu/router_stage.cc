@@ -5,13 +5,9 @@
 #include <limits>
 #include <vector>
 
-#include "core/status.h"
-
 namespace at_moe {
 
 namespace {
-
-constexpr float kSetTolerance = 1e-5f;
 
 // keep[i]: among the top_k largest, and the mass before it, in descending order, is below top_p. Ties: lower index.
 void select(const Stage& stage, const float* p, std::vector<int32_t>& order, uint8_t* keep) {
@@ -72,18 +68,6 @@ void finish(const Stage& stage, const float* p, const uint8_t* frozen, float* q)
     for (int32_t i = 0; i < stage.n; ++i) q[i] = keep[i] ? p[i] * factor : 0;
   }
   if (stage.set) apply_set(stage, q);
-}
-
-void check_set(const char* what, const float* set, const uint8_t* denied, int32_t n) {
-  if (!set) return;
-  float total = 0;
-  for (int32_t i = 0; i < n; ++i) {
-    if (std::isnan(set[i])) continue;
-    if (!(set[i] >= 0)) fail(Code::kRouting, "the weight set for ", what, " ", i, " is ", set[i]);
-    if (set[i] > 0 && denied && denied[i]) fail(Code::kRouting, what, " ", i, " is denied and has a weight");
-    total += set[i];
-  }
-  if (total > 1 + kSetTolerance) fail(Code::kRouting, "the weights set for a stage sum to ", total, ", more than 1");
 }
 
 }  // namespace at_moe

@@ -25,7 +25,4 @@ void softmax(const Stage& stage, const float* score, float* p);
 // q = the final weights of a stage from its softmax p. `frozen` [n] replaces the selection.
 void finish(const Stage& stage, const float* p, const uint8_t* frozen, float* q);
 
-// Fails with kRouting when weights that were set are negative, denied or above 1 in sum.
-void check_set(const char* what, const float* set, const uint8_t* denied, int32_t n);
-
 }  // namespace at_moe
