@@ -8,7 +8,6 @@
 // does. Segments, controls and tables go to the device in one copy.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <vector>
 

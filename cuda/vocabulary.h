@@ -1,5 +1,5 @@
-// Passes of one block over one row of logits. Thread t has the elements 4 (t + kRowThreads i) .. + 3, however the row is
-// aligned, and sums of threads are added in double in a fixed order: the bits depend on the row alone.
+// Passes of one block over one row of logits. Thread t has the elements 4 (t + kRowThreads i) .. + 3, however the row
+// is aligned, and sums of threads are added in double in a fixed order: the bits depend on the row alone.
 #pragma once
 
 #include <cfloat>

@@ -10,7 +10,7 @@
 namespace at_moe {
 
 struct CrossEntropy {
-  Matrix logits;                     // [N, V] f32
+  Matrix logits;  // [N, V] f32
   // [N] device; -100: no label, loss 0. Any other outside of the vocabulary: an error, or a loss of NaN where the host
   // cannot see labels without waiting.
   const int32_t* labels = nullptr;

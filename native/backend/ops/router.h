@@ -47,6 +47,10 @@ struct RouterShape {
   int32_t gate() const { return 2 * groups + 2 * experts; }
 };
 
+// 1 for the groups that are denied or have no expert left. Fails with kRouting when no group is left, or when weights that
+// were set are negative, denied or above 1 in sum.
+std::vector<uint8_t> denied_groups(const RouterShape& shape, const RouterControls& controls);
+
 // The router of one layer on the device.
 struct RouterLayer {
   const Weight* weight = nullptr;    // [G+E, d] (static: [G, d])
