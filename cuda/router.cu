@@ -11,7 +11,6 @@
 #include <cstring>
 #include <vector>
 
-#include "backend/router_controls.h"
 #include "core/status.h"
 #include "cuda/backend.h"
 #include "cuda/router_stage.h"

@@ -10,7 +10,6 @@
 #include <limits>
 #include <vector>
 
-#include "backend/router_controls.h"
 #include "core/status.h"
 #include "cpu/backend.h"
 #include "cpu/router_stage.h"
