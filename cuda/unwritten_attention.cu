@@ -6,7 +6,5 @@ namespace at_moe::cuda {
 
 void CudaBackend::forward(const AttentionForward&) { fail(Code::kUnsupported, "not written yet"); }
 void CudaBackend::backward(const AttentionBackward&) { fail(Code::kUnsupported, "not written yet"); }
-void CudaBackend::forward(const RopeForward&) { fail(Code::kUnsupported, "not written yet"); }
-void CudaBackend::backward(const RopeBackward&) { fail(Code::kUnsupported, "not written yet"); }
 
 }  // namespace at_moe::cuda

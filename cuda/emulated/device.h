@@ -241,3 +241,9 @@ T atomicAdd(T* pointer, T value) {
 }
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+// Sine and cosine of pi x.
+inline void sincospif(float x, float* sine, float* cosine) {
+  constexpr double kPi = 3.14159265358979323846;
+  *sine = static_cast<float>(std::sin(kPi * x));
+  *cosine = static_cast<float>(std::cos(kPi * x));
+}
