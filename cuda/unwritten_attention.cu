@@ -4,7 +4,6 @@
 
 namespace at_moe::cuda {
 
-void CudaBackend::forward(const AttentionForward&) { fail(Code::kUnsupported, "not written yet"); }
 void CudaBackend::backward(const AttentionBackward&) { fail(Code::kUnsupported, "not written yet"); }
 
 }  // namespace at_moe::cuda
