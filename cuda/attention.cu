@@ -1,13 +1,13 @@
 // Attention over the paged pool (contract: backend/ops/attention.h). A block has some adjacent rows of one sequence and query
-// heads of one key head: their queries are the rows of two products, S = q·Kᵀ over chunks of a run of keys, kept in
-// registers, and P·V over the same chunks with P = exp(S - max) in shared memory. Chunks pass through a ring of
-// asynchronous copies, K of a run and then V. The result of a run is blended into that of the runs before.
+// heads of one key head: their queries are the rows of S = q·Kᵀ and P·V over the keys, chunk by chunk, K and V of a chunk
+// passing in turn through a ring of asynchronous copies. Within a run of keys the maximum moves with the chunks, and what
+// was summed before is scaled by exp(old - new); the result of a run is then blended into that of the runs before.
 //   grid x   windows of tile_rows rows, up to where the sequence changes; then, per sequence, the rows from its first one,
 //            where that is not at the begin of a window, to the window's end (decode has one row per window and no more)
 //   grid y   key heads times parts of their group of query heads
 //   grid z   1; or, where that leaves multiprocessors idle, blocks that take every gridDim.z-th run and leave max, sum and
 //            weighted values of each in scratch, to be blended by a second kernel
-// Blending does the same arithmetic in both, and a run's sums depend on the keys' positions alone (cuda/attention.cuh).
+// Chunks lie at fixed positions and both ways blend with the same arithmetic, so a row's bits depend on neither.
 #include <algorithm>
 
 #include "cuda/attention.cuh"
@@ -99,11 +99,11 @@ __device__ RowRange rows_of_block(const Arguments& args) {
   return found;
 }
 
-// The order in which chunks of keys pass: of each run K, then V.
+// The order in which chunks of keys pass: those of a block's runs that a row sees, of each K, then V.
 template <class Tile>
 struct ChunkCursor {
   static constexpr int kRunChunks = kRun / Tile::kCols;
-  int first_key, last_key, step;
+  int first_key, last_key;
   int run, chunk;
   bool values;
 
@@ -115,18 +115,16 @@ struct ChunkCursor {
     values = false;
   }
   __device__ void advance() {
-    if (++chunk < end(run)) return;
-    if (values) return start(run + step);
-    chunk = begin(run);
-    values = true;
+    if (values && ++chunk == end(run)) return start(run + static_cast<int>(gridDim.z));
+    values = !values;
   }
 };
 
 template <class Tile>
 struct ForwardShared {
   using T = typename Tile::T;
-  static constexpr int kWeightStride = kRun + Tile::kPad;
-  static constexpr int kGroups = kRun / (Tile::kRowLanes * Tile::kGroupCols);
+  static constexpr int kWeightStride = Tile::kCols + Tile::kPad;
+  static constexpr int kGroups = Tile::kCols / (Tile::kRowLanes * Tile::kGroupCols);
   static constexpr int kChunk = Tile::kCols * Tile::kStride;
   static constexpr int kFixed = (Tile::kRows * (Tile::kStride + kWeightStride)) * sizeof(T) +
                                 (Tile::kSplits + kGroups) * Tile::kRows * sizeof(float);
@@ -137,11 +135,11 @@ struct ForwardShared {
 };
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) attend(ForwardArguments<typename Tile::T> args) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 && Tile::kDim <= 128 ? 2 : 1)
+    attend(ForwardArguments<typename Tile::T> args) {
   using T = typename Tile::T;
   using Shared = ForwardShared<Tile>;
-  constexpr int kRunChunks = kRun / Tile::kCols, kRows = Tile::kRows, kThreadRows = Tile::kThreadRows;
-  constexpr int kStages = Shared::kStages;
+  constexpr int kRows = Tile::kRows, kThreadRows = Tile::kThreadRows, kStages = Shared::kStages;
   constexpr float kLog2e = 1.44269504f;
 
   T* q = shared_memory<T>();
@@ -160,7 +158,6 @@ __global__ void __launch_bounds__(Tile::kThreads) attend(ForwardArguments<typena
   ChunkCursor<Tile> next;
   next.first_key = first_visible(args.position[rows.begin], args.window);
   next.last_key = args.position[rows.end - 1];
-  next.step = gridDim.z;
   const int first_run = next.first_key / kRun + blockIdx.z, last_run = next.last_key / kRun;
   if (first_run > last_run) return;
   next.start(first_run);
@@ -208,80 +205,80 @@ __global__ void __launch_bounds__(Tile::kThreads) attend(ForwardArguments<typena
   clear<Tile>(out);
 
   for (int run = first_run; run <= last_run; run += static_cast<int>(gridDim.z)) {
-    const int begin = next.begin(run), end = next.end(run);
-    typename Tile::Scores scores[kRunChunks];
-    float top[kThreadRows];
-    for (int i = 0; i < kThreadRows; ++i) top[i] = -INFINITY;
-#pragma unroll
-    for (int c = 0; c < kRunChunks; ++c) {
-      const int chunk = run * kRunChunks + c;
-      const bool there = chunk >= begin && chunk < end;
-      if (there) Tile::score(q, take_chunk(), scores[c]);
+    SoftmaxState of_run[kThreadRows];  // its maximum before scaling, until the end of the run
+    for (int i = 0; i < kThreadRows; ++i) of_run[i] = {-INFINITY, 0};
+    typename Tile::Sums values;
+    clear<Tile>(values);
+    const int chunks_end = next.end(run);
+    for (int chunk = next.begin(run); chunk < chunks_end; ++chunk) {
+      typename Tile::Scores scores;
+      Tile::score(q, take_chunk(), scores);
+      float top[kThreadRows];
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i) {
+        top[i] = of_run[i].maximum;
 #pragma unroll
         for (int j = 0; j < Tile::kThreadCols; ++j) {
           const int key = chunk * Tile::kCols + Tile::col(j);
-          float& score = scores[c].at(i, j);
-          score = there && key >= first[i] && key <= last[i] ? score : -INFINITY;
+          float& score = scores.at(i, j);
+          score = key >= first[i] && key <= last[i] ? score : -INFINITY;
           top[i] = fmaxf(top[i], score);
         }
+        for (int by = Tile::kRowLanes / 2; by > 0; by /= 2) top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], by));
       }
-    }
-
-#pragma unroll
-    for (int i = 0; i < kThreadRows; ++i) {
-      for (int by = Tile::kRowLanes / 2; by > 0; by /= 2) top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], by));
-    }
-    if constexpr (Tile::kSplits > 1) {
-      for (int i = 0; i < kThreadRows; ++i) {
-        if (lane() % Tile::kRowLanes == 0) maxima[Tile::split() * kRows + Tile::row(i)] = top[i];
-      }
-      __syncthreads();
-      for (int i = 0; i < kThreadRows; ++i) {
-        for (int part = 0; part < Tile::kSplits; ++part) {
-          top[i] = fmaxf(top[i], maxima[part * kRows + Tile::row(i)]);
+      if constexpr (Tile::kSplits > 1) {
+        for (int i = 0; i < kThreadRows; ++i) {
+          if (lane() % Tile::kRowLanes == 0) maxima[Tile::split() * kRows + Tile::row(i)] = top[i];
+        }
+        __syncthreads();
+        for (int i = 0; i < kThreadRows; ++i) {
+          for (int part = 0; part < Tile::kSplits; ++part) {
+            top[i] = fmaxf(top[i], maxima[part * kRows + Tile::row(i)]);
+          }
         }
       }
-    }
 
-    // P, and its sums over groups of adjacent keys, which are the same however the warps share the chunk.
-    constexpr int kThreadGroups = Tile::kThreadCols / Tile::kGroupCols;
-#pragma unroll
-    for (int c = 0; c < kRunChunks; ++c) {
+      // P, and its sums over groups of adjacent keys, which are the same however warps share the chunk.
+      constexpr int kThreadGroups = Tile::kThreadCols / Tile::kGroupCols;
+      float keep[kThreadRows];
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i) {
         const float shift = top[i] == -INFINITY ? 0 : top[i];
+        keep[i] = exp2f((of_run[i].maximum - shift) * (args.scale * kLog2e));
+        of_run[i].maximum = top[i];
 #pragma unroll
         for (int g = 0; g < kThreadGroups; ++g) {
           float sum = 0;
 #pragma unroll
           for (int j = g * Tile::kGroupCols; j < (g + 1) * Tile::kGroupCols; ++j) {
-            float& score = scores[c].at(i, j);
+            float& score = scores.at(i, j);
             score = exp2f((score - shift) * (args.scale * kLog2e));
             sum += score;
           }
           for (int by = Tile::kRowLanes / 2; by > 0; by /= 2) sum += __shfl_xor_sync(~0u, sum, by);
-          const int at = (c * Tile::kSplits + Tile::split()) * kThreadGroups + g;
-          if (lane() % Tile::kRowLanes == 0) sums[at * kRows + Tile::row(i)] = sum;
+          const int group_index = Tile::split() * kThreadGroups + g;
+          if (lane() % Tile::kRowLanes == 0) sums[group_index * kRows + Tile::row(i)] = sum;
         }
       }
-      Tile::store(scores[c], weights + c * Tile::kCols, Shared::kWeightStride);
-    }
+      Tile::store(scores, weights, Shared::kWeightStride);
 
-    typename Tile::Sums values;
-    clear<Tile>(values);
-    for (int chunk = begin; chunk < end; ++chunk) {
       const T* v = take_chunk();
-      Tile::accumulate(weights + (chunk - run * kRunChunks) * Tile::kCols, Shared::kWeightStride, v, values);
+#pragma unroll
+      for (int i = 0; i < kThreadRows; ++i) {
+        float sum = 0;
+        for (int g = 0; g < Shared::kGroups; ++g) sum += sums[g * kRows + Tile::row(i)];
+        of_run[i].sum = fmaf(of_run[i].sum, keep[i], sum);
+#pragma unroll
+        for (int j = 0; j < Tile::kThreadDims; ++j) values.at(i, j) *= keep[i];
+      }
+      Tile::accumulate(weights, Shared::kWeightStride, v, values);
     }
 
 #pragma unroll
     for (int i = 0; i < kThreadRows; ++i) {
-      SoftmaxState of_run{top[i] * args.scale, 0};
-      for (int g = 0; g < Shared::kGroups; ++g) of_run.sum += sums[g * kRows + Tile::row(i)];
+      of_run[i].maximum *= args.scale;
       if (!args.partial) {
-        const BlendFactors factors = blend(state[i], of_run);
+        const BlendFactors factors = blend(state[i], of_run[i]);
 #pragma unroll
         for (int j = 0; j < Tile::kThreadDims; ++j) out.at(i, j) = blend(out.at(i, j), values.at(i, j), factors);
         continue;
@@ -289,7 +286,7 @@ __global__ void __launch_bounds__(Tile::kThreads) attend(ForwardArguments<typena
       const int r = Tile::row(i);
       if (r >= queries) continue;
       const int64_t at = (int64_t{rows.begin + r / heads} * args.heads + first_head + r % heads) * args.runs + run;
-      if (Tile::split() == 0 && lane() % Tile::kRowLanes == 0) args.states[at] = of_run;
+      if (Tile::split() == 0 && lane() % Tile::kRowLanes == 0) args.states[at] = of_run[i];
 #pragma unroll
       for (int j = 0; j < Tile::kThreadDims; ++j) {
         if (Tile::dim(j) < args.dim) args.partial[at * args.dim + Tile::dim(j)] = values.at(i, j);
@@ -411,7 +408,7 @@ void CudaBackend::forward(const AttentionForward& args) {
       } else if constexpr (kDim <= 128) {
         start(MmaTile<T, kDim, 4, 2, 64>{}, to, sequence_rows);
       } else {
-        start(MmaTile<T, kDim, 2, 2, 32>{}, to, sequence_rows);
+        start(MmaTile<T, kDim, 2, 4, 64>{}, to, sequence_rows);
       }
     });
   });

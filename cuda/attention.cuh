@@ -81,7 +81,7 @@ struct MmaTile {
   static __device__ void accumulate(const T* w, int stride, const T* b, Sums& o) {
     const T* left = w + (first_row() + lane() % 16) * stride + lane() / 16 * 8;
     const T* right = b + lane() % 16 * kStride + split() * kWarpDims + lane() / 16 * 8;
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kCols; k += 16) {
       uint32_t rows[4];
       ldmatrix_x4(rows, left + k);
@@ -126,7 +126,7 @@ struct FmaTile {
   static __device__ void score(const float* a, const float* b, Scores& s) {
     for (auto& value : s.value) value[0] = 0;
     const auto* right = reinterpret_cast<const float4*>(b + lane() * kStride);
-#pragma unroll 8
+#pragma unroll 2
     for (int k = 0; k < kDim / 4; ++k) {
       const float4 y = right[k];
 #pragma unroll
@@ -172,7 +172,7 @@ __device__ void load_rows(typename Tile::T* to, const typename Tile::T* memory, 
   using T = typename Tile::T;
   if (pieces) {
     constexpr int kPiece = 16 / sizeof(T), kRowPieces = Tile::kDim / kPiece;
-#pragma unroll 4
+#pragma unroll 1
     for (int index = threadIdx.x; index < kRows * kRowPieces; index += Tile::kThreads) {
       const int r = index / kRowPieces, c = index % kRowPieces * kPiece;
       const T* from = c < dim ? row_at(r) : nullptr;
