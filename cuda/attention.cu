@@ -1,12 +1,14 @@
-// Attention over the paged pool (contract: backend/ops/attention.h). A block has some adjacent rows of one sequence and query
-// heads of one key head: their queries are the rows of S = q·Kᵀ and P·V over the keys, chunk by chunk, K and V of a chunk
-// passing in turn through a ring of asynchronous copies. Within a run of keys the maximum moves with the chunks, and what
-// was summed before is scaled by exp(old - new); the result of a run is then blended into that of the runs before.
-//   grid x   windows of tile_rows rows, up to where the sequence changes; then, per sequence, the rows from its first one,
-//            where that is not at the begin of a window, to the window's end (decode has one row per window and no more)
+// Attention over the paged pool (contract: backend/ops/attention.h). A block has some adjacent rows of one sequence
+// and query heads of one key head: their queries are the rows of S = q·Kᵀ and P·V over the keys, chunk by chunk, K and
+// V of a chunk passing in turn through a ring of asynchronous copies. Within a run of keys the maximum moves with the
+// chunks, and what was summed before is scaled by exp(old - new); the result of a run is then blended into that of the
+// runs before.
+//   grid x   windows of tile_rows rows, up to where the sequence changes; then, per sequence, the rows from its first
+//            one, where that is not at the begin of a window, to the window's end (decode has one row per window and
+//            no more)
 //   grid y   key heads times parts of their group of query heads
-//   grid z   1; or, where that leaves multiprocessors idle, blocks that take every gridDim.z-th run and leave max, sum and
-//            weighted values of each in scratch, to be blended by a second kernel
+//   grid z   1; or, where that leaves multiprocessors idle, blocks that take every gridDim.z-th run and leave max, sum
+//            and weighted values of each in scratch, to be blended by a second kernel
 // Chunks lie at fixed positions and both ways blend with the same arithmetic, so a row's bits depend on neither.
 #include <algorithm>
 
@@ -71,44 +73,61 @@ struct ForwardArguments {
   SoftmaxState* states;  // [rows, heads, runs]
 };
 
-struct RowRange {
-  int begin, end;
+struct KeyRange {
+  int first, last;
 };
 
-// The rows of this block, empty for a sequence that has no rows of its own between two windows.
+// What a block does, in shared memory because registers are short. Query r is that of row begin + r / heads and head
+// first_head + r mod heads.
+struct BlockTask {
+  int begin, end;  // rows
+  int kv_head, first_head, heads, queries;
+  KeyRange keys;
+  const int32_t* pages;
+};
+
+// False for a sequence that has no rows of its own between two windows.
 template <int kThreads, typename Arguments>
-__device__ RowRange rows_of_block(const Arguments& args) {
-  __shared__ RowRange found;
+__device__ bool find_task(const Arguments& args, BlockTask& task) {
   const int thread = threadIdx.x, size = args.tile_rows, windows = (args.rows + size - 1) / size;
   const int wanted = static_cast<int>(blockIdx.x) - windows;
-  if (thread == 0) found = {wanted < 0 ? static_cast<int>(blockIdx.x) * size : -1, -1};
+  if (thread == 0) task.begin = wanted < 0 ? static_cast<int>(blockIdx.x) * size : -1;
   __syncthreads();
   if (wanted >= 0) {
     for (int n = thread; n < args.rows; n += kThreads) {
-      if (n % size != 0 && args.sequence[n] == wanted && args.sequence[n - 1] != wanted) found.begin = n;
+      if (n % size != 0 && args.sequence[n] == wanted && args.sequence[n - 1] != wanted) task.begin = n;
     }
     __syncthreads();
+    if (task.begin < 0) return false;
   }
-  if (found.begin < 0) return found;
-  const int sequence = args.sequence[found.begin], n = found.begin + thread;
-  const int window_end = min((found.begin / size + 1) * size, args.rows);
+  const int begin = task.begin, sequence = args.sequence[begin], n = begin + thread;
+  const int window_end = min((begin / size + 1) * size, args.rows);
   if (n < window_end && args.sequence[n] == sequence && (n + 1 == window_end || args.sequence[n + 1] != sequence)) {
-    found.end = n + 1;
+    const int group = args.heads / args.kv_heads, parts = (group + args.tile_heads - 1) / args.tile_heads;
+    const int kv_head = blockIdx.y / parts, part = blockIdx.y % parts * args.tile_heads;
+    const int heads = min(args.tile_heads, group - part);
+    task.end = n + 1;
+    task.kv_head = kv_head;
+    task.first_head = kv_head * group + part;
+    task.heads = heads;
+    task.queries = (n + 1 - begin) * heads;
+    task.keys = {first_visible(args.position[begin], args.window), args.position[n]};
+    task.pages = args.page_table + sequence * args.page_stride;
   }
   __syncthreads();
-  return found;
+  return true;
 }
 
 // The order in which chunks of keys pass: those of a block's runs that a row sees, of each K, then V.
 template <class Tile>
 struct ChunkCursor {
   static constexpr int kRunChunks = kRun / Tile::kCols;
-  int first_key, last_key;
-  int run, chunk;
-  bool values;
+  const KeyRange& keys;
+  int run = 0, chunk = 0;
+  bool values = false;
 
-  __device__ int begin(int of_run) const { return max(of_run * kRunChunks, first_key / Tile::kCols); }
-  __device__ int end(int of_run) const { return min((of_run + 1) * kRunChunks, last_key / Tile::kCols + 1); }
+  __device__ int begin(int of_run) const { return max(of_run * kRunChunks, keys.first / Tile::kCols); }
+  __device__ int end(int of_run) const { return min((of_run + 1) * kRunChunks, keys.last / Tile::kCols + 1); }
   __device__ void start(int at_run) {
     run = at_run;
     chunk = begin(run);
@@ -127,7 +146,7 @@ struct ForwardShared {
   static constexpr int kGroups = Tile::kCols / (Tile::kRowLanes * Tile::kGroupCols);
   static constexpr int kChunk = Tile::kCols * Tile::kStride;
   static constexpr int kFixed = (Tile::kRows * (Tile::kStride + kWeightStride)) * sizeof(T) +
-                                (Tile::kSplits + kGroups) * Tile::kRows * sizeof(float);
+                                ((Tile::kSplits + kGroups) * sizeof(float) + sizeof(KeyRange)) * Tile::kRows;
   static constexpr int kMost = 99 * 1024 - 512;  // what every architecture has, but for static variables
   static constexpr int kStages = kFixed + 3 * kChunk * sizeof(T) <= kMost ? 3 : 2;
   static constexpr size_t kBytes = kFixed + kStages * kChunk * sizeof(T);
@@ -145,42 +164,41 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 && Tile:
   T* q = shared_memory<T>();
   T* weights = q + kRows * Tile::kStride;
   T* ring = weights + kRows * Shared::kWeightStride;
-  float* maxima = reinterpret_cast<float*>(ring + kStages * Shared::kChunk);  // [kSplits, kRows]
-  float* sums = maxima + Tile::kSplits * kRows;                               // [kGroups, kRows]
+  float* maxima = reinterpret_cast<float*>(ring + kStages * Shared::kChunk);        // [kSplits, kRows]
+  float* sums = maxima + Tile::kSplits * kRows;                                     // [kGroups, kRows]
+  KeyRange* visible = reinterpret_cast<KeyRange*>(sums + Shared::kGroups * kRows);  // [kRows], of a query
 
-  const RowRange rows = rows_of_block<Tile::kThreads>(args);
-  if (rows.begin < 0) return;
-  const int group = args.heads / args.kv_heads, parts = (group + args.tile_heads - 1) / args.tile_heads;
-  const int kv_head = blockIdx.y / parts, part = blockIdx.y % parts * args.tile_heads;
-  const int heads = min(args.tile_heads, group - part), first_head = kv_head * group + part;
-  const int queries = (rows.end - rows.begin) * heads;  // query r: row begin + r / heads, head first_head + r mod heads
-
-  ChunkCursor<Tile> next;
-  next.first_key = first_visible(args.position[rows.begin], args.window);
-  next.last_key = args.position[rows.end - 1];
-  const int first_run = next.first_key / kRun + blockIdx.z, last_run = next.last_key / kRun;
-  if (first_run > last_run) return;
+  __shared__ BlockTask task;
+  if (!find_task<Tile::kThreads>(args, task)) return;
+  const int first_run = task.keys.first / kRun + blockIdx.z;
+  if (first_run > task.keys.last / kRun) return;
+  ChunkCursor<Tile> next{task.keys};
   next.start(first_run);
 
-  const int32_t* pages = args.page_table + args.sequence[rows.begin] * args.page_stride;
   const auto fetch = [&](int slot) {
-    if (next.run <= last_run) {
+    if (next.run <= task.keys.last / kRun) {
       const T* memory = next.values ? args.values : args.keys;
       const int first = next.chunk * Tile::kCols;
       load_rows<Tile, Tile::kCols>(ring + slot * Shared::kChunk, memory, args.dim, args.kv_pieces, [&](int r) {
         const int key = first + r;
-        if (key < next.first_key || key > next.last_key) return static_cast<const T*>(nullptr);
-        return memory + ((int64_t{pages[key / kPage]} * args.kv_heads + kv_head) * kPage + key % kPage) * args.dim;
+        if (key < task.keys.first || key > task.keys.last) return static_cast<const T*>(nullptr);
+        return memory +
+               ((int64_t{task.pages[key / kPage]} * args.kv_heads + task.kv_head) * kPage + key % kPage) * args.dim;
       });
       next.advance();
     }
     cp_async_commit();
   };
   load_rows<Tile, kRows>(q, args.q, args.dim, args.q_pieces, [&](int r) {
-    return r < queries ? args.q + (rows.begin + r / heads) * args.q_stride + int64_t{first_head + r % heads} * args.dim
-                       : nullptr;
+    return r < task.queries ? args.q + (task.begin + r / task.heads) * args.q_stride +
+                                  int64_t{task.first_head + r % task.heads} * args.dim
+                            : nullptr;
   });
   for (int slot = 0; slot < kStages - 1; ++slot) fetch(slot);
+  if (const int r = threadIdx.x; r < kRows) {
+    const int position = r < task.queries ? args.position[task.begin + r / task.heads] : -1;
+    visible[r] = {first_visible(position, args.window), position};
+  }
 
   int slot = 0;
   const auto take_chunk = [&]() -> const T* {
@@ -192,36 +210,29 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 && Tile:
     return chunk;
   };
 
-  int last[kThreadRows], first[kThreadRows];  // keys that a row sees
-  for (int i = 0; i < kThreadRows; ++i) {
-    const int r = Tile::row(i);
-    last[i] = r < queries ? args.position[rows.begin + r / heads] : -1;
-    first[i] = first_visible(last[i], args.window);
-  }
-
   SoftmaxState state[kThreadRows];
   for (int i = 0; i < kThreadRows; ++i) state[i] = {0, 0};
   typename Tile::Sums out;
   clear<Tile>(out);
 
-  for (int run = first_run; run <= last_run; run += static_cast<int>(gridDim.z)) {
+  for (int run = first_run; run <= task.keys.last / kRun; run += static_cast<int>(gridDim.z)) {
     SoftmaxState of_run[kThreadRows];  // its maximum before scaling, until the end of the run
     for (int i = 0; i < kThreadRows; ++i) of_run[i] = {-INFINITY, 0};
     typename Tile::Sums values;
     clear<Tile>(values);
-    const int chunks_end = next.end(run);
-    for (int chunk = next.begin(run); chunk < chunks_end; ++chunk) {
+    for (int chunk = next.begin(run); chunk < next.end(run); ++chunk) {
       typename Tile::Scores scores;
       Tile::score(q, take_chunk(), scores);
       float top[kThreadRows];
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i) {
         top[i] = of_run[i].maximum;
+        const KeyRange keys = visible[Tile::row(i)];
 #pragma unroll
         for (int j = 0; j < Tile::kThreadCols; ++j) {
           const int key = chunk * Tile::kCols + Tile::col(j);
           float& score = scores.at(i, j);
-          score = key >= first[i] && key <= last[i] ? score : -INFINITY;
+          score = key >= keys.first && key <= keys.last ? score : -INFINITY;
           top[i] = fmaxf(top[i], score);
         }
         for (int by = Tile::kRowLanes / 2; by > 0; by /= 2) top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], by));
@@ -284,8 +295,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 && Tile:
         continue;
       }
       const int r = Tile::row(i);
-      if (r >= queries) continue;
-      const int64_t at = (int64_t{rows.begin + r / heads} * args.heads + first_head + r % heads) * args.runs + run;
+      if (r >= task.queries) continue;
+      const int64_t at =
+          (int64_t{task.begin + r / task.heads} * args.heads + task.first_head + r % task.heads) * args.runs + run;
       if (Tile::split() == 0 && lane() % Tile::kRowLanes == 0) args.states[at] = of_run[i];
 #pragma unroll
       for (int j = 0; j < Tile::kThreadDims; ++j) {
@@ -298,8 +310,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 && Tile:
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
     const int r = Tile::row(i);
-    if (r >= queries) continue;
-    const int64_t n = rows.begin + r / heads, head = first_head + r % heads;
+    if (r >= task.queries) continue;
+    const int64_t n = task.begin + r / task.heads, head = task.first_head + r % task.heads;
     const float scale = 1.0f / state[i].sum;
     T* to = args.out + n * args.out_stride + head * args.dim;
 #pragma unroll

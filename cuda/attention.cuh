@@ -1,11 +1,12 @@
-// Tiles of the attention kernels. The operands lie in shared memory, kStride elements from row to row and padded with zeros
-// to kDim columns; scores and sums are f32, spread over the threads of a block:
+// Tiles of the attention kernels. The operands lie in shared memory, kStride elements from row to row and padded with
+// zeros to kDim columns; scores and sums are f32, spread over the threads of a block:
 //   score       s [kRows, kCols] = a [kRows, kDim] · b [kCols, kDim]ᵀ
 //   store       w [kRows, kCols] in T, from values placed as s
 //   accumulate  o [kRows, kDim] += w [kRows, kCols] · b [kCols, kDim]
-// A thread holds kThreadRows x kThreadCols of s, at rows row(i) and columns col(j), and of o the columns dim(j) of the same
-// rows. kRowLanes adjacent lanes share a row, and kSplits warps take their part of its columns. Every element is summed in
-// an order that neither its row nor the kind of tile changes: by k-steps of 16 on tensor cores, one by one on fma.
+// A thread holds kThreadRows x kThreadCols of s, at rows row(i) and columns col(j), and of o the columns dim(j) of the
+// same rows. kRowLanes adjacent lanes share a row, and kSplits warps take their part of its columns. Every element is
+// summed in an order that neither its row nor the shape of the tile changes: in k-steps of 16 on tensor cores, one by
+// one on fma.
 #pragma once
 
 #include <type_traits>
@@ -165,8 +166,8 @@ __device__ void clear(typename Tile::Sums& sums) {
   }
 }
 
-// Where row r of an operand begins, null for a row of zeros. Rows of `dim` elements; in pieces of 16 bytes that land when
-// their group is waited for, where `pieces` says that all rows begin at a multiple of them, else at once.
+// Copies kRows rows of `dim` elements; row_at(r) is where row r begins, null for zeros. In pieces of 16 bytes that
+// land when their group is waited for, where `pieces` says that every row begins at a multiple of them, else at once.
 template <class Tile, int kRows, typename RowAt>
 __device__ void load_rows(typename Tile::T* to, const typename Tile::T* memory, int dim, bool pieces, RowAt&& row_at) {
   using T = typename Tile::T;

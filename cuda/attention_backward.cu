@@ -1,5 +1,6 @@
-// Backward of attention over the T rows of one sequence (contract: backend/ops/attention.h), flash style: P is recomputed
-// from lse, and nothing but δ [T, H] is kept. The queries of a key head are T * group rows, token by token. Three kernels:
+// Backward of attention over the T rows of one sequence (contract: backend/ops/attention.h), flash style: P is
+// recomputed from lse, and nothing but δ [T, H] is kept. The queries of a key head are T * group rows, token by token.
+// Three kernels:
 //   δ        one warp per row and head
 //   dq       one block per tile of queries and key head; passes over the tiles of keys that they see:
 //            S = q·Kᵀ, dP = dout·Vᵀ, dS = P ⊙ (dP - δ), dq += dS·K
@@ -69,7 +70,8 @@ struct BackwardShared {
   __device__ T* cols(int slot, int i) const { return ring + (2 * slot + i) * kColOperand; }
 };
 
-// compute(tile, slot) for tiles [begin, end) of columns, each after fetch(tile, slot), which begins asynchronous copies.
+// Calls compute(tile, slot) for tiles [begin, end) of columns, each after fetch(tile, slot), which begins asynchronous
+// copies.
 template <int kStages, typename Fetch, typename Compute>
 __device__ void pass(int begin, int end, Fetch&& fetch, Compute&& compute) {
   if (begin < end) fetch(begin, 0);
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(kDeltaThreads) sum_delta(BackwardArguments<T> 
   if (lane() == 0) args.delta[index] = sum;
 }
 
-// Rows `first` and on of the two operands of queries, or of keys.
+// Rows of q and dout from query `first` of a key head on.
 template <class Tile, int kRows, typename T>
 __device__ void load_queries(const BackwardArguments<T>& args, int kv_head, int first, T* q, T* dout) {
   const auto row_of = [&](const T* memory, int64_t stride) {
@@ -118,6 +120,7 @@ __device__ void load_queries(const BackwardArguments<T>& args, int kv_head, int 
   load_rows<Tile, kRows>(dout, args.dout, args.dim, args.pieces, row_of(args.dout, args.dout_stride));
 }
 
+// Rows of k and v from key `first` on.
 template <class Tile, int kRows, typename T>
 __device__ void load_keys(const BackwardArguments<T>& args, int kv_head, int first, T* k, T* v) {
   const auto row_of = [&](const T* memory, int64_t stride) {
@@ -140,7 +143,8 @@ __device__ QueryState state_of(const BackwardArguments<T>& args, int kv_head, in
 __device__ float probability(float score, float scale, float lse) { return expf(fmaf(score, scale, -lse)); }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) backward_queries(BackwardArguments<typename Tile::T> args) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kDim <= 128 ? 2 : 1)
+    backward_queries(BackwardArguments<typename Tile::T> args) {
   using T = typename Tile::T;
   using Shared = BackwardShared<Tile>;
   const Shared shared;
@@ -196,7 +200,8 @@ __global__ void __launch_bounds__(Tile::kThreads) backward_queries(BackwardArgum
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) backward_keys(BackwardArguments<typename Tile::T> args) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kDim <= 128 ? 2 : 1)
+    backward_keys(BackwardArguments<typename Tile::T> args) {
   using T = typename Tile::T;
   using Shared = BackwardShared<Tile>;
   const Shared shared;
