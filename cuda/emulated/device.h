@@ -2,6 +2,7 @@
 // use. Products round once per k-step of 16, as a tensor core may; compare with tolerances.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -244,3 +245,11 @@ T atomicAdd(T* pointer, T value) {
 }
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+using std::max;
+using std::min;
+// Sine and cosine of pi x.
+inline void sincospif(float x, float* sine, float* cosine) {
+  constexpr double kPi = 3.14159265358979323846;
+  *sine = static_cast<float>(std::sin(kPi * x));
+  *cosine = static_cast<float>(std::cos(kPi * x));
+}

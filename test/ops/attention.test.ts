@@ -1,5 +1,5 @@
 import { run } from '../helpers/ops.js';
-import { attention, type Heads } from './reference/attention.js';
+import { attention, attentionBackward, type Heads } from './reference/attention.js';
 import { rope } from './reference/elementwise.js';
 import { range } from './reference/router.js';
 import { close, dot, doubles, matrix, numericGradient, onDevices, Random, sameBits } from './support.js';
@@ -71,6 +71,32 @@ onDevices('attention: ragged sequences over scattered pages, windows, rotation',
   }
 });
 
+onDevices('attention: wide heads, groups that divide no tile, groups larger than a tile', (device, tolerance) => {
+  const random = new Random(5);
+  for (const [heads, lengths] of [
+    [{ heads: 3, kvHeads: 1, headDim: 80, window: 0 }, [70, 1]],
+    [{ heads: 8, kvHeads: 2, headDim: 128, window: 50 }, [3, 67]],
+    [{ heads: 2, kvHeads: 1, headDim: 250, window: 0 }, [35]],
+    [{ heads: 7, kvHeads: 1, headDim: 256, window: 0 }, [1, 18]],
+    [{ heads: 20, kvHeads: 1, headDim: 16, window: 0 }, [1, 1, 1]],
+    [{ heads: 140, kvHeads: 2, headDim: 6, window: 4 }, [2, 9]],
+  ] as [Heads, number[]][]) {
+    const sequences = lengths.map((rows, i) => ({ rows, pages: pagesFor(rows, 4 + 5 * i) }));
+    const step = stepOf(random, heads, sequences);
+    const out = run('attentionForward', device, step);
+    let first = 0;
+    for (const { rows } of sequences) {
+      const own = (values: ArrayLike<number>, cols: number) =>
+        Array.from(values).slice(first * cols, (first + rows) * cols);
+      const [q, k, v] = [step.q, step.k, step.v].map((m) => own(m.data, m.cols));
+      const expected = attention(q!, k!, v!, rows, heads);
+      close(own(out.out, step.q.cols), expected.out, 2 * tolerance, `out of ${rows} rows, ${JSON.stringify(heads)}`);
+      close(own(out.lse, heads.heads), expected.lse, 2 * tolerance, 'lse');
+      first += rows;
+    }
+  }
+});
+
 onDevices('attention: longer than a run of keys, with large scores', (device, tolerance) => {
   const random = new Random(2);
   for (const window of [0, 300]) {
@@ -117,6 +143,36 @@ onDevices('attention: same bits cut in pieces, token by token, alone, in a batch
     });
     sameBits(batch.out.slice(21 * 64), whole.out, 'in a batch');
   }
+});
+
+onDevices('attention: same bits for each of several sequences, prefilled or decoded together', (device) => {
+  const random = new Random(6);
+  const heads = { heads: 6, kvHeads: 2, headDim: 72, window: 0 };
+  const lengths = [261, 40, 5];
+  const sequences = lengths.map((rows, i) => ({ rows, pages: pagesFor(rows, 16 + 4 * i) }));
+  const step = stepOf(random, heads, sequences, true);
+  const whole = run('attentionForward', device, step);
+  // All but the last 2 rows of each sequence, then one row of each, twice.
+  const starts = [0, 261, 301];
+  const order = [
+    ...lengths.flatMap((length, i) => range(starts[i]!, starts[i]! + length - 2)),
+    ...[2, 1].flatMap((back) => lengths.map((length, i) => starts[i]! + length - back)),
+  ];
+  const picked = (values: ArrayLike<number>, cols: number) =>
+    Float32Array.from(order.flatMap((n) => Array.from(values).slice(n * cols, (n + 1) * cols)));
+  const rows = order.length;
+  const take = (m: { cols: number; data: Float32Array }) => matrix(rows, m.cols, picked(m.data, m.cols));
+  const decoded = run('attentionForward', device, {
+    ...step,
+    q: take(step.q),
+    k: take(step.k),
+    v: take(step.v),
+    position: Int32Array.from(order, (n) => step.position[n]!),
+    sequence: Int32Array.from(order, (n) => step.sequence[n]!),
+    cuts: Int32Array.of(rows - 6, rows - 3, rows),
+  });
+  sameBits(decoded.out, picked(whole.out, step.q.cols), 'out');
+  sameBits(decoded.lse, picked(whole.lse, heads.heads), 'lse');
 });
 
 onDevices('attention backward: against finite differences, two sequences', (device, tolerance) => {
@@ -179,5 +235,54 @@ onDevices('attention backward: against finite differences, two sequences', (devi
     );
     for (const name of ['dq', 'dk', 'dv'])
       sameBits(run('attentionBackward', device, args, 2)[name], back[name], `${name} on two threads`);
+  }
+});
+
+onDevices('attention backward: longer than a tile, windows, grouped and wide heads', (device, tolerance) => {
+  const random = new Random(7);
+  for (const [heads, lengths] of [
+    [{ heads: 4, kvHeads: 2, headDim: 64, window: 0 }, [100]],
+    [{ heads: 3, kvHeads: 1, headDim: 80, window: 33 }, [9, 75]],
+    [{ heads: 2, kvHeads: 1, headDim: 128, window: 0 }, [70]],
+    [{ heads: 2, kvHeads: 2, headDim: 256, window: 0 }, [37]],
+    [{ heads: 70, kvHeads: 1, headDim: 6, window: 0 }, [5, 0, 3]],
+  ] as [Heads, number[]][]) {
+    const parts = lengths.map((rows) => {
+      const [q, k, v] = [heads.heads, heads.kvHeads, heads.kvHeads].map((n) => random.array(rows * n * heads.headDim));
+      const dout = random.array(rows * heads.heads * heads.headDim);
+      return {
+        given: { q: q!, k: k!, v: v!, dout, ...attention(q!, k!, v!, rows, heads) },
+        expected: attentionBackward(q!, k!, v!, dout, rows, heads),
+      };
+    });
+    const backward = (which: typeof parts, ends: number[]) => {
+      const whole = (name: keyof (typeof parts)[0]['given'], cols: number) =>
+        matrix(
+          ends.at(-1)!,
+          cols,
+          which.flatMap((part) => Array.from(part.given[name])),
+        );
+      const [queries, keys] = [heads.heads * heads.headDim, heads.kvHeads * heads.headDim];
+      return run('attentionBackward', device, {
+        q: whole('q', queries),
+        k: whole('k', keys),
+        v: whole('v', keys),
+        out: whole('out', queries),
+        dout: whole('dout', queries),
+        lse: whole('lse', heads.heads),
+        heads: heads.heads,
+        kvHeads: heads.kvHeads,
+        window: heads.window,
+        sequenceEnds: Int32Array.from(ends),
+      });
+    };
+    const ends = lengths.map((_, i) => lengths.slice(0, i + 1).reduce((sum, length) => sum + length, 0));
+    const back = backward(parts, ends);
+    const alone = backward(parts.slice(-1), lengths.slice(-1));
+    for (const name of ['dq', 'dk', 'dv'] as const) {
+      const expected = parts.flatMap((part) => Array.from(part.expected[name]));
+      close(back[name], expected, 2 * tolerance, `${name}, ${JSON.stringify(heads)}`);
+      sameBits(back[name].slice(back[name].length - alone[name].length), alone[name], `${name} alone`);
+    }
   }
 });

@@ -37,3 +37,42 @@ export function attention(
   }
   return { out, lse };
 }
+
+/** Gradients of one such sequence, in double. */
+export function attentionBackward(
+  q: ArrayLike<number>,
+  k: ArrayLike<number>,
+  v: ArrayLike<number>,
+  dout: ArrayLike<number>,
+  rows: number,
+  heads: Heads,
+): { dq: Float64Array; dk: Float64Array; dv: Float64Array } {
+  const { headDim, window } = heads;
+  const scale = 1 / Math.sqrt(headDim);
+  const { out, lse } = attention(q, k, v, rows, heads);
+  const dq = new Float64Array(rows * heads.heads * headDim);
+  const dk = new Float64Array(rows * heads.kvHeads * headDim);
+  const dv = new Float64Array(rows * heads.kvHeads * headDim);
+  const dotAt = (a: ArrayLike<number>, from: number, b: ArrayLike<number>, to: number) => {
+    let sum = 0;
+    for (let i = 0; i < headDim; ++i) sum += a[from + i]! * b[to + i]!;
+    return sum;
+  };
+  for (let n = 0; n < rows; ++n) {
+    for (let h = 0; h < heads.heads; ++h) {
+      const at = (n * heads.heads + h) * headDim;
+      const delta = dotAt(dout, at, out, at);
+      for (let j = window > 0 ? Math.max(0, n - window + 1) : 0; j <= n; ++j) {
+        const key = (j * heads.kvHeads + Math.floor((h * heads.kvHeads) / heads.heads)) * headDim;
+        const p = Math.exp(dotAt(q, at, k, key) * scale - lse[n * heads.heads + h]!);
+        const ds = p * (dotAt(dout, at, v, key) - delta) * scale;
+        for (let i = 0; i < headDim; ++i) {
+          dv[key + i]! += p * dout[at + i]!;
+          dk[key + i]! += ds * q[at + i]!;
+          dq[at + i]! += ds * k[key + i]!;
+        }
+      }
+    }
+  }
+  return { dq, dk, dv };
+}
