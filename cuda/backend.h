@@ -10,6 +10,9 @@
 
 namespace at_moe::cuda {
 
+enum class Form;
+struct Product;
+
 class CudaBackend : public Backend {
  public:
   CudaBackend(std::unique_ptr<Runtime> runtime, DType activation);
@@ -72,6 +75,10 @@ class CudaBackend : public Backend {
     return static_cast<T*>(grow(scratch_[slot], sizeof(T) * static_cast<size_t>(count)));
   }
   void* grow(Buffer& buffer, size_t bytes);
+
+  // One launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
+  void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
+  void add_gradients(const LinearBackward& args);
 
   static constexpr size_t kStagingBytes = size_t{8} << 20;
   static constexpr int kScratchSlots = 8;
