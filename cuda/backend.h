@@ -76,9 +76,12 @@ class CudaBackend : public Backend {
   }
   void* grow(Buffer& buffer, size_t bytes);
 
-  // One launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
+  // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
   void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
-  void add_gradients(const LinearBackward& args);
+  // Replaces the matrices that a product of the type cannot read by copies in a slot of the scratch memory.
+  void make_operands(int slot, DType type, std::vector<Matrix>& matrices);
+  void add_weight_gradients(const LinearBackward& args, std::span<const Matrix> g, const Matrix& dh);
+  void add_bias_gradients(const LinearBackward& args);
 
   static constexpr size_t kStagingBytes = size_t{8} << 20;
   static constexpr int kScratchSlots = 8;

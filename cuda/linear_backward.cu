@@ -1,9 +1,10 @@
-// Backward of a linear group (contract: backend/ops/linear.h) in four launches, the products by cuda/product.h:
+// Backward of a linear group (contract: backend/ops/linear.h) in four launches, three of products (cuda/product.h):
 //   u_m = g_m B_m into dh                                   [N, S]       per segment and module
 //   dgate[j] += Σ u scale h over the columns of gate j; dh = u ⊙ scale ⊙ gate    32 rows per block
 //   dx = Σ_m g_m W_m + dh A_cat                             [N, d_in]    one chain: modules, then segments
 //   dA += dhᵀ x, dB_m += g_mᵀ hg_m, dW_m += g_mᵀ x          in runs of kGradientRun rows
-// dbias: a thread per column. Segments that add to one gradient are terms of one product, in their order.
+// Products read dh in the type of the activations, which the second launch writes beside it. Segments that add to one
+// gradient are terms of one product, in their order. dbias: a thread per column.
 #include <algorithm>
 
 #include "backend/segments.h"
@@ -17,6 +18,7 @@ namespace at_moe::cuda {
 
 namespace {
 
+constexpr int kInputSlot = 0, kGatedSlot = 1, kGradientSlot = 2;
 constexpr int kGateRows = 32, kGateColumns = 32, kGateWarps = 8;
 constexpr int kBiasThreads = 64;
 
@@ -26,15 +28,18 @@ struct GateSegment {
   const float* scale;
 };
 
+template <typename T>
 struct GateRows {
   float* dh;
+  T* operand;
   const float *h, *routing;
   float* drouting;  // null: not wanted
-  int64_t dh_stride, h_stride, routing_stride, drouting_stride;
+  int64_t dh_stride, operand_stride, h_stride, routing_stride, drouting_stride;
 };
 
 // Warps read and write columns of many rows; then each thread of the first warp adds the columns of one row in order.
-__global__ void __launch_bounds__(32 * kGateWarps) apply_gates(const GateSegment* segments, GateRows rows) {
+template <typename T>
+__global__ void __launch_bounds__(32 * kGateWarps) apply_gates(const GateSegment* segments, GateRows<T> rows) {
   const GateSegment segment = segments[blockIdx.y];
   const int64_t row0 = segment.begin + int64_t{blockIdx.x} * kGateRows;
   if (row0 >= segment.end) return;
@@ -49,10 +54,12 @@ __global__ void __launch_bounds__(32 * kGateWarps) apply_gates(const GateSegment
     const int64_t column = first + lane;
     if (column < segment.columns) {
       for (int n = warp; n < count; n += kGateWarps) {
-        float& dh = rows.dh[(row0 + n) * rows.dh_stride + column];
+        const int64_t row = row0 + n;
+        float& dh = rows.dh[row * rows.dh_stride + column];
         const float scaled = dh * segment.scale[column];
-        if (rows.drouting) slopes[n][lane] = scaled * rows.h[(row0 + n) * rows.h_stride + column];
-        dh = scaled * rows.routing[(row0 + n) * rows.routing_stride + segment.gate_column[column]];
+        if (rows.drouting) slopes[n][lane] = scaled * rows.h[row * rows.h_stride + column];
+        dh = scaled * rows.routing[row * rows.routing_stride + segment.gate_column[column]];
+        rows.operand[row * rows.operand_stride + column] = narrow<T>(dh);
       }
     }
     if (!rows.drouting) continue;
@@ -87,26 +94,26 @@ __global__ void __launch_bounds__(kBiasThreads)
   bias[col] = total;
 }
 
-std::vector<Product> shrink_gradients(const LinearBackward& args, std::span<const AdapterSegment> segments) {
+std::vector<Product> shrink_gradients(const LinearBackward& args, std::span<const AdapterSegment> segments,
+                                      std::span<const Matrix> g) {
   std::vector<Product> products;
   for (const AdapterSegment& segment : segments) {
-    for (size_t m = 0; m < args.modules.size(); ++m) {
+    for (size_t m = 0; m < g.size(); ++m) {
       const AdapterStack::Module& adapter = segment.stack->modules[m];
       if (!adapter.b) continue;
-      Product product;
+      Product& product = products.emplace_back();
       product.begin = segment.begin;
       product.end = segment.end;
       product.cols = adapter.b->cols();
-      product.terms.push_back({args.modules[m].y, matrix_of(*adapter.b), segment.begin, segment.end});
+      product.terms.push_back({g[m], matrix_of(*adapter.b), segment.begin, segment.end});
       product.out = args.dh.col_range(adapter.first, product.cols);
-      products.push_back(std::move(product));
     }
   }
   return products;
 }
 
 std::vector<Product> input_gradients(const LinearBackward& args, std::span<const AdapterSegment> segments,
-                                     int64_t rows) {
+                                     std::span<const Matrix> g, const Matrix& dh, int64_t rows) {
   std::vector<Product> products;
   const auto start = [&](const Matrix& out) -> Product& {
     Product& product = products.emplace_back();
@@ -118,14 +125,14 @@ std::vector<Product> input_gradients(const LinearBackward& args, std::span<const
   const auto add_adapters = [&](Product& product) {
     for (const AdapterSegment& segment : segments) {
       const Matrix a = matrix_of(*segment.stack->a);
-      product.terms.push_back({args.dh.col_range(0, a.rows), a, segment.begin, segment.end});
+      product.terms.push_back({dh.col_range(0, a.rows), a, segment.begin, segment.end});
     }
   };
   if (args.dx) {
     Product& product = start(args.dx);
     if (args.accumulate_dx) product.add = args.dx;
-    for (const LinearModule& module : args.modules) {
-      product.terms.push_back({module.y, matrix_of(*module.weight), 0, rows});
+    for (size_t m = 0; m < g.size(); ++m) {
+      product.terms.push_back({g[m], matrix_of(*args.modules[m].weight), 0, rows});
     }
     if (!args.shrink_dx) add_adapters(product);
   }
@@ -133,35 +140,30 @@ std::vector<Product> input_gradients(const LinearBackward& args, std::span<const
   return products;
 }
 
-// The products that add gᵀ x to gradients, one per gradient.
-class WeightGradients {
- public:
-  void add(const Matrix& g, const Matrix& x, int64_t begin, int64_t end, float* gradient) {
-    if (begin >= end) return;
-    auto same = std::find_if(products_.begin(), products_.end(),
-                             [&](const Product& product) { return product.out.data == gradient; });
-    if (same == products_.end()) {
-      same = products_.emplace(products_.end());
-      same->end = g.cols;
-      same->cols = x.cols;
-      same->out = same->add = matrix(gradient, g.cols, x.cols);
-    }
-    same->terms.push_back({g.row_range(begin, end - begin), x.row_range(begin, end - begin), 0, g.cols});
-  }
-
-  // Those whose operands are f32 are multiplied as such, whatever the activations are.
-  std::vector<Product> take(bool exact) const {
-    std::vector<Product> taken;
-    for (const Product& product : products_) {
-      const Term& term = product.terms.front();
-      if ((term.a.dtype == DType::f32 && term.b.dtype == DType::f32) == exact) taken.push_back(product);
-    }
-    return taken;
-  }
-
- private:
-  std::vector<Product> products_;
+// grad += gᵀ x
+struct WeightGradient {
+  size_t g, x;  // indices of operands
+  int64_t begin, end;
+  float* grad;
 };
+
+std::vector<Product> gradient_products(std::span<const WeightGradient> gradients, std::span<const Matrix> operands) {
+  std::vector<Product> products;
+  for (const WeightGradient& gradient : gradients) {
+    const Matrix &g = operands[gradient.g], &x = operands[gradient.x];
+    auto own = std::find_if(products.begin(), products.end(),
+                            [&](const Product& product) { return product.out.data == gradient.grad; });
+    if (own == products.end()) {
+      own = products.emplace(products.end());
+      own->end = g.cols;
+      own->cols = x.cols;
+      own->out = own->add = matrix(gradient.grad, g.cols, x.cols);
+    }
+    const int64_t count = gradient.end - gradient.begin;
+    own->terms.push_back({g.row_range(gradient.begin, count), x.row_range(gradient.begin, count), 0, g.cols});
+  }
+  return products;
+}
 
 }  // namespace
 
@@ -169,62 +171,83 @@ void CudaBackend::backward(const LinearBackward& args) {
   const int64_t rows = args.x ? args.x.rows : args.modules.front().y.rows;
   if (rows == 0) return;
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
+  std::vector<Matrix> g;
+  if (!segments.empty() || args.dx) {
+    for (const LinearModule& module : args.modules) g.push_back(module.y);
+    make_operands(kInputSlot, activation_, g);
+  }
+  Matrix dh;
   if (!segments.empty()) {
     require(args.dh && args.routing, "linear backward: adapters need dh and routing");
     require(!args.drouting || args.h, "linear backward: router gradients need h");
-    multiply(Form::kNN, activation_, {}, shrink_gradients(args, segments));
+    multiply(Form::kNN, activation_, {}, shrink_gradients(args, segments, g));
     std::vector<GateSegment> gates;
-    int64_t longest = 0;
+    int64_t longest = 0, widest = 0;
     for (const AdapterSegment& segment : segments) {
       const AdapterStack& stack = *segment.stack;
       gates.push_back({segment.begin, segment.end, stack.a->rows(), stack.gate_column, stack.scale});
       longest = std::max(longest, segment.end - segment.begin);
+      widest = std::max(widest, operand_cols(stack.a->rows(), activation_));
     }
-    const LaunchShape shape{dim3(static_cast<unsigned>((longest + kGateRows - 1) / kGateRows),
-                                 static_cast<unsigned>(gates.size())),
-                            dim3(32 * kGateWarps)};
-    launch(stream(), shape, apply_gates, stage(std::span<const GateSegment>(gates)),
-           GateRows{args.dh.row(0), args.h.row(0), args.routing.row(0), args.drouting.row(0), args.dh.stride,
-                    args.h.stride, args.routing.stride, args.drouting.stride});
+    const LaunchShape shape{
+        dim3(static_cast<unsigned>((longest + kGateRows - 1) / kGateRows), static_cast<unsigned>(gates.size())),
+        dim3(32 * kGateWarps)};
+    dispatch(activation_, [&](auto element) {
+      using T = decltype(element);
+      dh = matrix(scratch<T>(kGatedSlot, rows * widest), rows, widest, activation_);
+      launch(stream(), shape, apply_gates<T>, stage(std::span<const GateSegment>(gates)),
+             GateRows<T>{args.dh.row(0), dh.row<T>(0), args.h.row(0), args.routing.row(0), args.drouting.row(0),
+                         args.dh.stride, widest, args.h.stride, args.routing.stride, args.drouting.stride});
+    });
   }
-  multiply(Form::kNN, activation_, {}, input_gradients(args, segments, rows));
-  add_gradients(args);
+  multiply(Form::kNN, activation_, {}, input_gradients(args, segments, g, dh, rows));
+  add_weight_gradients(args, g, dh);
+  add_bias_gradients(args);
 }
 
-void CudaBackend::add_gradients(const LinearBackward& args) {
-  WeightGradients gradients;
+void CudaBackend::add_weight_gradients(const LinearBackward& args, std::span<const Matrix> g, const Matrix& dh) {
+  // Where x is f32 beside activations of another type, as in exports, nothing may be lost.
+  const DType type = args.x && args.x.dtype == DType::f32 ? DType::f32 : activation_;
+  std::vector<Matrix> operands = {args.x, args.shrink_x};
+  const size_t x = 0, shrink_x = args.shrink_x ? 1 : 0, first_g = 2;
+  for (size_t m = 0; m < args.modules.size(); ++m) {
+    operands.push_back(type == activation_ && !g.empty() ? g[m] : args.modules[m].y);
+  }
+  std::vector<WeightGradient> gradients;
   for (size_t m = 0; m < args.gradients.size(); ++m) {
-    const Matrix& g = args.modules[m].y;
-    if (float* weight = args.gradients[m].weight) gradients.add(g, args.x, 0, g.rows, weight);
-    if (float* bias = args.gradients[m].bias) {
-      const LaunchShape shape{dim3(static_cast<unsigned>((g.cols + kBiasThreads - 1) / kBiasThreads)),
-                              dim3(kBiasThreads)};
-      dispatch(g.dtype, [&](auto element) {
-        using T = decltype(element);
-        launch(stream(), shape, add_bias_gradient<T>, g.row<T>(0), g.stride, g.rows, g.cols, bias);
-      });
-    }
+    if (float* weight = args.gradients[m].weight) gradients.push_back({first_g + m, x, 0, args.x.rows, weight});
   }
   for (size_t s = 0; s < args.adapter_gradients.size(); ++s) {
     const AdapterSegment& segment = args.segments[s];
     const AdapterGradients& own = args.adapter_gradients[s];
     if (segment.begin >= segment.end || !segment.stack || !segment.stack->a) continue;
     if (own.a) {
-      const Matrix dh = args.dh.col_range(0, segment.stack->a->rows());
-      gradients.add(dh, args.shrink_x ? args.shrink_x : args.x, segment.begin, segment.end, own.a);
+      operands.push_back(dh.col_range(0, segment.stack->a->rows()));
+      gradients.push_back({operands.size() - 1, shrink_x, segment.begin, segment.end, own.a});
     }
     for (size_t m = 0; m < own.b.size(); ++m) {
       const AdapterStack::Module& adapter = segment.stack->modules[m];
       if (!own.b[m] || !adapter.b) continue;
-      gradients.add(args.modules[m].y, args.hg.col_range(adapter.first, adapter.b->cols()), segment.begin,
-                    segment.end, own.b[m]);
+      operands.push_back(args.hg.col_range(adapter.first, adapter.b->cols()));
+      gradients.push_back({first_g + m, operands.size() - 1, segment.begin, segment.end, own.b[m]});
     }
   }
-  const DType types[] = {activation_, DType::f32};
-  for (const DType type : types) {
-    const bool exact = type == DType::f32;
-    multiply(Form::kTN, type, {}, gradients.take(exact));
-    if (activation_ == DType::f32) return;
+  if (gradients.empty()) return;
+  make_operands(kGradientSlot, type, operands);
+  multiply(Form::kTN, type, {}, gradient_products(gradients, operands));
+}
+
+void CudaBackend::add_bias_gradients(const LinearBackward& args) {
+  for (size_t m = 0; m < args.gradients.size(); ++m) {
+    const Matrix& g = args.modules[m].y;
+    float* bias = args.gradients[m].bias;
+    if (!bias) continue;
+    const LaunchShape shape{dim3(static_cast<unsigned>((g.cols + kBiasThreads - 1) / kBiasThreads)),
+                            dim3(kBiasThreads)};
+    dispatch(g.dtype, [&](auto element) {
+      using T = decltype(element);
+      launch(stream(), shape, add_bias_gradient<T>, g.row<T>(0), g.stride, g.rows, g.cols, bias);
+    });
   }
 }
 

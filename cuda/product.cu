@@ -13,9 +13,9 @@ namespace at_moe::cuda {
 
 namespace {
 
-using Narrow = TileShape<16, 32, 256, 1, 4, 4>;   // decode: deep copies of few weight rows, bound by memory
-using Middle = TileShape<64, 32, 128, 2, 2, 4>;   // batched decode, and where wide tiles would be too few
-using Wide = TileShape<128, 128, 64, 2, 4, 3>;    // prefill and training
+using Narrow = TileShape<16, 32, 256, 1, 4, 4>;  // decode: deep copies of few weight rows, bound by memory
+using Middle = TileShape<64, 32, 128, 2, 2, 4>;  // batched decode, and where wide tiles would be too few
+using Wide = TileShape<128, 128, 64, 2, 4, 3>;   // prefill and training
 
 int64_t tiles_of(int64_t extent, int64_t tile) { return (extent + tile - 1) / tile; }
 
@@ -32,9 +32,8 @@ int64_t count_tiles(std::span<const Product> products) {
 }
 
 Operand operand_of(const Matrix& matrix, DType type) {
-  require(matrix.dtype == type || matrix.dtype == DType::f32, "product: an operand of another type");
-  return {matrix.data, matrix.stride, matrix.dtype == DType::f32,
-          in_pieces(matrix, 16 / static_cast<int64_t>(size_of(type)))};
+  require(is_operand(matrix, type), "product: an operand of another type, or not aligned");
+  return {matrix.data, matrix.stride};
 }
 
 Target target_of(const Matrix& matrix, DType type) {
@@ -46,12 +45,8 @@ TermRecord record_of(const Term& term, Form form, DType type) {
   const int64_t k = form == Form::kTN ? term.a.rows : term.a.cols;
   require(k == (form == Form::kNT ? term.b.cols : term.b.rows), "product: ", k, " columns by ", term.b.rows, " x ",
           term.b.cols);
-  return {operand_of(term.a, type),
-          operand_of(term.b, type),
-          static_cast<int>(term.begin),
-          static_cast<int>(term.end),
-          static_cast<int>(k),
-          term.late};
+  return {operand_of(term.a, type),   operand_of(term.b, type), static_cast<int>(term.begin),
+          static_cast<int>(term.end), static_cast<int>(k),      term.late};
 }
 
 // The table of a launch, as bytes to stage: counters, products, terms.
@@ -75,6 +70,7 @@ class TableBuilder {
     record.out = target_of(product.out, type_);
     record.add = target_of(product.add, type_);
     record.raw = target_of(product.raw, type_);
+    record.operand = target_of(product.operand, type_);
     record.routing = static_cast<const float*>(product.routing.data);
     record.routing_stride = product.routing.stride;
     record.gate_column = product.gate_column;
@@ -160,9 +156,8 @@ void CudaBackend::multiply(Form form, DType type, std::span<const Product> early
     // The counters of a launch are staged with its table, zero, and are the launch's own.
     char* staged = const_cast<char*>(stage(std::span<const char>(bytes)));
     const ProductTable table = builder.table(staged, early_tiles);
-    dispatch(type, [&](auto element) {
-      launch_form<decltype(element), Shape>(stream(), form, builder.tiles(), table);
-    });
+    dispatch(type,
+             [&](auto element) { launch_form<decltype(element), Shape>(stream(), form, builder.tiles(), table); });
   });
 }
 

@@ -1,6 +1,6 @@
 // The kernel behind cuda/product.h. A block has one tile of one product: a pipeline of kStages copies of the operands' next
-// kDepth columns in shared memory, filled by cp.async, or through registers where a source is not aligned or is f32 and
-// the product is not. Warps share the tile; accumulators are in the fragments of mma.m16n8k16 for every type:
+// kDepth columns in shared memory, filled by cp.async. Warps share the tile; accumulators are in the fragments of
+// mma.m16n8k16 for every type:
 //   acc[i][j][e] of lane 4 g + t: row 16 i + 8 (e / 2) + g, column 8 j + 2 t + e % 2 of the warp's part
 // f16 and bf16 multiply on tensor cores in steps of 16, f32 by fused multiply-adds. A block without early products to wait
 // for is independent; else blocks draw tickets, so that the early tiles are taken first, by blocks that run and never wait.
@@ -18,7 +18,6 @@ namespace at_moe::cuda {
 struct Operand {
   const void* data;
   int64_t stride;
-  bool is_float, aligned;
 };
 
 struct TermRecord {
@@ -38,7 +37,7 @@ struct ProductRecord {
   int first_tile, row_tiles;
   int first_term, terms;
   const float* bias;
-  Target out, add, raw;
+  Target out, add, raw, operand;
   const float* routing;
   int64_t routing_stride;
   const int32_t* gate_column;
@@ -68,62 +67,24 @@ struct OperandTile {
   static constexpr int kLines = kTransposed ? kDepth : kExtent, kWidth = kTransposed ? kExtent : kDepth;
   static constexpr int kLine = kWidth + kPiece;  // elements
   static constexpr int kElements = kLines * kLine;
-  static constexpr int kLinePieces = kWidth / kPiece, kPieces = kLines * kLinePieces / kThreads;
-  static_assert(kLines * kLinePieces % kThreads == 0);
+  static constexpr int kLinePieces = kWidth / kPiece, kLineStep = kThreads / kLinePieces;
+  static_assert(kThreads % kLinePieces == 0 && kLines % kLineStep == 0);
 
-  // The part of the operand to copy; what lies outside of the limits is zero.
-  struct Part {
-    const Operand& operand;
-    int row, row_begin, row_end, k, k_end;
-
-    __device__ int line() const { return kTransposed ? k : row; }
-    __device__ bool has_line(int at) const { return kTransposed ? at < k_end : at >= row_begin && at < row_end; }
-    __device__ int first() const { return kTransposed ? row : k; }
-    __device__ int last() const { return kTransposed ? row_end : k_end; }
-    __device__ bool direct() const { return operand.aligned && (sizeof(T) == sizeof(float) || !operand.is_float); }
-  };
-
-  struct Registers {
-    float values[kPieces][kPiece];
-  };
-
-  __device__ static void copy_async(T* tile, const Part& part) {
-    const T* data = static_cast<const T*>(part.operand.data);
+  // Copies what begins at (row, k); what is outside of rows [row_begin, row_end) or of [0, k_end) becomes zero.
+  __device__ static void copy(T* tile, const Operand& operand, int row, int row_begin, int row_end, int k, int k_end) {
+    const int line = threadIdx.x / kLinePieces, at = threadIdx.x % kLinePieces * kPiece;
+    const int first_line = (kTransposed ? k : row) + line, column = (kTransposed ? row : k) + at;
+    const int line_begin = kTransposed ? 0 : row_begin, line_end = kTransposed ? k_end : row_end;
+    const int left = (kTransposed ? row_end : k_end) - column;
+    const int bytes = (left < 0 ? 0 : left < kPiece ? left : kPiece) * static_cast<int>(sizeof(T));
+    const T* data = static_cast<const T*>(operand.data);
+    const T* from = data + first_line * operand.stride + column;
+    T* to = tile + line * kLine + at;
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      const int piece = threadIdx.x + p * kThreads, line = piece / kLinePieces, at = piece % kLinePieces * kPiece;
-      const int row = part.line() + line, column = part.first() + at;
-      const int left = part.has_line(row) ? part.last() - column : 0;
-      const int count = left < 0 ? 0 : left < kPiece ? left : kPiece;
-      const T* from = count > 0 ? data + row * part.operand.stride + column : data;
-      cp_async16(tile + line * kLine + at, from, count * static_cast<int>(sizeof(T)));
-    }
-  }
-
-  template <typename Source>
-  __device__ static void fetch(Registers& registers, const Part& part) {
-    const Source* data = static_cast<const Source*>(part.operand.data);
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      const int piece = threadIdx.x + p * kThreads, line = piece / kLinePieces, at = piece % kLinePieces * kPiece;
-      const int row = part.line() + line;
-      load_piece(registers.values[p], data + row * part.operand.stride, part.first() + at,
-                 part.has_line(row) ? part.last() : 0, part.operand.aligned);
-    }
-  }
-
-  // The copy begins here and lands with its cp.async group, or in `finish`, for which the values are on their way.
-  __device__ static void begin(T* tile, Registers& registers, const Part& part) {
-    if (part.direct()) copy_async(tile, part);
-    else if (part.operand.is_float) fetch<float>(registers, part);
-    else fetch<T>(registers, part);
-  }
-  __device__ static void finish(T* tile, const Registers& registers, const Part& part) {
-    if (part.direct()) return;
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      const int piece = threadIdx.x + p * kThreads, line = piece / kLinePieces, at = piece % kLinePieces * kPiece;
-      store_piece(registers.values[p], tile + line * kLine, at, kWidth, true);
+    for (int n = 0; n < kLines; n += kLineStep) {
+      const bool inside = bytes > 0 && first_line + n >= line_begin && first_line + n < line_end;
+      cp_async16(to + n * kLine, inside ? from : data, inside ? bytes : 0);
+      from += kLineStep * operand.stride;
     }
   }
 
@@ -134,7 +95,7 @@ struct OperandTile {
     return {at[0], at[kLine], at[2 * kLine], at[3 * kLine]};
   }
 
-  // The two halves of ldmatrix's four 8 x 8 blocks: `low` of k or of the rows for the odd ones, `high` for the upper two.
+  // The blocks of 8 x 8 of which this lane names one line, at (row, k).
   __device__ static void fragment(uint32_t (&r)[4], const T* tile, int row, int k) {
     const T* at = tile + (kTransposed ? k * kLine + row : row * kLine + k);
     if constexpr (kTransposed) ldmatrix_x4_trans(r, at);
@@ -279,8 +240,10 @@ __device__ inline void finish_pair(const ProductRecord& product, int row, int co
     const float* routing = product.routing + row * product.routing_stride;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      if (col + e < product.cols) values[e] *= routing[product.gate_column[col + e]] * product.scale[col + e];
+      if (col + e < product.cols)
+        values[e] = values[e] * routing[product.gate_column[col + e]] * product.scale[col + e];
     }
+    if (product.operand.data) store_pair<T>(values, product.operand, row, col, product.cols);
   }
   if (product.add.data) {
     float more[2];
@@ -348,49 +311,37 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2) mu
   };
 
   typename Tile::Cursor now(terms, terms + product.terms, row0), ahead = now;
-  typename A::Registers a_registers;
-  typename B::Registers b_registers;
   bool waited = false;
-  const auto a_part = [&] {
-    return typename A::Part{ahead.term->a, row0, ahead.term->begin, ahead.term->end, ahead.k, ahead.term->k};
-  };
-  const auto b_part = [&] { return typename B::Part{ahead.term->b, col0, 0, product.cols, ahead.k, ahead.term->k}; };
-  const auto begin_copy = [&](int stage) {
+  const auto copy_next = [&](int index) {
     if (ahead.valid()) {
-      if (ahead.term->late && !waited) {
+      const TermRecord& term = *ahead.term;
+      if (term.late && !waited) {
         wait_for_early_tiles(table);
         waited = true;
       }
-      A::begin(stages + stage * Tile::kStage, a_registers, a_part());
-      B::begin(stages + stage * Tile::kStage + A::kElements, b_registers, b_part());
+      T* stage = stages + index * Tile::kStage;
+      A::copy(stage, term.a, row0, term.begin, term.end, ahead.k, term.k);
+      B::copy(stage + A::kElements, term.b, col0, 0, product.cols, ahead.k, term.k);
+      ahead.advance();
     }
     cp_async_commit();
   };
-  const auto finish_copy = [&](int stage) {
-    if (!ahead.valid()) return;
-    A::finish(stages + stage * Tile::kStage, a_registers, a_part());
-    B::finish(stages + stage * Tile::kStage + A::kElements, b_registers, b_part());
-    ahead.advance();
-  };
 
-  for (int stage = 0; stage < kAhead; ++stage) {
-    begin_copy(stage);
-    finish_copy(stage);
-  }
+  for (int stage = 0; stage < kAhead; ++stage) copy_next(stage);
   for (int stage = 0; now.valid(); stage = stage + 1 == Shape::kStages ? 0 : stage + 1) {
-    const int next = stage == 0 ? kAhead : stage - 1;
     cp_async_wait<kAhead - 1>();
     __syncthreads();
-    begin_copy(next);
+    copy_next(stage == 0 ? kAhead : stage - 1);
     Tile::multiply(acc, stages + stage * Tile::kStage, now.term->k - now.k);
-    finish_copy(next);
-    if (form == Form::kTN && (now.ends_term() || (now.k + Tile::kDepth) % kGradientRun == 0)) {
-      finish();
-      Tile::visit_pairs(acc, row0, col0, [](int, int, float* sums) { sums[0] = sums[1] = 0; });
+    if constexpr (form == Form::kTN) {
+      if (now.ends_term() || (now.k + Tile::kDepth) % kGradientRun == 0) {
+        finish();
+        Tile::visit_pairs(acc, row0, col0, [](int, int, float* sums) { sums[0] = sums[1] = 0; });
+      }
     }
     now.advance();
   }
-  if (form != Form::kTN) finish();
+  if constexpr (form != Form::kTN) finish();
   if (tile < table.early_tiles) announce_early_tile(table);
 }
 
