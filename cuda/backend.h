@@ -10,6 +10,9 @@
 
 namespace at_moe::cuda {
 
+enum class Form;
+struct Product;
+
 class CudaBackend : public Backend {
  public:
   CudaBackend(std::unique_ptr<Runtime> runtime, DType activation);
@@ -72,6 +75,13 @@ class CudaBackend : public Backend {
     return static_cast<T*>(grow(scratch_[slot], sizeof(T) * static_cast<size_t>(count)));
   }
   void* grow(Buffer& buffer, size_t bytes);
+
+  // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
+  void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
+  // Replaces the matrices that a product of the type cannot read by copies in a slot of the scratch memory.
+  void make_operands(int slot, DType type, std::vector<Matrix>& matrices);
+  void add_weight_gradients(const LinearBackward& args, std::span<const Matrix> g, const Matrix& dh);
+  void add_bias_gradients(const LinearBackward& args);
 
   static constexpr size_t kStagingBytes = size_t{8} << 20;
   static constexpr int kScratchSlots = 8;

@@ -1,16 +1,12 @@
 // What the linear ops derive from the adapter segments of a call.
 #pragma once
 
-#include <span>
 #include <utility>
 #include <vector>
 
 #include "backend/ops/linear.h"
 
 namespace at_moe {
-
-// Segments with adapters and rows, neighbours of one stack joined.
-std::vector<AdapterSegment> merge_segments(std::span<const AdapterSegment> segments, int64_t rows);
 
 // The columns of h whose gate is not zero in all rows of a segment.
 class GateRanges {

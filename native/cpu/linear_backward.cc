@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/segments.h"
 #include "core/status.h"
 #include "cpu/adapter.h"
 #include "cpu/backend.h"

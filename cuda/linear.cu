@@ -1,0 +1,108 @@
+// Forward of a linear group, and router logits (contracts: backend/ops/linear.h, backend/ops/router.h). N rows, d_in
+// inputs, S stacked ranks; one launch of products (cuda/product.h), their elements each one chain over k:
+//   early     h = A_cat x, hg = h ⊙ gate ⊙ scale          [N, S]    per segment and module, experts stacked
+//   products  y_m = bias + W_m x + B_m hg + residual       [N, d_m]  terms: W over all rows, then B per segment
+// Early tiles are taken first; a tile of y waits for them when it comes to its first B. B reads hg in the type of the
+// activations, which the early tiles write beside it.
+#include <algorithm>
+#include <vector>
+
+#include "backend/segments.h"
+#include "core/status.h"
+#include "cuda/backend.h"
+#include "cuda/product.h"
+#include "cuda/weight.h"
+
+namespace at_moe::cuda {
+
+namespace {
+
+constexpr int kInputSlot = 0, kGatedSlot = 1;
+
+// hg as an operand: the modules of a stack side by side, each from an aligned column on.
+int64_t gated_cols(const AdapterStack& stack, DType type) {
+  int64_t cols = 0;
+  for (const AdapterStack::Module& module : stack.modules) {
+    if (module.b) cols += operand_cols(module.b->cols(), type);
+  }
+  return cols;
+}
+
+Product shrink(const LinearForward& args, const AdapterSegment& segment, const AdapterStack::Module& module,
+               const Matrix& x, const Matrix& gated) {
+  const AdapterStack& stack = *segment.stack;
+  Product product;
+  product.begin = segment.begin;
+  product.end = segment.end;
+  product.cols = module.b->cols();
+  product.terms.push_back({x, matrix_of(*stack.a).row_range(module.first, product.cols), segment.begin, segment.end});
+  product.out = args.hg.col_range(module.first, product.cols);
+  if (args.h) product.raw = args.h.col_range(module.first, product.cols);
+  product.operand = gated;
+  product.routing = args.routing;
+  product.gate_column = stack.gate_column + module.first;
+  product.scale = stack.scale + module.first;
+  return product;
+}
+
+}  // namespace
+
+void CudaBackend::forward(const LinearForward& args) {
+  const int64_t rows = args.x.rows;
+  const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
+  require(segments.empty() || (args.hg && args.routing), "linear: adapters need hg and routing");
+  std::vector<Matrix> inputs = {args.x, args.shrink_x};
+  make_operands(kInputSlot, activation_, inputs);
+  const Matrix &x = inputs[0], &shrink_x = args.shrink_x ? inputs[1] : x;
+  std::vector<Product> shrinks, products;
+  for (const LinearModule& module : args.modules) {
+    Product& product = products.emplace_back();
+    product.end = rows;
+    product.cols = module.weight->rows();
+    product.terms.push_back({x, matrix_of(*module.weight), 0, rows});
+    product.bias = module.bias;
+    product.out = module.y;
+    product.add = args.residual;
+  }
+  int64_t widest = 0;
+  for (const AdapterSegment& segment : segments) widest = std::max(widest, gated_cols(*segment.stack, activation_));
+  const int64_t element = static_cast<int64_t>(size_of(activation_));
+  const Matrix gated = matrix(scratch<char>(kGatedSlot, rows * widest * element), rows, widest, activation_);
+  for (const AdapterSegment& segment : segments) {
+    int64_t first = 0;
+    for (size_t m = 0; m < products.size(); ++m) {
+      const AdapterStack::Module& module = segment.stack->modules[m];
+      if (!module.b) continue;
+      const Matrix own = gated.col_range(first, module.b->cols());
+      shrinks.push_back(shrink(args, segment, module, shrink_x, own));
+      products[m].terms.push_back({own, matrix_of(*module.b), segment.begin, segment.end, true});
+      first += operand_cols(own.cols, activation_);
+    }
+  }
+  multiply(Form::kNT, activation_, shrinks, products);
+}
+
+void CudaBackend::forward(const RouterLogits& args) {
+  std::vector<Matrix> inputs = {args.x};
+  make_operands(kInputSlot, activation_, inputs);
+  std::vector<Product> products;
+  const RouterLayer* last = nullptr;
+  for (const RouterLogits::Segment& segment : args.segments) {
+    if (segment.begin >= segment.end) continue;
+    if (segment.layer == last && products.back().end == segment.begin) {
+      products.back().end = products.back().terms.front().end = segment.end;
+      continue;
+    }
+    last = segment.layer;
+    Product& product = products.emplace_back();
+    product.begin = segment.begin;
+    product.end = segment.end;
+    product.cols = last->weight->rows();
+    product.terms.push_back({inputs[0], matrix_of(*last->weight), segment.begin, segment.end});
+    product.bias = last->bias;
+    product.out = args.logits;
+  }
+  multiply(Form::kNT, activation_, {}, products);
+}
+
+}  // namespace at_moe::cuda

@@ -1,0 +1,53 @@
+// The one product of the CUDA backend, as its callers describe it: sums of terms on one accumulator, then an epilogue.
+//   out[m, n] = gate(bias[n] + Σ_terms Σ_k a[m, k] b[n, k]) + add[m, n]
+// A product element takes its terms in order and k ascending, so its bits depend on neither the rows nor the tiles.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/matrix.h"
+#include "cuda/piece.h"
+
+namespace at_moe::cuda {
+
+// How the operands of all terms lie in memory, row-major.
+enum class Form {
+  kNT,  // a [m, k], b [n, k]
+  kNN,  // a [m, k], b [k, n]
+  kTN,  // a [k, m], b [k, n]; k in runs of kGradientRun, each summed from zero and then added to out
+};
+
+// Row 0 of `a` (column 0 for kTN) is row 0 of the product; rows outside of [begin, end) get nothing. Both operands are of
+// the product's type and `is_operand`.
+struct Term {
+  Matrix a, b;
+  int64_t begin = 0, end = 0;
+  bool late = false;  // `a` is written by an early product of the same launch
+};
+
+struct Product {
+  int64_t begin = 0, end = 0, cols = 0;  // rows [begin, end)
+  std::vector<Term> terms;
+  const float* bias = nullptr;  // [cols]
+  Matrix out, add;              // `add` may be empty, or `out` itself
+
+  // With gates the sum goes into `raw`, if there is one, and sum · routing[m, gate_column[n]] · scale[n] into `out` and
+  // `operand`, an operand of later terms.
+  Matrix raw, routing, operand;
+  const int32_t* gate_column = nullptr;
+  const float* scale = nullptr;
+};
+
+// Can its rows be copied in pieces of 16 bytes?
+inline bool is_operand(const Matrix& matrix, DType type) {
+  return matrix.dtype == type && in_pieces(matrix, 16 / static_cast<int64_t>(size_of(type)));
+}
+
+// The columns of an operand of `cols` values with others behind it.
+inline int64_t operand_cols(int64_t cols, DType type) {
+  const int64_t piece = 16 / static_cast<int64_t>(size_of(type));
+  return (cols + piece - 1) / piece * piece;
+}
+
+}  // namespace at_moe::cuda

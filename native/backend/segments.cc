@@ -1,0 +1,22 @@
+#include "backend/segments.h"
+
+#include "core/status.h"
+
+namespace at_moe {
+
+std::vector<AdapterSegment> merge_segments(std::span<const AdapterSegment> segments, int64_t rows) {
+  std::vector<AdapterSegment> merged;
+  for (const AdapterSegment& segment : segments) {
+    require(segment.begin >= 0 && segment.end <= rows, "linear: segment [", segment.begin, ", ", segment.end, ") of ",
+            rows, " rows");
+    if (segment.begin >= segment.end || !segment.stack || !segment.stack->a) continue;
+    if (!merged.empty() && merged.back().end == segment.begin && merged.back().stack == segment.stack) {
+      merged.back().end = segment.end;
+    } else {
+      merged.push_back(segment);
+    }
+  }
+  return merged;
+}
+
+}  // namespace at_moe
