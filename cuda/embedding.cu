@@ -17,12 +17,15 @@ __global__ void gather_rows(const Table* table, const int32_t* ids, T* y, int64_
   for (int64_t j = threadIdx.x; j < cols; j += kThreads) to[j] = narrow<T>(widen(from[j]));
 }
 
-template <typename T>
-__global__ void scatter_rows(const int32_t* ids, const T* dy, int64_t stride, int64_t rows, int64_t cols,
-                             float* dtable) {
+template <typename T, typename Table>
+__global__ void scatter_rows(const int32_t* ids, const T* dy, int64_t stride, int64_t rows, int64_t cols, Table* dtable,
+                             int64_t table_stride) {
   const int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (j >= cols) return;
-  for (int64_t n = 0; n < rows; ++n) dtable[ids[n] * cols + j] += widen(dy[n * stride + j]);
+  for (int64_t n = 0; n < rows; ++n) {
+    Table& sum = dtable[ids[n] * table_stride + j];
+    sum = narrow<Table>(widen(sum) + widen(dy[n * stride + j]));
+  }
 }
 
 }  // namespace
@@ -42,9 +45,12 @@ void CudaBackend::forward(const EmbeddingForward& args) {
 void CudaBackend::backward(const EmbeddingBackward& args) {
   const LaunchShape shape{dim3(static_cast<unsigned>((args.dy.cols + kThreads - 1) / kThreads)), dim3(kThreads)};
   dispatch(args.dy.dtype, [&](auto dy) {
-    using T = decltype(dy);
-    launch(stream(), shape, scatter_rows<T>, args.ids, args.dy.row<T>(0), args.dy.stride, args.dy.rows, args.dy.cols,
-           args.dtable);
+    dispatch(args.dtable.dtype, [&](auto table) {
+      using T = decltype(dy);
+      using Table = decltype(table);
+      launch(stream(), shape, scatter_rows<T, Table>, args.ids, args.dy.row<T>(0), args.dy.stride, args.dy.rows,
+             args.dy.cols, args.dtable.row<Table>(0), args.dtable.stride);
+    });
   });
 }
 

@@ -34,7 +34,7 @@ void CpuBackend::backward(const EmbeddingBackward& args) {
   pool_.run_ranges(d, kColumnGrain, [&](int64_t begin, int64_t end, int) {
     for (int64_t n = 0; n < args.dy.rows; ++n) {
       const float* dy = args.dy.row(n);
-      float* sum = args.dtable + args.ids[n] * d;
+      float* sum = args.dtable.row(args.ids[n]);
       for (int64_t j = begin; j < end; ++j) sum[j] += dy[j];
     }
   });

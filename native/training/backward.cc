@@ -51,8 +51,9 @@ Pass TrainingStep::backward_layers() {
     }
   }
   if (state_.offsets) {
-    backend_.backward(EmbeddingBackward{tape_.ids.as<int32_t>(), tape_.d_hidden.row_range(0, rows_),
-                                        state_.base_gradient(state_.offsets->embedding)});
+    const Matrix table =
+        matrix(state_.base_gradient(state_.offsets->embedding), config_.vocab_size, config_.hidden_size);
+    backend_.backward(EmbeddingBackward{tape_.ids.as<int32_t>(), tape_.d_hidden.row_range(0, rows_), table});
   }
 }
 

@@ -94,7 +94,7 @@ Pass TrainingStep::losses() {
   if (!backward_) co_return;
   // selected_ now holds the gradient of the selected rows.
   backend_.zero(tape_.d_hidden.data, static_cast<size_t>(rows_ * config_.hidden_size) * size_of(tape_.d_hidden.dtype));
-  backend_.backward(EmbeddingBackward{loss_index_.as<int32_t>(), selected, static_cast<float*>(tape_.d_hidden.data)});
+  backend_.backward(EmbeddingBackward{loss_index_.as<int32_t>(), selected, tape_.d_hidden});
 }
 
 void TrainingStep::loss_run(size_t first, size_t count) {

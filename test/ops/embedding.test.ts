@@ -23,7 +23,7 @@ onDevices('embedding backward: repeated ids are summed in row order, on any numb
   const ids = Int32Array.from({ length: 300 }, (_, n) => (n % 3 === 0 ? 2 : random.integer(11)));
   const dy = random.matrix(300, 70);
   const dtable = random.array(11 * 70);
-  const args = { ids, dy, dtable, pad: 1 };
+  const args = { ids, dy, dtable: matrix(11, 70, dtable), pad: 1 };
   const out = run('embeddingBackward', device, args);
   const expected = Float64Array.from(dtable);
   ids.forEach((id, n) => {
@@ -32,7 +32,7 @@ onDevices('embedding backward: repeated ids are summed in row order, on any numb
   close(out.dtable, expected, tolerance, 'dtable');
   sameBits(run('embeddingBackward', device, args, 2).dtable, out.dtable, 'two threads');
   sameBits(
-    run('embeddingBackward', device, { ids: new Int32Array(0), dy: matrix(0, 70, []), dtable }).dtable,
+    run('embeddingBackward', device, { ids: new Int32Array(0), dy: matrix(0, 70, []), dtable: args.dtable }).dtable,
     dtable,
     'none',
   );

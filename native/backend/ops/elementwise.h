@@ -21,7 +21,7 @@ struct EmbeddingForward {
 struct EmbeddingBackward {
   const int32_t* ids = nullptr;
   Matrix dy;
-  float* dtable = nullptr;  // [V, d]
+  Matrix dtable;  // [V, d], f32 (gradients of a table) or in the activation type (rows that were gathered)
 };
 
 // y = x / sqrt(mean(x²) + eps) ⊙ gamma over groups of `dim` columns (dim = cols: the row; head_dim: per head)
