@@ -311,11 +311,12 @@ void run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>
     return;
   }
   Turns turns(resident, settings().seed);
-  size_t next = 0;  // touched by the holder of the turn only
+  size_t next = 0;                                                   // touched by the holder of the turn only
+  static thread_local std::vector<std::unique_ptr<Runner>> runners;  // their stacks are worth keeping
+  while (static_cast<int>(runners.size()) < resident) runners.push_back(std::make_unique<Runner>());
   std::vector<std::thread> threads;
   for (int me = 0; me < resident; ++me) {
-    threads.emplace_back([&, me] {
-      Runner mine;
+    threads.emplace_back([&, me, &mine = *runners[static_cast<size_t>(me)]] {
       mine.me = me;
       mine.turns = &turns;
       runner = &mine;
