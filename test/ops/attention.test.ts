@@ -79,7 +79,8 @@ onDevices('attention: wide heads, groups that divide no tile, groups larger than
     [{ heads: 2, kvHeads: 1, headDim: 250, window: 0 }, [35]],
     [{ heads: 7, kvHeads: 1, headDim: 256, window: 0 }, [1, 18]],
     [{ heads: 20, kvHeads: 1, headDim: 16, window: 0 }, [1, 1, 1]],
-    [{ heads: 140, kvHeads: 2, headDim: 6, window: 4 }, [2, 9]],
+    [{ heads: 80, kvHeads: 2, headDim: 6, window: 4 }, [2, 9]],
+    [{ heads: 40, kvHeads: 1, headDim: 132, window: 0 }, [1, 3]],
   ] as [Heads, number[]][]) {
     const sequences = lengths.map((rows, i) => ({ rows, pages: pagesFor(rows, 4 + 5 * i) }));
     const step = stepOf(random, heads, sequences);
