@@ -88,11 +88,11 @@ struct OperandTile {
     }
   }
 
-  // Four values of a row from column k on.
-  __device__ static float4 four(const T* tile, int row, int k) {
-    if constexpr (!kTransposed) return *reinterpret_cast<const float4*>(tile + row * kLine + k);
+  // Two values of a row from column k on.
+  __device__ static float2 two(const T* tile, int row, int k) {
+    if constexpr (!kTransposed) return *reinterpret_cast<const float2*>(tile + row * kLine + k);
     const T* at = tile + k * kLine + row;
-    return {at[0], at[kLine], at[2 * kLine], at[3 * kLine]};
+    return {at[0], at[kLine]};
   }
 
   // The blocks of 8 x 8 of which this lane names one line, at (row, k).
@@ -148,16 +148,16 @@ struct ProductTile {
 
   __device__ static void multiply_floats(Accumulators& acc, const T* stage, int left, int row, int col) {
 #pragma unroll 1
-    for (int k = 0; k < kDepth && k < left; k += 4) {
-      float4 b[kColBlocks][2];
+    for (int k = 0; k < kDepth && k < left; k += 2) {
+      float2 b[kColBlocks][2];
 #pragma unroll
       for (int j = 0; j < kColBlocks; ++j) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) b[j][e] = B::four(stage + A::kElements, col + 8 * j + e, k);
+        for (int e = 0; e < 2; ++e) b[j][e] = B::two(stage + A::kElements, col + 8 * j + e, k);
       }
 #pragma unroll
       for (int i = 0; i < 2 * kRowBlocks; ++i) {
-        const float4 a = A::four(stage, row + 8 * i, k);
+        const float2 a = A::two(stage, row + 8 * i, k);
 #pragma unroll
         for (int j = 0; j < kColBlocks; ++j) {
 #pragma unroll
@@ -165,8 +165,6 @@ struct ProductTile {
             float& sum = acc[i / 2][j][i % 2 * 2 + e];
             sum = fmaf(a.x, b[j][e].x, sum);
             sum = fmaf(a.y, b[j][e].y, sum);
-            sum = fmaf(a.z, b[j][e].z, sum);
-            sum = fmaf(a.w, b[j][e].w, sum);
           }
         }
       }
@@ -228,6 +226,20 @@ template <typename T>
 __device__ inline void store_pair(const float (&values)[2], const Target& to, int64_t row, int col, int cols) {
   if (to.is_float) store_piece(values, static_cast<float*>(to.data) + row * to.stride, col, cols, to.aligned);
   else store_piece(values, static_cast<T*>(to.data) + row * to.stride, col, cols, to.aligned);
+}
+
+// The epilogue of a run of kTN for two neighbouring elements.
+__device__ inline void add_pair(const Target& out, int row, int col, int cols, const float* sums) {
+  float* at = static_cast<float*>(out.data) + row * out.stride + col;
+  if (out.aligned && col + 1 < cols) {
+    float2 both = *reinterpret_cast<const float2*>(at);
+    both.x += sums[0];
+    both.y += sums[1];
+    *reinterpret_cast<float2*>(at) = both;
+  } else {
+    at[0] += sums[0];
+    if (col + 1 < cols) at[1] += sums[1];
+  }
 }
 
 // The epilogue of two neighbouring elements.
@@ -304,11 +316,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2) mu
     sums[0] = product.bias && col < product.cols ? product.bias[col] : 0;
     sums[1] = product.bias && col + 1 < product.cols ? product.bias[col + 1] : 0;
   });
-  const auto finish = [&] {
-    Tile::visit_pairs(acc, row0, col0, [&](int row, int col, const float* sums) {
-      if (row < product.end && col < product.cols) finish_pair<T>(product, row, col, sums);
-    });
-  };
 
   typename Tile::Cursor now(terms, terms + product.terms, row0), ahead = now;
   bool waited = false;
@@ -335,13 +342,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2) mu
     Tile::multiply(acc, stages + stage * Tile::kStage, now.term->k - now.k);
     if constexpr (form == Form::kTN) {
       if (now.ends_term() || (now.k + Tile::kDepth) % kGradientRun == 0) {
-        finish();
-        Tile::visit_pairs(acc, row0, col0, [](int, int, float* sums) { sums[0] = sums[1] = 0; });
+        Tile::visit_pairs(acc, row0, col0, [&](int row, int col, float* sums) {
+          if (row < product.end && col < product.cols) add_pair(product.out, row, col, product.cols, sums);
+          sums[0] = sums[1] = 0;
+        });
       }
     }
     now.advance();
   }
-  if constexpr (form != Form::kTN) finish();
+  if constexpr (form != Form::kTN) {
+    Tile::visit_pairs(acc, row0, col0, [&](int row, int col, const float* sums) {
+      if (row < product.end && col < product.cols) finish_pair<T>(product, row, col, sums);
+    });
+  }
   if (tile < table.early_tiles) announce_early_tile(table);
 }
 

@@ -15,7 +15,7 @@ namespace at_moe::cuda {
 enum class Form {
   kNT,  // a [m, k], b [n, k]
   kNN,  // a [m, k], b [k, n]
-  kTN,  // a [k, m], b [k, n]; k in runs of kGradientRun, each summed from zero and then added to out
+  kTN,  // a [k, m], b [k, n]; no epilogue: runs of kGradientRun are summed from zero and added to out, f32
 };
 
 // Row 0 of `a` (column 0 for kTN) is row 0 of the product; rows outside of [begin, end) get nothing. Both operands are of
