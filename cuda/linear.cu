@@ -28,6 +28,10 @@ int64_t gated_cols(const AdapterStack& stack, DType type) {
   return cols;
 }
 
+Gates gates_of(const LinearForward& args, const AdapterStack& stack, const AdapterStack::Module& module) {
+  return {args.routing.row(0), args.routing.stride, stack.gate_column + module.first};
+}
+
 Product shrink(const LinearForward& args, const AdapterSegment& segment, const AdapterStack::Module& module,
                const Matrix& x, const Matrix& gated) {
   const AdapterStack& stack = *segment.stack;
@@ -39,8 +43,7 @@ Product shrink(const LinearForward& args, const AdapterSegment& segment, const A
   product.out = args.hg.col_range(module.first, product.cols);
   if (args.h) product.raw = args.h.col_range(module.first, product.cols);
   product.operand = gated;
-  product.routing = args.routing;
-  product.gate_column = stack.gate_column + module.first;
+  product.gates = gates_of(args, stack, module);
   product.scale = stack.scale + module.first;
   return product;
 }
@@ -75,7 +78,8 @@ void CudaBackend::forward(const LinearForward& args) {
       if (!module.b) continue;
       const Matrix own = gated.col_range(first, module.b->cols());
       shrinks.push_back(shrink(args, segment, module, shrink_x, own));
-      products[m].terms.push_back({own, matrix_of(*module.b), segment.begin, segment.end, true});
+      products[m].terms.push_back(
+          {own, matrix_of(*module.b), segment.begin, segment.end, true, gates_of(args, *segment.stack, module)});
       first += operand_cols(own.cols, activation_);
     }
   }

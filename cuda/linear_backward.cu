@@ -39,7 +39,7 @@ struct GateRows {
 
 // Warps read and write columns of many rows; then each thread of the first warp adds the columns of one row in order.
 template <typename T>
-__global__ void __launch_bounds__(32 * kGateWarps) apply_gates(const GateSegment* segments, GateRows<T> rows) {
+__global__ void __launch_bounds__(32 * kGateWarps, 1) apply_gates(const GateSegment* segments, GateRows<T> rows) {
   const GateSegment segment = segments[blockIdx.y];
   const int64_t row0 = segment.begin + int64_t{blockIdx.x} * kGateRows;
   if (row0 >= segment.end) return;
@@ -157,7 +157,7 @@ std::vector<Product> gradient_products(std::span<const WeightGradient> gradients
       own = products.emplace(products.end());
       own->end = g.cols;
       own->cols = x.cols;
-      own->out = own->add = matrix(gradient.grad, g.cols, x.cols);
+      own->out = matrix(gradient.grad, g.cols, x.cols);
     }
     const int64_t count = gradient.end - gradient.begin;
     own->terms.push_back({g.row_range(gradient.begin, count), x.row_range(gradient.begin, count), 0, g.cols});

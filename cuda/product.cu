@@ -45,8 +45,15 @@ TermRecord record_of(const Term& term, Form form, DType type) {
   const int64_t k = form == Form::kTN ? term.a.rows : term.a.cols;
   require(k == (form == Form::kNT ? term.b.cols : term.b.rows), "product: ", k, " columns by ", term.b.rows, " x ",
           term.b.cols);
-  return {operand_of(term.a, type),   operand_of(term.b, type), static_cast<int>(term.begin),
-          static_cast<int>(term.end), static_cast<int>(k),      term.late};
+  TermRecord record{};
+  record.a = operand_of(term.a, type);
+  record.b = operand_of(term.b, type);
+  record.begin = static_cast<int>(term.begin);
+  record.end = static_cast<int>(term.end);
+  record.k = static_cast<int>(k);
+  record.late = term.late;
+  record.gates = term.gates;
+  return record;
 }
 
 // The table of a launch, as bytes to stage: counters, products, terms.
@@ -71,9 +78,7 @@ class TableBuilder {
     record.add = target_of(product.add, type_);
     record.raw = target_of(product.raw, type_);
     record.operand = target_of(product.operand, type_);
-    record.routing = static_cast<const float*>(product.routing.data);
-    record.routing_stride = product.routing.stride;
-    record.gate_column = product.gate_column;
+    record.gates = product.gates;
     record.scale = product.scale;
     products_.push_back(record);
     for (const Term& term : product.terms) terms_.push_back(record_of(term, form_, type_));
@@ -121,7 +126,8 @@ void choose_shape(Form form, std::span<const Product> early, std::span<const Pro
     for (const Product& product : list) rows = std::max(rows, product.end - product.begin);
   }
   if (form != Form::kTN && rows <= Narrow::kRows) return f(Narrow());
-  if (count_tiles<Wide>(early) + count_tiles<Wide>(products) < multiprocessors) return f(Middle());
+  const bool few = form != Form::kTN && rows <= Middle::kRows;
+  if (few || count_tiles<Wide>(early) + count_tiles<Wide>(products) < multiprocessors) return f(Middle());
   f(Wide());
 }
 

@@ -24,6 +24,7 @@ struct TermRecord {
   Operand a, b;
   int begin, end, k;
   bool late;
+  Gates gates;
 };
 
 struct Target {
@@ -38,9 +39,7 @@ struct ProductRecord {
   int first_term, terms;
   const float* bias;
   Target out, add, raw, operand;
-  const float* routing;
-  int64_t routing_stride;
-  const int32_t* gate_column;
+  Gates gates;
   const float* scale;
 };
 
@@ -70,32 +69,42 @@ struct OperandTile {
   static constexpr int kLinePieces = kWidth / kPiece, kLineStep = kThreads / kLinePieces;
   static_assert(kThreads % kLinePieces == 0 && kLines % kLineStep == 0);
 
+  // Which pieces a thread has to copy: the others are multiplied by zeros.
+  struct Needs {
+    uint32_t lines = ~0u;  // a bit for each of the thread's lines
+    bool column = true;
+  };
+  static_assert(kLines / kLineStep <= 32);
+
   // Copies what begins at (row, k); what is outside of rows [row_begin, row_end) or of [0, k_end) becomes zero.
-  __device__ static void copy(T* tile, const Operand& operand, int row, int row_begin, int row_end, int k, int k_end) {
+  __device__ static void copy(T* tile, const Operand& operand, int row, int row_begin, int row_end, int k, int k_end,
+                              const Needs& needs = {}) {
     const int line = threadIdx.x / kLinePieces, at = threadIdx.x % kLinePieces * kPiece;
     const int first_line = (kTransposed ? k : row) + line, column = (kTransposed ? row : k) + at;
     const int line_begin = kTransposed ? 0 : row_begin, line_end = kTransposed ? k_end : row_end;
     const int left = (kTransposed ? row_end : k_end) - column;
-    const int bytes = (left < 0 ? 0 : left < kPiece ? left : kPiece) * static_cast<int>(sizeof(T));
+    const int count = left < 0 || !needs.column ? 0 : left < kPiece ? left : kPiece;
+    const int bytes = count * static_cast<int>(sizeof(T));
     const T* data = static_cast<const T*>(operand.data);
     const T* from = data + first_line * operand.stride + column;
     T* to = tile + line * kLine + at;
 #pragma unroll
     for (int n = 0; n < kLines; n += kLineStep) {
-      const bool inside = bytes > 0 && first_line + n >= line_begin && first_line + n < line_end;
+      const bool inside =
+          bytes > 0 && first_line + n >= line_begin && first_line + n < line_end && (needs.lines >> n / kLineStep & 1);
       cp_async16(to + n * kLine, inside ? from : data, inside ? bytes : 0);
       from += kLineStep * operand.stride;
     }
   }
 
-  // Four values of a row from column k on.
-  __device__ static float4 four(const T* tile, int row, int k) {
-    if constexpr (!kTransposed) return *reinterpret_cast<const float4*>(tile + row * kLine + k);
+  // Two values of a row from column k on.
+  __device__ static float2 two(const T* tile, int row, int k) {
+    if constexpr (!kTransposed) return *reinterpret_cast<const float2*>(tile + row * kLine + k);
     const T* at = tile + k * kLine + row;
-    return {at[0], at[kLine], at[2 * kLine], at[3 * kLine]};
+    return {at[0], at[kLine]};
   }
 
-  // The blocks of 8 x 8 of which this lane names one line, at (row, k).
+  // Four blocks of 8 x 8, of which this lane names one line, at (row, k).
   __device__ static void fragment(uint32_t (&r)[4], const T* tile, int row, int k) {
     const T* at = tile + (kTransposed ? k * kLine + row : row * kLine + k);
     if constexpr (kTransposed) ldmatrix_x4_trans(r, at);
@@ -148,16 +157,16 @@ struct ProductTile {
 
   __device__ static void multiply_floats(Accumulators& acc, const T* stage, int left, int row, int col) {
 #pragma unroll 1
-    for (int k = 0; k < kDepth && k < left; k += 4) {
-      float4 b[kColBlocks][2];
+    for (int k = 0; k < kDepth && k < left; k += 2) {
+      float2 b[kColBlocks][2];
 #pragma unroll
       for (int j = 0; j < kColBlocks; ++j) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) b[j][e] = B::four(stage + A::kElements, col + 8 * j + e, k);
+        for (int e = 0; e < 2; ++e) b[j][e] = B::two(stage + A::kElements, col + 8 * j + e, k);
       }
 #pragma unroll
       for (int i = 0; i < 2 * kRowBlocks; ++i) {
-        const float4 a = A::four(stage, row + 8 * i, k);
+        const float2 a = A::two(stage, row + 8 * i, k);
 #pragma unroll
         for (int j = 0; j < kColBlocks; ++j) {
 #pragma unroll
@@ -165,8 +174,6 @@ struct ProductTile {
             float& sum = acc[i / 2][j][i % 2 * 2 + e];
             sum = fmaf(a.x, b[j][e].x, sum);
             sum = fmaf(a.y, b[j][e].y, sum);
-            sum = fmaf(a.z, b[j][e].z, sum);
-            sum = fmaf(a.w, b[j][e].w, sum);
           }
         }
       }
@@ -230,18 +237,31 @@ __device__ inline void store_pair(const float (&values)[2], const Target& to, in
   else store_piece(values, static_cast<T*>(to.data) + row * to.stride, col, cols, to.aligned);
 }
 
+// The epilogue of a run of kTN for two neighbouring elements.
+__device__ inline void add_pair(const Target& out, int row, int col, int cols, const float* sums) {
+  float* at = static_cast<float*>(out.data) + row * out.stride + col;
+  if (out.aligned && col + 1 < cols) {
+    float2 both = *reinterpret_cast<const float2*>(at);
+    both.x += sums[0];
+    both.y += sums[1];
+    *reinterpret_cast<float2*>(at) = both;
+  } else {
+    at[0] += sums[0];
+    if (col + 1 < cols) at[1] += sums[1];
+  }
+}
+
 // The epilogue of two neighbouring elements.
 template <typename T>
 __device__ inline void finish_pair(const ProductRecord& product, int row, int col, const float* sums) {
   // The sum of a row that no term touched, or of zeros, is +0 whatever else was in the tile.
   float values[2] = {sums[0] + 0.0f, sums[1] + 0.0f};
-  if (product.gate_column) {
+  if (product.gates.column) {
     if (product.raw.data) store_pair<T>(values, product.raw, row, col, product.cols);
-    const float* routing = product.routing + row * product.routing_stride;
+    const float* gates = product.gates.routing + row * product.gates.stride;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      if (col + e < product.cols)
-        values[e] = values[e] * routing[product.gate_column[col + e]] * product.scale[col + e];
+      if (col + e < product.cols) values[e] = values[e] * gates[product.gates.column[col + e]] * product.scale[col + e];
     }
     if (product.operand.data) store_pair<T>(values, product.operand, row, col, product.cols);
   }
@@ -285,6 +305,20 @@ __device__ inline void wait_for_early_tiles(const ProductTable& table) {
   __syncthreads();
 }
 
+// Has a row of [begin, end) a gate that is not zero in columns [first, last)?
+__device__ inline bool is_open(const Gates& gates, int begin, int end, int first, int last) {
+  int32_t before = -1;
+  for (int n = first; n < last; ++n) {
+    const int32_t column = gates.column[n];
+    if (column == before) continue;
+    before = column;
+    for (int row = begin; row < end; ++row) {
+      if (gates.routing[row * gates.stride + column] != 0) return true;
+    }
+  }
+  return false;
+}
+
 template <typename T, Form form, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2) multiply_tiles(ProductTable table) {
   using Tile = ProductTile<T, form, Shape>;
@@ -304,13 +338,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2) mu
     sums[0] = product.bias && col < product.cols ? product.bias[col] : 0;
     sums[1] = product.bias && col + 1 < product.cols ? product.bias[col + 1] : 0;
   });
-  const auto finish = [&] {
-    Tile::visit_pairs(acc, row0, col0, [&](int row, int col, const float* sums) {
-      if (row < product.end && col < product.cols) finish_pair<T>(product, row, col, sums);
-    });
-  };
 
   typename Tile::Cursor now(terms, terms + product.terms, row0), ahead = now;
+  // Reading weights is what few rows wait for: experts that none of them selects are left out.
+  constexpr bool kSelects = form == Form::kNT && Shape::kRows <= 16;
+  uint32_t needed_lines = ~0u;
+  if (kSelects && product.gates.column && !product.raw.data) {
+    const int row_end = row0 + Shape::kRows < product.end ? row0 + Shape::kRows : product.end;
+    needed_lines = 0;
+    for (int n = 0; n < B::kLines / B::kLineStep; ++n) {
+      const int col = col0 + threadIdx.x / B::kLinePieces + n * B::kLineStep;
+      if (col < product.cols && is_open(product.gates, row0, row_end, col, col + 1)) needed_lines |= 1u << n;
+    }
+  }
   bool waited = false;
   const auto copy_next = [&](int index) {
     if (ahead.valid()) {
@@ -321,7 +361,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2) mu
       }
       T* stage = stages + index * Tile::kStage;
       A::copy(stage, term.a, row0, term.begin, term.end, ahead.k, term.k);
-      B::copy(stage + A::kElements, term.b, col0, 0, product.cols, ahead.k, term.k);
+      bool needs_column = true;
+      if (kSelects && term.gates.column) {
+        const int begin = row0 > term.begin ? row0 : term.begin;
+        const int end = row0 + Shape::kRows < term.end ? row0 + Shape::kRows : term.end;
+        const int first = ahead.k + threadIdx.x % B::kLinePieces * B::kPiece;
+        needs_column = is_open(term.gates, begin, end, first, first + B::kPiece < term.k ? first + B::kPiece : term.k);
+      }
+      B::copy(stage + A::kElements, term.b, col0, 0, product.cols, ahead.k, term.k, {needed_lines, needs_column});
       ahead.advance();
     }
     cp_async_commit();
@@ -335,13 +382,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2) mu
     Tile::multiply(acc, stages + stage * Tile::kStage, now.term->k - now.k);
     if constexpr (form == Form::kTN) {
       if (now.ends_term() || (now.k + Tile::kDepth) % kGradientRun == 0) {
-        finish();
-        Tile::visit_pairs(acc, row0, col0, [](int, int, float* sums) { sums[0] = sums[1] = 0; });
+        Tile::visit_pairs(acc, row0, col0, [&](int row, int col, float* sums) {
+          if (row < product.end && col < product.cols) add_pair(product.out, row, col, product.cols, sums);
+          sums[0] = sums[1] = 0;
+        });
       }
     }
     now.advance();
   }
-  if constexpr (form != Form::kTN) finish();
+  if constexpr (form != Form::kTN) {
+    Tile::visit_pairs(acc, row0, col0, [&](int row, int col, const float* sums) {
+      if (row < product.end && col < product.cols) finish_pair<T>(product, row, col, sums);
+    });
+  }
   if (tile < table.early_tiles) announce_early_tile(table);
 }
 

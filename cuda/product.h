@@ -15,7 +15,14 @@ namespace at_moe::cuda {
 enum class Form {
   kNT,  // a [m, k], b [n, k]
   kNN,  // a [m, k], b [k, n]
-  kTN,  // a [k, m], b [k, n]; k in runs of kGradientRun, each summed from zero and then added to out
+  kTN,  // a [k, m], b [k, n]; no epilogue: runs of kGradientRun are summed from zero and added to out, f32
+};
+
+// The gate of column n in row m is routing[m * stride + column[n]]. No columns: no gates.
+struct Gates {
+  const float* routing = nullptr;
+  int64_t stride = 0;
+  const int32_t* column = nullptr;
 };
 
 // Row 0 of `a` (column 0 for kTN) is row 0 of the product; rows outside of [begin, end) get nothing. Both operands are of
@@ -24,6 +31,7 @@ struct Term {
   Matrix a, b;
   int64_t begin = 0, end = 0;
   bool late = false;  // `a` is written by an early product of the same launch
+  Gates gates = {};   // where the gate of a column k is zero, so is `a`
 };
 
 struct Product {
@@ -32,11 +40,11 @@ struct Product {
   const float* bias = nullptr;  // [cols]
   Matrix out, add;              // `add` may be empty, or `out` itself
 
-  // With gates the sum goes into `raw`, if there is one, and sum · routing[m, gate_column[n]] · scale[n] into `out` and
-  // `operand`, an operand of later terms.
-  Matrix raw, routing, operand;
-  const int32_t* gate_column = nullptr;
+  // With gates the sum goes into `raw`, if there is one, and sum · gate · scale[n] into `out` and `operand`, an operand of
+  // late terms.
+  Gates gates = {};
   const float* scale = nullptr;
+  Matrix raw, operand;
 };
 
 // Can its rows be copied in pieces of 16 bytes?

@@ -40,7 +40,7 @@ struct LinearGroup {
 
 std::string indexed(const char* name, size_t index) { return name + std::to_string(index); }
 
-// y0, y1, … and h, hg
+// y0, y1, … and h, hg; with `floats`, y are f32 whatever the activations are.
 void linear_forward(OpCall& call) {
   LinearGroup group(call);
   LinearForward args;
@@ -53,7 +53,8 @@ void linear_forward(OpCall& call) {
       call.keep(indexed("y", m), module.y);
       args.residual = module.y;
     } else {
-      module.y = call.out(indexed("y", m), args.x.rows, module.weight->rows(), call.activation());
+      const DType type = call.flag("floats") ? DType::f32 : call.activation();
+      module.y = call.out(indexed("y", m), args.x.rows, module.weight->rows(), type);
     }
   }
   if (!args.residual) args.residual = call.matrix("residual", call.activation());
@@ -68,11 +69,12 @@ void linear_forward(OpCall& call) {
 }
 
 // modules[m].dy, h, hg; `want` names the gradients: weight, bias, a, b. Outputs dx, shrinkDx, drouting, dweight<m>,
-// dbias<m>, da<stack>, db<stack>_<m>, all added to zeros (drouting and dx to the arguments of that name, if given).
+// dbias<m>, da<stack>, db<stack>_<m>, all added to zeros (drouting and dx to the arguments of that name, if given). With
+// `floats`, dy are f32; with `floatX`, x too.
 void linear_backward(OpCall& call) {
   LinearGroup group(call);
   LinearBackward args;
-  args.x = call.matrix("x", call.activation());
+  args.x = call.matrix("x", call.flag("floatX") ? DType::f32 : call.activation());
   args.shrink_x = call.matrix("shrinkX", call.activation());
   args.h = call.matrix("h", DType::f32);
   args.hg = call.matrix("hg", DType::f32);
@@ -86,7 +88,7 @@ void linear_backward(OpCall& call) {
   };
   for (size_t m = 0; m < group.modules.size(); ++m) {
     LinearModule& module = group.modules[m];
-    module.y = call.matrix(sources[m], "dy", call.activation());
+    module.y = call.matrix(sources[m], "dy", call.flag("floats") ? DType::f32 : call.activation());
     LinearGradients gradient;
     if (call.flag("wantWeight")) gradient.weight = zeros(indexed("dweight", m), module.weight->rows(), args.x.cols);
     if (call.flag("wantBias")) gradient.bias = zeros(indexed("dbias", m), 1, module.weight->rows());

@@ -1,6 +1,6 @@
 import type { Matrix } from '../helpers/ops.js';
 import { run } from '../helpers/ops.js';
-import { type Group, linear, type Stack } from './reference/linear.js';
+import { type Group, linear, linearGradients, type Stack } from './reference/linear.js';
 import { range } from './reference/router.js';
 import { close, dot, doubles, matrix, numericGradient, onDevices, Random, row, sameBits } from './support.js';
 
@@ -94,6 +94,21 @@ const shapes: Shape[] = [
     ],
   },
   { rows: 300, cols: 24, outputs: [20], ranks: [[2, 2]] },
+  {
+    rows: 150,
+    cols: 72,
+    outputs: [136, 40],
+    ranks: [
+      [24, 40],
+      [1, 31],
+    ],
+    segments: [
+      [0, 70, 0],
+      [70, 71, 1],
+      [75, 150, 1],
+    ],
+    bias: true,
+  },
   { rows: 0, cols: 8, outputs: [4], ranks: [[2]] },
 ];
 
@@ -125,6 +140,17 @@ onDevices(
   },
 );
 
+onDevices('linear: f32 results, rows that can and that cannot be copied in pieces', (device, tolerance) => {
+  const random = new Random(8);
+  for (const cols of [32, 33]) {
+    for (const pad of [0, 1]) {
+      const group = groupOf(random, { rows: 21, cols, outputs: [40], ranks: [[8, 16]] });
+      const out = run('linearForward', device, { ...group, floats: true, pad, keepH: false });
+      close(out.y0, linear(group)[0]!, tolerance, `y0 of ${cols} inputs, ${pad} apart`);
+    }
+  }
+});
+
 onDevices('linear: experts that no row selects, and skewed selections', (device, tolerance) => {
   const random = new Random(3);
   const group = groupOf(random, {
@@ -140,10 +166,12 @@ onDevices('linear: experts that no row selects, and skewed selections', (device,
     const [n, e] = [Math.floor(i / gateColumns), i % gateColumns];
     if (e === 1 || (e === 2 && n !== 7)) group.routing.data[i] = 0;
   });
-  const out = run('linearForward', device, { ...group, pad: 3 });
-  linear(group).forEach((y, m) => {
-    close(out[`y${m}`], y, tolerance, `y${m}`);
-  });
+  for (const keepH of [true, false]) {
+    const out = run('linearForward', device, { ...group, keepH, pad: 3 });
+    linear(group).forEach((y, m) => {
+      close(out[`y${m}`], y, tolerance, `y${m}`);
+    });
+  }
 });
 
 onDevices('linear: same bits for rows alone, in a batch, cut in pieces, and on two threads', (device) => {
@@ -184,6 +212,45 @@ onDevices('linear: same bits for rows alone, in a batch, cut in pieces, and on t
         `rows ${begin} to ${end} of y${m}`,
       );
     });
+  }
+});
+
+onDevices('linear: same bits for one row, few, many, and beside rows of other mixtures', (device) => {
+  const random = new Random(9);
+  const group = groupOf(random, {
+    rows: 140,
+    cols: 80,
+    outputs: [200],
+    ranks: [[8, 19]],
+    segments: [
+      [0, 5, 1],
+      [5, 90, 0],
+      [100, 140, 1],
+    ],
+  });
+  // No row of the second segment selects expert 1: what skips it must not show.
+  for (let n = 5; n < 90; ++n) group.routing.data[n * gateColumns + 1] = 0;
+  for (const keepH of [true, false]) {
+    const whole = run('linearForward', device, { ...group, keepH }).y0 as Float32Array;
+    for (const [begin, end] of [
+      [0, 1],
+      [3, 17],
+      [4, 6],
+      [20, 84],
+      [80, 140],
+      [95, 96],
+    ] as const) {
+      const slice = (m: Matrix) => matrix(end - begin, m.cols, m.data.slice(begin * m.cols, end * m.cols));
+      const within = (n: number) => Math.min(Math.max(n - begin, 0), end - begin);
+      const part = run('linearForward', device, {
+        ...group,
+        keepH,
+        x: slice(group.x),
+        routing: slice(group.routing),
+        segments: group.segments.map((own) => ({ ...own, begin: within(own.begin), end: within(own.end) })),
+      });
+      sameBits(part.y0, whole.slice(begin * 200, end * 200), `rows ${begin} to ${end}`);
+    }
   }
 });
 
@@ -286,6 +353,73 @@ onDevices('linear backward: against finite differences', (device, tolerance) => 
       });
     }
   }
+});
+
+onDevices('linear backward: many rows, stacks that come back, f32 gradients of the outputs', (device, tolerance) => {
+  const random = new Random(10);
+  for (const floats of [false, true]) {
+    const group = groupOf(random, {
+      rows: 560,
+      cols: 40,
+      outputs: [136, 24],
+      ranks: [
+        [24, 9],
+        [0, 16],
+      ],
+      segments: [
+        [0, 270, 0],
+        [270, 300, 1],
+        [300, 550, 0],
+      ],
+    });
+    const dy = group.modules.map(({ weight }) => random.matrix(560, weight.rows));
+    const forward = run('linearForward', device, group);
+    const rank = group.stacks[0]!.a.rows;
+    const out = run('linearBackward', device, {
+      ...group,
+      floats,
+      modules: group.modules.map((module, m) => ({ ...module, dy: dy[m] })),
+      h: matrix(560, rank, forward.h),
+      hg: matrix(560, rank, forward.hg),
+      drouting: matrix(560, gateColumns, new Float32Array(560 * gateColumns)),
+      wantWeight: true,
+      wantBias: true,
+      wantAdapters: true,
+    });
+    const expected = linearGradients(group, dy);
+    close(out.dx, expected.dx, tolerance, 'dx');
+    close(out.drouting, expected.drouting, tolerance, 'drouting');
+    for (const m of [0, 1]) {
+      close(out[`dweight${m}`], expected.dweight[m]!, tolerance, `dweight${m}`);
+      close(out[`dbias${m}`], expected.dbias[m]!, tolerance, `dbias${m}`);
+    }
+    for (const s of [0, 1]) {
+      close(out[`da${s}`], expected.da[s]!, tolerance, `da${s}`);
+      for (const m of [0, 1]) close(out[`db${s}_${m}`], expected.db[s]![m]!, tolerance, `db${s}_${m}`);
+    }
+  }
+});
+
+onDevices('linear backward: nothing is rounded where inputs and gradients are f32', (device) => {
+  const random = new Random(11);
+  const inexact = (m: Matrix) =>
+    matrix(
+      m.rows,
+      m.cols,
+      m.data.map((v) => v * (1 + 2 ** -12)),
+    );
+  const group = groupOf(random, { rows: 9, cols: 21, outputs: [13], ranks: [[1]] });
+  const plain = { ...group, x: inexact(group.x), stacks: [], segments: [] };
+  const dy = inexact(random.matrix(9, 13));
+  const out = run('linearBackward', device, {
+    ...plain,
+    modules: plain.modules.map((module) => ({ ...module, dy })),
+    floats: true,
+    floatX: true,
+    wantDx: false,
+    wantWeight: true,
+  });
+  close(out.dweight0, linearGradients(plain, [dy]).dweight[0]!, 1e-6, 'dweight0');
 });
 
 onDevices(
