@@ -1,5 +1,5 @@
-// Operands of products (cuda/product.h) out of matrices of other types or strides: aligned copies of the product's type,
-// all of a call in one launch. A thread copies a piece of 16 bytes; blocks over the pieces of a matrix, then matrices.
+// Operands of products (cuda/product.h) out of matrices of other types or strides: aligned copies of the product's
+// type, all of a call in one launch. A thread makes a piece of 16 bytes; blocks over pieces of a matrix, and matrices.
 #include <algorithm>
 #include <vector>
 

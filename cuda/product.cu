@@ -1,6 +1,6 @@
-// Launches of the product kernel (cuda/product.cuh). One launch has all tiles of all its products, those of the early ones
-// first; tiles of one product that share columns follow each other, so that a weight is read from memory once. The number
-// of rows and of tiles chooses among three tile shapes, which changes no bits.
+// Launches of the product kernel (cuda/product.cuh). One launch has all tiles of all its products, those of the early
+// ones first; tiles of a product that share columns follow each other, so that a weight is read from memory once. The
+// number of rows and of tiles chooses among three tile shapes, which changes no bits.
 #include "cuda/product.cuh"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
-// The kernel behind cuda/product.h. A block has one tile of one product: a pipeline of kStages copies of the operands' next
-// kDepth columns in shared memory, filled by cp.async. Warps share the tile; accumulators are in the fragments of
+// The kernel behind cuda/product.h. A block has one tile of one product: a pipeline of kStages copies of the operands'
+// next kDepth columns in shared memory, filled by cp.async. Warps share the tile; accumulators are in the fragments of
 // mma.m16n8k16 for every type:
 //   acc[i][j][e] of lane 4 g + t: row 16 i + 8 (e / 2) + g, column 8 j + 2 t + e % 2 of the warp's part
-// f16 and bf16 multiply on tensor cores in steps of 16, f32 by fused multiply-adds. A block without early products to wait
-// for is independent; else blocks draw tickets, so that the early tiles are taken first, by blocks that run and never wait.
+// f16 and bf16 multiply on tensor cores in steps of 16, f32 by fused multiply-adds. Where terms are late, blocks draw
+// tickets: the early tiles are taken first, by blocks that run and never wait, so the others may wait for them.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +57,8 @@ struct TileShape {
   static constexpr int kWarpRows = warp_rows, kWarpCols = warp_cols, kThreads = 32 * warp_rows * warp_cols;
 };
 
-// kExtent rows (of m or n) by kDepth columns (of k) of an operand. In shared memory they lie as in global memory: lines along
-// k, or along the rows when transposed, with 16 bytes between them so that neighbouring lines start in different banks.
+// kExtent rows (of m or n) by kDepth columns (of k) of an operand. In shared memory they lie as in global memory: lines
+// along k, or along the rows when transposed, with 16 bytes between them so that neighbours start in different banks.
 template <typename T, bool transposed, int kExtent, int kDepth, int kThreads>
 struct OperandTile {
   static constexpr bool kTransposed = transposed;

@@ -25,8 +25,8 @@ struct Gates {
   const int32_t* column = nullptr;
 };
 
-// Row 0 of `a` (column 0 for kTN) is row 0 of the product; rows outside of [begin, end) get nothing. Both operands are of
-// the product's type and `is_operand`.
+// Row 0 of `a` (column 0 for kTN) is row 0 of the product; rows outside of [begin, end) get nothing. Both operands are
+// `is_operand` of the product's type.
 struct Term {
   Matrix a, b;
   int64_t begin = 0, end = 0;
@@ -40,8 +40,8 @@ struct Product {
   const float* bias = nullptr;  // [cols]
   Matrix out, add;              // `add` may be empty, or `out` itself
 
-  // With gates the sum goes into `raw`, if there is one, and sum · gate · scale[n] into `out` and `operand`, an operand of
-  // late terms.
+  // With gates the sum goes into `raw`, if there is one, and sum · gate · scale[n] into `out` and `operand`, which late
+  // terms read.
   Gates gates = {};
   const float* scale = nullptr;
   Matrix raw, operand;
