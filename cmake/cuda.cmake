@@ -1,5 +1,6 @@
 # The CUDA backend, else its stub, which says why at run time. AT_MOE_CUDA=on compiles for every architecture of
-# cuda-architectures.txt; auto for the GPUs of this machine, so that a build where there is none stays quick.
+# cuda-architectures.txt; auto for the GPUs of this machine, so that a build where there is none stays quick. A list in
+# AT_MOE_CUDA_ARCHITECTURES (90a;120) replaces either choice.
 find_program(AT_MOE_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin PATHS /usr/local/cuda)
 file(GLOB cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/cuda/*.cu")
 
@@ -30,18 +31,31 @@ if(cuda_missing)
   set(AT_MOE_CUDA_LIBRARIES "")
 else()
   message(STATUS "CUDA backend: ${AT_MOE_NVCC}")
-  # Those of the wanted architectures that this toolkit knows, and PTX of the last for newer GPUs.
-  file(STRINGS "${PROJECT_SOURCE_DIR}/cmake/cuda-architectures.txt" wanted)
-  execute_process(COMMAND "${AT_MOE_NVCC}" --list-gpu-arch OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
-  set(CMAKE_CUDA_ARCHITECTURES "")
-  foreach(architecture IN LISTS wanted)
-    string(REGEX MATCH "^[0-9]+" number "${architecture}")
-    if(known MATCHES "compute_${number}\n")
-      list(APPEND CMAKE_CUDA_ARCHITECTURES ${architecture}-real)
-      set(newest ${number})
+  if(NOT AT_MOE_CUDA_ARCHITECTURES)
+    set(AT_MOE_CUDA_ARCHITECTURES "")
+    if(cuda_mode STREQUAL "auto") # the GPUs of this machine
+      foreach(capability IN LISTS capabilities)
+        string(REPLACE "." "" number "${capability}")
+        string(REGEX REPLACE "^90$" "90a" number "${number}")
+        list(APPEND AT_MOE_CUDA_ARCHITECTURES ${number})
+      endforeach()
+      list(REMOVE_DUPLICATES AT_MOE_CUDA_ARCHITECTURES)
+    else() # machine code for each of the list, and PTX of the lowest for every other GPU
+      file(STRINGS "${PROJECT_SOURCE_DIR}/cmake/cuda-architectures.txt" wanted)
+      execute_process(COMMAND "${AT_MOE_NVCC}" --list-gpu-arch OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
+      foreach(architecture IN LISTS wanted)
+        string(REGEX MATCH "^[0-9]+" number "${architecture}")
+        if(known MATCHES "compute_${number}\n")
+          list(APPEND AT_MOE_CUDA_ARCHITECTURES ${architecture})
+        endif()
+      endforeach()
     endif()
-  endforeach()
-  list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual)
+  endif()
+  list(TRANSFORM AT_MOE_CUDA_ARCHITECTURES APPEND -real OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
+  if(cuda_mode STREQUAL "on" AND "80" IN_LIST AT_MOE_CUDA_ARCHITECTURES)
+    list(APPEND CMAKE_CUDA_ARCHITECTURES 80-virtual)
+  endif()
+  message(STATUS "CUDA architectures: ${CMAKE_CUDA_ARCHITECTURES}")
   set(CMAKE_CUDA_COMPILER "${AT_MOE_NVCC}")
   set(CMAKE_CUDA_RUNTIME_LIBRARY None) # linked by its full path below
   enable_language(CUDA)
@@ -56,7 +70,14 @@ else()
   add_library(at_moe_cuda OBJECT ${cuda_sources} ${cuda_host_sources})
   target_link_libraries(at_moe_cuda PRIVATE CUDA::cudart_static)
   # Kernels may call constexpr functions of native/core, which knows no CUDA.
-  target_compile_options(at_moe_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+  target_compile_options(at_moe_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
+                                             $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall>
+                                             $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<CONFIG:Debug>>:-lineinfo>)
+  execute_process(COMMAND "${AT_MOE_NVCC}" --help OUTPUT_VARIABLE nvcc_help ERROR_QUIET)
+  if(nvcc_help MATCHES "--compress-mode") # nvcc 12.8 and newer
+    target_compile_options(at_moe_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>)
+  endif()
+  set_target_properties(at_moe_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
   set(AT_MOE_CUDA_LIBRARIES CUDA::cudart_static)
 endif()
 add_library(at_moe_emulated_stub OBJECT "${PROJECT_SOURCE_DIR}/cuda/emulated/stub.cc")

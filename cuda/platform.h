@@ -1,4 +1,4 @@
-// What a kernel may use, under nvcc for a GPU or under g++ for the emulated device. The two headers offer the same names:
+// What a kernel may use, under nvcc for a GPU or under g++ for the emulated device. The two device.h offer the same names:
 //   thread and block indices, __shared__, barriers, shuffles, ballots, integer atomics as in CUDA;
 //   shared_memory<T>()           the launch's dynamic shared memory, 16-byte aligned
 //   launch(stream, {grid, block, shared bytes}, kernel, arguments…)
@@ -7,6 +7,8 @@
 
 #ifdef AT_MOE_EMULATED
 #include "cuda/emulated/device.h"
-#else
+#elif defined(__CUDACC__)
 #include "cuda/nvidia/device.h"
+#else
+#include "cuda/nvidia/host.h"  // host sources of a build for GPUs
 #endif

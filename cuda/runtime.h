@@ -23,7 +23,7 @@ class Runtime {
   virtual ~Runtime() = default;
   virtual std::string name() const = 0;  // "cuda", "emulated"
   virtual const DeviceLimits& limits() const = 0;
-  virtual Stream stream() const = 0;
+  virtual Stream stream() const = 0;  // asked for before every launch: fails when the device is lost
 
   virtual Buffer allocate(size_t bytes) = 0;       // NaN on the emulated device, undefined on a GPU
   virtual Buffer allocate_host(size_t bytes) = 0;  // page-locked

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 // Configures and builds the addon: the one caller of CMake, behind `npm run build`, binding.gyp and prebuildify.
 //
-//   node scripts/build-native.cjs [build|rebuild|install|emulated] [--debug] [--arch=x64] [--out=DIR] [--CDNAME=VALUE …]
+//   node scripts/build-native.cjs [build|rebuild|install|emulated] [--debug] [--arch=x64] [--out=DIR] [--cuda=on|off|auto]
+//                                [--CDNAME=VALUE …]
 //
 // `emulated` builds the addon with the emulated device, test equipment, into <out>/emulated instead.
 // The addon lands in <out>/<Release|Debug>/at_moe.node, CMake works in <out>/cmake; <out> is build/ unless given.
@@ -16,7 +17,12 @@ const path = require('node:path');
 
 const root = path.join(__dirname, '..');
 const cmakeJs = resolveOptional('cmake-js/bin/cmake-js');
-const optionDefaults = { AT_MOE_CUDA: 'auto', AT_MOE_SANITIZE: '', AT_MOE_WERROR: 'OFF' };
+const optionDefaults = {
+  AT_MOE_CUDA: 'auto',
+  AT_MOE_CUDA_ARCHITECTURES: '',
+  AT_MOE_SANITIZE: '',
+  AT_MOE_WERROR: 'OFF',
+};
 
 function parse(argv) {
   const parsed = { command: 'build', debug: false, arch: process.arch, out: 'build', defines: {} };
@@ -30,6 +36,7 @@ function parse(argv) {
     else if (flag === '--release') parsed.debug = false;
     else if (flag === '--arch') parsed.arch = value();
     else if (flag === '--out') parsed.out = value();
+    else if (flag === '--cuda') parsed.defines.AT_MOE_CUDA = value();
     else if (flag.startsWith('--CD')) parsed.defines[flag.slice(4)] = value();
     else if (flag === '--target' || flag === '--devdir') value();
     else throw new Error(`build-native: unknown argument '${flag}'`);

@@ -62,7 +62,9 @@ function main() {
   installPackages();
   if (lint) return ensure(lintTools);
 
-  const options = ['AT_MOE_CUDA', 'AT_MOE_SANITIZE', 'AT_MOE_WERROR'].map((name) => process.env[name]).join();
+  const options = ['AT_MOE_CUDA', 'AT_MOE_CUDA_ARCHITECTURES', 'AT_MOE_SANITIZE', 'AT_MOE_WERROR']
+    .map((name) => process.env[name])
+    .join();
   const nativeInputs = ['native', 'cuda', 'cmake', 'CMakeLists.txt', 'scripts/build-native.cjs', 'package-lock.json'];
   step('native', nativeInputs, ['build/Release/at_moe.node'], options, () => {
     ensure(buildTools);

@@ -7,14 +7,9 @@
 
 #include <cstdint>
 
-#include "core/status.h"
+#include "cuda/nvidia/host.h"
 
 namespace at_moe::cuda {
-
-using Stream = cudaStream_t;
-
-// Fails with kDeviceLost when the context cannot be used any more, else with kInternal (kOutOfMemory where it is that).
-void check(cudaError_t error, const char* what);
 
 struct bf16 {
   uint16_t bits;
@@ -103,10 +98,9 @@ __device__ inline void mma_m16n8k16<bf16>(float (&d)[4], const uint32_t (&a)[4],
 }
 template <>
 __device__ inline void mma_m16n8k16<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 __device__ inline uint32_t load_acquire(const uint32_t* pointer) {

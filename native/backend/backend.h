@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "backend/ops/attention.h"
 #include "backend/ops/elementwise.h"
@@ -19,11 +21,12 @@
 
 namespace at_moe {
 
-// Device memory, released with the handle. Never throws on release.
+// Device memory, released with the handle. `release` must not throw; it keeps alive what it needs.
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(void* data, size_t bytes, void (*release)(void*, size_t)) : data_(data), bytes_(bytes), release_(release) {}
+  using Release = std::function<void(void* data, size_t bytes)>;
+  Buffer(void* data, size_t bytes, Release release) : data_(data), bytes_(bytes), release_(std::move(release)) {}
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer(std::move(other)).swap(*this);
@@ -47,7 +50,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
-  void (*release_)(void*, size_t) = nullptr;
+  Release release_;
 };
 
 struct StepCapacity {

@@ -10,16 +10,23 @@ std::vector<DeviceDescription> describe_devices() {
   return all;
 }
 
-std::unique_ptr<Backend> create_backend(const std::string& device, const BackendOptions& options) {
+std::unique_ptr<Backend> create_backend(const std::string& device, BackendOptions options) {
   if (device == "cpu") return create_cpu_backend(options);
   if (device == "emulated") return create_emulated_backend(options);
-  std::string reason = "no GPU";
-  for (const DeviceDescription& gpu : describe_cuda()) {
-    if (gpu.available) return create_cuda_backend(options);
-    reason = gpu.reason;
+  const bool any = device == "auto" || device == "cuda";
+  std::string reason;
+  const std::vector<DeviceDescription> gpus = describe_cuda();
+  for (size_t i = 0; i < gpus.size(); ++i) {
+    const bool wanted = any || gpus[i].name == device;
+    if (wanted && gpus[i].available) {
+      options.gpu = static_cast<int>(i);
+      return create_cuda_backend(options);
+    }
+    if (reason.empty() && !gpus[i].reason.empty() && (wanted || gpus.size() == 1)) reason = gpus[i].reason;
   }
   if (device == "auto") return create_cpu_backend(options);
-  fail(Code::kDeviceUnavailable, "device '", device, "' is not available: ", reason);
+  fail(Code::kDeviceUnavailable, "device '", device,
+       "' is not available: ", reason.empty() ? "no such device" : reason);
 }
 
 }  // namespace at_moe

@@ -19,8 +19,10 @@ struct DeviceDescription {
 };
 
 struct BackendOptions {
-  int threads = 0;                 // CPU: 0 = physical cores
+  int threads = 0;                // CPU: 0 = physical cores
   DType activation = DType::f32;  // GPU: of activations, weights and the KV cache; the CPU computes in f32
+  int gpu = 0;                    // GPU: N of "cuda:N"
+  size_t memory_budget = 0;       // GPU: most bytes to allocate there, 0 = all
 };
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
@@ -29,8 +31,9 @@ std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cuda();
 std::unique_ptr<Backend> create_emulated_backend(const BackendOptions& options);
 
-// device: "cpu", "cuda", "auto" (cuda when one is available, else cpu), "emulated" (CUDA kernels on the CPU, for tests). Fails with kDeviceUnavailable and the reason.
-std::unique_ptr<Backend> create_backend(const std::string& device, const BackendOptions& options);
+// device: "cpu", "cuda" (the first GPU that can be used), "cuda:N", "auto" (cuda when one is available, else cpu), "emulated"
+// (CUDA kernels on the CPU, for tests). Fails with kDeviceUnavailable and the reason.
+std::unique_ptr<Backend> create_backend(const std::string& device, BackendOptions options);
 std::vector<DeviceDescription> describe_devices();
 
 }  // namespace at_moe
