@@ -1,3 +1,5 @@
+import { z } from 'zod';
+import { checkArgument } from './arguments.js';
 import { AtMoeError } from './errors.js';
 import { drain, type GenerateResult, type Piece, runSequence } from './generation.js';
 import { checkGenerateOptions, type GenerateOptions } from './generation-options.js';
@@ -14,6 +16,11 @@ export interface SessionOptions {
   /** Put before the first message. */
   system?: string;
 }
+
+const schema = z.strictObject({
+  routing: z.enum(['first-turn', 'every-turn']).default('first-turn'),
+  system: z.string().optional(),
+});
 
 /**
  * A conversation. Keys and values of earlier turns stay in the cache: a turn computes its new tokens only. With a chat
@@ -35,9 +42,7 @@ export class ChatSession {
 
   /** @internal */
   constructor(generator: TextGenerator, options: SessionOptions) {
-    const { routing = 'first-turn', system } = options;
-    if (routing !== 'first-turn' && routing !== 'every-turn')
-      throw new TypeError('routing of a session is "first-turn" or "every-turn"');
+    const { routing, system } = checkArgument('createSession', schema, options);
     this.#generator = generator;
     this.#id = generator.core.newSessionId();
     this.#everyTurn = routing === 'every-turn';

@@ -24,6 +24,7 @@ export async function golden(argv: string[]): Promise<number> {
   }
   const device = deviceSchema.safeParse(values.device);
   if (!device.success) throw new TypeError(`--device ${values.device}: auto, cpu, cuda or emulated`);
+  if (positionals.length === 0) throw new TypeError('a folder of cases is missing');
   const print = (line: object) => process.stdout.write(`${JSON.stringify(line)}\n`);
   const cases = await findCases(positionals);
   const total = { cases: cases.length, checks: 0, failed: 0 };
