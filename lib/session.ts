@@ -68,7 +68,7 @@ export class ChatSession {
    * controls than the first turn's where its routing holds.
    */
   async *generate(text: string, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
-    if (typeof text !== 'string') throw new TypeError('a turn is text');
+    if (typeof text !== 'string') throw new TypeError('a turn of a session is text');
     if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the session was disposed');
     if (this.#busy) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the session is still at its last turn');
     if (text === '') throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the turn is empty');
