@@ -1,3 +1,4 @@
+import { checkSeed } from './arguments.js';
 import { randomBits } from './data/random.js';
 import type { AdapterModule, ModelConfig, TensorSource } from './descriptors.js';
 import { fromFloat32 } from './formats/float-types.js';
@@ -14,8 +15,10 @@ export function f32Source(name: string, shape: number[], values: Float32Array): 
 
 /**
  * A fresh adapter as PEFT starts one: A Kaiming-uniform with a = sqrt 5, that is uniform in ±1/sqrt(in), and B = 0.
+ * Errors: TypeError, RangeError.
  */
 export function freshAdapter(options: LoraOptions, config: ModelConfig, seed: number, baseModel: string): Adapter {
+  checkSeed(seed);
   let stream = 0;
   const modules = resolveLora(options, config).map(({ layer, module, rank, scaling, inFeatures, outFeatures }) => {
     const bound = 1 / Math.sqrt(inFeatures);

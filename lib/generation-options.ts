@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { formatIssues } from './formats/json.js';
+import { checkArgument } from './arguments.js';
 import type { SamplingOptions } from './native-types.js';
 import { checkControls, type RoutingControls } from './routing-controls.js';
 import type { ChatMessage } from './text/chat-template.js';
@@ -64,12 +64,8 @@ export interface CheckedOptions {
 
 /** Fills in the defaults. Errors: TypeError, RangeError. */
 export function checkGenerateOptions(options: GenerateOptions): CheckedOptions {
-  const result = schema.safeParse(options);
-  if (!result.success) {
-    const range = result.error.issues.every(({ code }) => code === 'too_small' || code === 'too_big');
-    throw new (range ? RangeError : TypeError)(`generate: ${formatIssues(result.error)}`);
-  }
-  const { temperature, topK, topP, minP, repetitionPenalty, stop, routing = {}, ...rest } = result.data;
+  const checked = checkArgument('generate', schema, options);
+  const { temperature, topK, topP, minP, repetitionPenalty, stop, routing = {}, ...rest } = checked;
   checkControls(routing);
   const seed = rest.seed ?? Math.floor(Math.random() * 2 ** 48);
   return {

@@ -1,4 +1,6 @@
+import { basename } from 'node:path';
 import { f32Source } from './adapter-tensors.js';
+import { checkSeed } from './arguments.js';
 import { randomBits } from './data/random.js';
 import { parseModelConfig } from './formats/model-config.js';
 import { expectedTensors, writeModel } from './formats/model-folder.js';
@@ -26,7 +28,8 @@ function normal(count: number, deviation: number, seed: number, stream: number):
 
 /**
  * Writes a model folder with random weights, to be trained from scratch: linears and embeddings normal, norms 1, biases 0,
- * as transformers starts them. `config` is the content of config.json. @throws AtMoeError as loadModel for the config; ERR_AT_MOE_IO.
+ * as transformers starts them. `config` is the content of config.json. @throws RangeError
+ * for a name in `files` that is a path; AtMoeError as loadModel for the config; ERR_AT_MOE_IO.
  */
 export async function initializeModel(
   dir: string,
@@ -35,6 +38,9 @@ export async function initializeModel(
 ): Promise<void> {
   const file = parseModelConfig(`${dir}/config.json`, config);
   const { seed = 0, deviation = (config.initializer_range as number | undefined) ?? 0.02, files = {} } = options;
+  checkSeed(seed);
+  const path = Object.keys(files).find((name) => basename(name) !== name || ['', '.', '..'].includes(name));
+  if (path !== undefined) throw new RangeError(`files: ${JSON.stringify(path)} is not the name of a file`);
   const tensors = [...expectedTensors(file)].map(([name, shape], stream) => {
     const count = shape.reduce((product, extent) => product * extent, 1);
     const constant = new Float32Array(count).fill(name.endsWith('.bias') ? 0 : 1);

@@ -1,7 +1,7 @@
 import { z } from 'zod';
+import { checkArgument } from './arguments.js';
 import { linearModules, type ModelConfig, type StorageType } from './descriptors.js';
 import { bytesPerElement } from './formats/float-types.js';
-import { formatIssues } from './formats/json.js';
 import { moduleShape } from './formats/model-folder.js';
 
 export interface MemoryOptions {
@@ -28,8 +28,20 @@ export interface MemoryEstimate {
 }
 
 const count = z.int().min(0);
+const storage = z.enum(['f32', 'f16', 'bf16']);
+const shapeSchema = z.looseObject({
+  hiddenSize: count,
+  numLayers: count,
+  numHeads: count,
+  numKvHeads: count,
+  headDim: count,
+  intermediateSize: count,
+  vocabSize: count,
+  maxPositionEmbeddings: count,
+  storedType: storage,
+});
 const schema = z.strictObject({
-  weights: z.enum(['f32', 'f16', 'bf16']).optional(),
+  weights: storage.optional(),
   kvTokens: count.optional(),
   experts: count.optional(),
   rank: z.int().min(1).optional(),
@@ -42,11 +54,8 @@ const schema = z.strictObject({
  * moments. Errors: TypeError, RangeError.
  */
 export function estimateMemory(config: ModelConfig, options: MemoryOptions = {}): MemoryEstimate {
-  const result = schema.safeParse(options);
-  if (!result.success) {
-    const range = result.error.issues.every(({ code }) => code === 'too_small' || code === 'too_big');
-    throw new (range ? RangeError : TypeError)(`estimateMemory: ${formatIssues(result.error)}`);
-  }
+  checkArgument('estimateMemory: config', shapeSchema, config);
+  checkArgument('estimateMemory', schema, options);
   const {
     weights = config.storedType,
     kvTokens = config.maxPositionEmbeddings,

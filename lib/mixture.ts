@@ -1,9 +1,11 @@
 import { Adapter as AdapterModel } from './adapter.js';
 import { freshAdapter, freshRouter, routerValues, withValues } from './adapter-tensors.js';
+import { checkSeed } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
 import { AtMoeError } from './errors.js';
 import { type ExportOptions, exportAdapter, exportMerged } from './export.js';
 import type { LoraOptions } from './formats/lora-options.js';
+import type { LoraConfig } from './formats/lora-targets.js';
 import { type MixtureData, type NamedAdapter, nameProblem, writeMixture } from './formats/mixture-folder.js';
 import { type Adapter, readAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
@@ -89,6 +91,7 @@ export class Mixture extends TextGenerator {
   static async create(core: ModelCore, options: MixtureOptions): Promise<Mixture> {
     const unknown = Object.keys(options).find((key) => !['groups', 'general', 'routing', 'seed'].includes(key));
     if (unknown) throw new TypeError(`createMixture: Unrecognized key: ${JSON.stringify(unknown)}`);
+    checkSeed(options.seed ?? 0);
     const general = options.general;
     const routing = parseRoutingOptions(options.routing ?? {}, general !== undefined);
     const specs = Object.entries(options.groups).map(([name, experts]) => ({ name, experts: Object.entries(experts) }));
@@ -137,6 +140,15 @@ export class Mixture extends TextGenerator {
 
   get hasGeneral(): boolean {
     return this.#data.general !== null;
+  }
+
+  /** By "group/expert", that of the general adapter as "general". @internal */
+  get adapterConfigs(): Map<string, LoraConfig> {
+    const { groups, general } = this.#data;
+    const entries = groups.flatMap(({ name, experts }) =>
+      experts.map((expert) => [`${name}/${expert.name}`, expert.adapter.config] as const),
+    );
+    return new Map(general ? [...entries, ['general', general.adapter.config]] : entries);
   }
 
   /** @internal */
@@ -332,6 +344,7 @@ export class Mixture extends TextGenerator {
    */
   async export(dir: string, options: ExportOptions): Promise<void> {
     if (options?.as !== 'merged' && options?.as !== 'peft') throw new TypeError('export: as is "merged" or "peft"');
+    if (!options.weights) throw new TypeError('export needs weights: a number for each expert by name');
     checkControls({ experts: options.weights });
     const weights = expertWeights(this.#names, options.weights);
     if (options.as === 'peft') await exportAdapter(dir, this.core, this.#data, weights);

@@ -1,3 +1,6 @@
+import { z } from 'zod';
+import { checkArgument } from './arguments.js';
+import { chatMessage } from './data/rows.js';
 import type { ModelDescriptor } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import type { Prompt } from './generation-options.js';
@@ -5,6 +8,8 @@ import type { MixtureHandle, ModelInfo, NativeEngine, TrainTarget } from './nati
 import { type ChatMessage, ChatTemplate } from './text/chat-template.js';
 import type { Tokenizer } from './text/tokenizer.js';
 import type { TrainingContext } from './training/context.js';
+
+const messagesSchema = z.array(chatMessage);
 
 /** What a model, its mixtures and its sessions share. */
 export class ModelCore {
@@ -85,10 +90,13 @@ export class ModelCore {
   #ids(prompt: Prompt): ArrayLike<number> & Iterable<number> {
     if (typeof prompt === 'string') return this.#encodeText(prompt, true);
     if (isChat(prompt)) return this.#encodeText(this.render(prompt, true), false);
-    if (!Array.isArray(prompt) && !(prompt instanceof Int32Array))
-      throw new TypeError('a prompt is text, token ids or chat messages');
+    return this.checkIds(prompt, 'a prompt is text, token ids or chat messages');
+  }
+
+  /** @throws TypeError with the message `otherwise` for what is no list; RangeError for ids outside the vocabulary. */
+  checkIds(ids: unknown, otherwise: string): readonly number[] | Int32Array {
+    if (!Array.isArray(ids) && !(ids instanceof Int32Array)) throw new TypeError(otherwise);
     const { vocabSize } = this.descriptor.config;
-    const ids = prompt as readonly number[] | Int32Array;
     for (const id of ids) {
       if (!Number.isInteger(id) || id < 0 || id >= vocabSize)
         throw new RangeError(`token id ${id} is outside the vocabulary of ${vocabSize}`);
@@ -107,10 +115,11 @@ export class ModelCore {
     return tokenizer.encode(text, { addSpecialTokens });
   }
 
-  /** Text of a conversation, by the model's chat template. */
+  /** Text of a conversation, by the model's chat template. @throws TypeError; AtMoeError ERR_AT_MOE_UNSUPPORTED. */
   render(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
     if (!this.chatTemplate)
       throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'the model has no chat template: give the prompt as text');
+    checkArgument('messages', messagesSchema, messages);
     return this.chatTemplate.render(messages, { addGenerationPrompt });
   }
 

@@ -4,14 +4,14 @@ import { z } from 'zod';
 import { abortReason } from './abort.js';
 import { Adapter } from './adapter.js';
 import { freshAdapter } from './adapter-tensors.js';
+import { checkArgument, checkFolder } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
 import type { ModelConfig, StorageType } from './descriptors.js';
 import { fileVersions } from './formats/file-version.js';
 import { fromFloat32 } from './formats/float-types.js';
-import { formatIssues } from './formats/json.js';
 import type { LoraOptions } from './formats/lora-options.js';
 import { readMixture } from './formats/mixture-folder.js';
-import { modelDescriptor, readCompanions, writeModel } from './formats/model-folder.js';
+import { checkModelFolder, modelDescriptor, readCompanions, writeModel } from './formats/model-folder.js';
 import { readAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
 import { type DownloadProgress, resolveModel } from './hub.js';
@@ -73,15 +73,11 @@ const schema = z.strictObject({
  * Loads a base model from a Hugging Face folder, or by name ("owner/model") from the Hub's cache or the Hub.
  * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_NOT_FOUND, ERR_AT_MOE_BAD_FILE, ERR_AT_MOE_UNSUPPORTED,
  * ERR_AT_MOE_MISMATCH, ERR_AT_MOE_NOT_FINITE, ERR_AT_MOE_OUT_OF_MEMORY, ERR_AT_MOE_DEVICE_UNAVAILABLE, ERR_AT_MOE_OFFLINE;
- * the signal's reason.
+ * the signal's reason; what onLoad throws.
  */
 export async function loadModel(pathOrId: string, options: LoadModelOptions = {}): Promise<Model> {
   if (typeof pathOrId !== 'string' || pathOrId === '') throw new TypeError('loadModel needs a folder or a model name');
-  const checked = schema.safeParse(options);
-  if (!checked.success) {
-    const range = checked.error.issues.every(({ code }) => code === 'too_small' || code === 'too_big');
-    throw new (range ? RangeError : TypeError)(`loadModel: ${formatIssues(checked.error)}`);
-  }
+  const checked = checkArgument('loadModel', schema, options);
   const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens } = options;
   signal?.throwIfAborted();
   const path = await resolveModel(pathOrId, {
@@ -93,9 +89,11 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
     ...(signal && { signal }),
   });
   const [base, tokenizer] = await Promise.all([modelDescriptor(path), Tokenizer.loadIfPresent(path)]);
-  const chosen = checked.data.weights === 'auto' ? base.descriptor.config.storedType : checked.data.weights;
+  const chosen = checked.weights === 'auto' ? base.descriptor.config.storedType : checked.weights;
   const files = await fileVersions([...new Set(base.descriptor.tensors.flatMap(({ file }) => file ?? []))]);
   const engine = createEngine({ device: device ?? 'auto', ...(threads && { threads }) });
+  const failure = new AbortController();
+  const onProgress = onLoad && abortingOnError(onLoad, failure);
   try {
     const info = await engine.loadModel(
       base.descriptor,
@@ -106,13 +104,26 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(contextLength && { contextLength }),
         ...(kvTokens && { kvTokens }),
       },
-      { ...(signal && { signal }), ...(onLoad && { onProgress: onLoad }) },
+      { signal: AbortSignal.any([...(signal ? [signal] : []), failure.signal]), ...(onProgress && { onProgress }) },
     );
+    failure.signal.throwIfAborted();
     return new Model(new ModelCore(engine, info, { path, ...base, files }, tokenizer));
   } catch (error) {
     await engine.dispose();
+    failure.signal.throwIfAborted();
     throw abortReason(error, signal);
   }
+}
+
+/** An error of a caller's callback would be lost in native code: it becomes the reason of an abort. */
+function abortingOnError<T extends unknown[]>(callback: (...values: T) => void, controller: AbortController) {
+  return (...values: T): void => {
+    try {
+      callback(...values);
+    } catch (error) {
+      controller.abort(error);
+    }
+  };
 }
 
 /** A base model on its device. */
@@ -170,6 +181,7 @@ export class Model extends TextGenerator {
 
   /** A saved mixture. `onWarning` hears of a base that is not quite the one it was made for. */
   async loadMixture(dir: string, options: { onWarning?: (message: string) => void } = {}): Promise<Mixture> {
+    checkFolder(dir, 'loadMixture needs a folder');
     this.#core.check();
     const { warnings, ...data } = await readMixture(dir, { config: this.config, sha256: this.#core.sha256 });
     for (const warning of warnings) (options.onWarning ?? process.emitWarning)(warning);
@@ -178,6 +190,7 @@ export class Model extends TextGenerator {
 
   /** A PEFT LoRA adapter. */
   async loadAdapter(dir: string): Promise<Adapter> {
+    checkFolder(dir, 'loadAdapter needs a folder');
     this.#core.check();
     return await Adapter.from(this.#core, await readAdapter(dir, this.config));
   }
@@ -190,7 +203,7 @@ export class Model extends TextGenerator {
 
   /**
    * Trains all parameters of the base; the model must be loaded with `trainable`. `saveTo` is written at the end, as a
-   * model folder in f32.
+   * model folder in f32, and looked at before the training.
    * @throws AtMoeError ERR_AT_MOE_UNSUPPORTED when it was not loaded with `trainable`; as Mixture.trainExpert.
    */
   async *train(
@@ -200,8 +213,9 @@ export class Model extends TextGenerator {
     const { saveTo, ...training } = options;
     const context = {
       ...this.#core.trainingContext('base', null),
-      ...(saveTo && { onEnd: (trainer: number) => this.#saveBase(trainer, saveTo) }),
+      ...(saveTo !== undefined && { onEnd: (trainer: number) => this.#saveBase(trainer, saveTo) }),
     };
+    if (saveTo !== undefined) await checkModelFolder(saveTo, await readCompanions(this.path));
     yield* runTraining(context, data, training);
   }
 

@@ -1,3 +1,5 @@
+import { z } from 'zod';
+import { checkArgument } from './arguments.js';
 import type { RoutingNames } from './routing-controls.js';
 
 /** How one layer weighed the experts: for the whole sequence, or as the mean over its tokens with token scope. */
@@ -171,12 +173,17 @@ function tokenRows({ groups, experts, tokens = [] }: RoutingTrace, most: number)
   return ['', line('token', groups), ...rows, ...rest];
 }
 
+const names = z.array(z.string());
+const traceSchema = z.looseObject({ groups: names, experts: names, layers: z.array(z.object()) });
+const renderSchema = z.strictObject({ width: z.int().min(1).default(24), tokens: z.int().min(0).default(32) });
+
 /**
  * A compact text: per group and expert its mean weight over the layers, as a number and a bar, and its course over the
- * layers; with token scope per token the strongest expert of each group.
+ * layers; with token scope per token the strongest expert of each group. @throws TypeError, RangeError.
  */
 export function renderTrace(trace: RoutingTrace, options: RenderOptions = {}): string {
-  const { width = 24, tokens = 32 } = options;
+  checkArgument('renderTrace: trace', traceSchema, trace);
+  const { width, tokens } = checkArgument('renderTrace', renderSchema, options);
   const lines = weightRows(trace, width);
   if (tokens > 0 && trace.tokens && trace.tokens.length > 0) lines.push(...tokenRows(trace, tokens));
   return `${lines.join('\n')}\n`;

@@ -1,3 +1,5 @@
+import { z } from 'zod';
+import { checkArgument } from './arguments.js';
 import { AtMoeError } from './errors.js';
 import { drain, type GenerateResult, type Piece, runSequence } from './generation.js';
 import { checkGenerateOptions, type GenerateOptions } from './generation-options.js';
@@ -14,6 +16,11 @@ export interface SessionOptions {
   /** Put before the first message. */
   system?: string;
 }
+
+const schema = z.strictObject({
+  routing: z.enum(['first-turn', 'every-turn']).default('first-turn'),
+  system: z.string().optional(),
+});
 
 /**
  * A conversation. Keys and values of earlier turns stay in the cache: a turn computes its new tokens only. With a chat
@@ -35,9 +42,7 @@ export class ChatSession {
 
   /** @internal */
   constructor(generator: TextGenerator, options: SessionOptions) {
-    const { routing = 'first-turn', system } = options;
-    if (routing !== 'first-turn' && routing !== 'every-turn')
-      throw new TypeError('routing of a session is "first-turn" or "every-turn"');
+    const { routing, system } = checkArgument('createSession', schema, options);
     this.#generator = generator;
     this.#id = generator.core.newSessionId();
     this.#everyTurn = routing === 'every-turn';
@@ -63,7 +68,7 @@ export class ChatSession {
    * controls than the first turn's where its routing holds.
    */
   async *generate(text: string, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
-    if (typeof text !== 'string') throw new TypeError('a turn is text');
+    if (typeof text !== 'string') throw new TypeError('a turn of a session is text');
     if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the session was disposed');
     if (this.#busy) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the session is still at its last turn');
     if (text === '') throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the turn is empty');

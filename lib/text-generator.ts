@@ -46,6 +46,8 @@ export abstract class TextGenerator {
   generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
     this.core.check();
     const checked = checkGenerateOptions(options);
+    if (checked.stop.length > 0 && !this.core.tokenizer)
+      throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'stop needs text, and the model folder has no tokenizer.json');
     return runSequence(
       this.core,
       { ids: this.core.encode(prompt), context: [] },
@@ -139,7 +141,7 @@ export abstract class TextGenerator {
 
   #completionIds(before: Int32Array, completion: string | readonly number[] | Int32Array): number[] {
     if (typeof completion === 'string') return this.core.textTokenizer().encodeContinuation(completion, before);
-    return Array.from(completion);
+    return Array.from(this.core.checkIds(completion, 'a completion to score is text or token ids'));
   }
 
   /** A conversation that keeps its keys and values between turns. */

@@ -1,6 +1,6 @@
 // Runs the compiled tests with node's own runner: `npm test [-- part-of-a-path …] [--node-flag …]`, on the CPU or on
 // AT_MOE_TEST_DEVICES, then a part of them on the emulated device. `--device=emulated` (npm run test:emulated): all tests
-// that take a device, on the emulated one, and those of ops under its other schedules too.
+// that take a device, on the emulated one, and those of ops under its other schedules too. `--device=cuda`: on the GPU.
 // Node 20's --test takes no globs, so the files are listed here.
 'use strict';
 
@@ -52,6 +52,7 @@ function plan() {
       env: { ...emulated, ...env },
     }));
   }
+  if (device) return [{ name: device, files: onDevice, env: { AT_MOE_TEST_DEVICES: device } }];
   const first = { name: process.env.AT_MOE_TEST_DEVICES ?? 'cpu', files, env: {} };
   if (process.env.AT_MOE_TEST_DEVICES) return [first];
   const part = onDevice.filter((file) => isOp(file) || isGolden(file));
@@ -71,7 +72,7 @@ function passes(run) {
 }
 
 function main() {
-  if (device && device !== 'emulated') throw new Error(`--device=${device}: only 'emulated' (see AT_MOE_TEST_DEVICES)`);
+  if (device && !['cuda', 'emulated'].includes(device)) throw new Error(`--device=${device}: cuda or emulated`);
   if (files.length === 0) throw new Error(`no test file matches ${filters.join(' ')}`);
   const runs = plan().filter((run) => run.files.length > 0);
   const failed = [];

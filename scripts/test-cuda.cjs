@@ -16,7 +16,7 @@ if (!gpu) {
 console.log(`test:cuda: ${gpu.name}: ${gpu.description}`);
 const { status } = spawnSync(
   process.execPath,
-  [path.join(__dirname, 'run-tests.cjs'), '--device', 'cuda', ...process.argv.slice(2)],
+  [path.join(__dirname, 'run-tests.cjs'), '--device=cuda', ...process.argv.slice(2)],
   { cwd: root, stdio: 'inherit' },
 );
 process.exit(status ?? 1);

@@ -24,8 +24,16 @@ describe('tarball', () => {
     files = JSON.parse(output)[0].files.map((file: { path: string }) => file.path);
   });
 
-  it('holds what a build from source needs', () => {
-    const needed = ['CMakeLists.txt', 'binding.gyp', 'scripts/build-native.cjs', 'LICENSE', 'cuda/stub.cc'];
+  it('holds what a build from source needs, and what the README links', () => {
+    const needed = [
+      'CONTRIBUTING.md',
+      'CHANGELOG.md',
+      'CMakeLists.txt',
+      'binding.gyp',
+      'scripts/build-native.cjs',
+      'LICENSE',
+      'cuda/stub.cc',
+    ];
     for (const name of needed) assert.ok(files.includes(name), name);
     const sources = readdirSync(path.join(root, 'native'), { recursive: true, encoding: 'utf8' })
       .filter((name) => /\.(h|cc)$/.test(name))

@@ -37,7 +37,7 @@ const command = {
     steps: { type: 'integer', help: 'of each variant; default 24 for decode, 8 for prefill and train' },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; default 20' },
-    device: { type: 'string', choices: ['auto', 'cpu', 'cuda', 'emulated'], help: 'default auto' },
+    device: { type: 'string', choices: ['auto', 'cpu', 'cuda'], unlisted: ['emulated'], help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
   examples: [

@@ -11,6 +11,8 @@ export interface Flag {
   value?: string;
   short?: string;
   choices?: readonly string[];
+  /** Choices that are taken but not named. */
+  unlisted?: readonly string[];
 }
 
 export type Flags = Record<string, Flag>;
@@ -56,10 +58,23 @@ function flagValue(name: string, flag: Flag, given: string | boolean | string[])
     return parseNumber(name, given as string, flag.type === 'integer');
   }
   if (flag.type === 'list') return (given as string[]).flatMap((part) => part.split(',')).filter((part) => part !== '');
-  if (flag.choices && !flag.choices.includes(given as string)) {
+  if (flag.choices && ![...flag.choices, ...(flag.unlisted ?? [])].includes(given as string)) {
     throw new UsageError(`--${name} is one of ${flag.choices.join(', ')}, not ${JSON.stringify(given)}`);
   }
   return given;
+}
+
+/** `--entropy -0.01` as `--entropy=-0.01`: parseArgs takes a value that starts with "-" for another flag. */
+function joinNegativeNumbers(flags: Flags, argv: readonly string[]): string[] {
+  const joined: string[] = [];
+  const isNumeric = (arg: string | undefined) => ['number', 'integer'].includes(flags[arg?.slice(2) ?? '']?.type ?? '');
+  for (const [i, arg] of argv.entries()) {
+    if (arg === '--') return [...joined, ...argv.slice(i)];
+    const last = joined.at(-1);
+    if (last?.startsWith('--') && isNumeric(last) && /^-[\d.]/.test(arg)) joined[joined.length - 1] = `${last}=${arg}`;
+    else joined.push(arg);
+  }
+  return joined;
 }
 
 /**
@@ -77,7 +92,10 @@ export function parseCommand<F extends Flags>(command: Command<F>, argv: readonl
       },
     ]),
   );
-  const { values, positionals } = parse(argv, { ...options, help: { type: 'boolean' as const, short: 'h' } });
+  const { values, positionals } = parse(joinNegativeNumbers(command.flags, argv), {
+    ...options,
+    help: { type: 'boolean' as const, short: 'h' },
+  });
   if (values.help) {
     process.stdout.write(commandHelp(command));
     return undefined;

@@ -32,6 +32,7 @@ export async function golden(argv: string[]): Promise<number> {
   if (!device.success) throw new TypeError(`--device ${values.device}: auto, cpu, cuda or emulated`);
   const weights = weightsSchema.safeParse(values.weights);
   if (!weights.success) throw new TypeError(`--weights ${values.weights}: f32, f16 or bf16`);
+  if (positionals.length === 0) throw new TypeError('a folder of cases is missing');
   const print = (line: object) => process.stdout.write(`${JSON.stringify(line)}\n`);
   const cases = await findCases(positionals);
   const total = { cases: cases.length, checks: 0, failed: 0 };

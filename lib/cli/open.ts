@@ -9,7 +9,8 @@ export const modelFlags = {
   model: { type: 'string', short: 'm', value: 'DIR|NAME', help: 'folder of the base model, or its name on the Hub' },
   device: {
     type: 'string',
-    choices: ['auto', 'cpu', 'cuda', 'emulated'],
+    choices: ['auto', 'cpu', 'cuda'],
+    unlisted: ['emulated'],
     help: 'default auto: a GPU when there is one',
   },
   storage: { type: 'string', choices: ['auto', 'f32', 'f16', 'bf16'], help: 'of the base weights; default as stored' },

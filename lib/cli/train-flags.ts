@@ -1,4 +1,7 @@
-import type { LoraOptions } from '../formats/lora-options.js';
+import { isDeepStrictEqual } from 'node:util';
+import { type LoraOptions, loraConfig } from '../formats/lora-options.js';
+import type { LoraConfig } from '../formats/lora-targets.js';
+import { nameProblem } from '../formats/mixture-folder.js';
 import type { MixtureOptions } from '../mixture.js';
 import type { RoutingOptions } from '../routing-options.js';
 import type { TrainingOptions } from '../training/options.js';
@@ -66,15 +69,39 @@ export function loraOptions(values: Values<typeof newFlags & typeof learningFlag
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 }
 
+const shapes = [
+  ['rank', 'rank'],
+  ['alpha', 'alpha'],
+  ['target-modules', 'targetModules'],
+  ['rslora', 'rslora'],
+] as const;
+
+/** The flags among those given that shape new LoRA pairs. */
+export function shapeFlags(values: Values<typeof newFlags>): string[] {
+  return shapes.flatMap(([flag]) => (values[flag] === undefined ? [] : [flag]));
+}
+
+/** @throws UsageError when --rank and the like ask for other pairs than those of an adapter that is there already. */
+export function checkShape(values: Values<typeof newFlags & typeof learningFlags>, there: LoraConfig, where: string) {
+  const asked = loraConfig(loraOptions(values));
+  for (const [flag, key] of shapes) {
+    if (values[flag] === undefined || isDeepStrictEqual(asked[key], there[key])) continue;
+    throw new UsageError(`--${flag}: ${where}, which is there already, has ${key} ${String(there[key])}`);
+  }
+}
+
 /** The groups of `--group name=a,b`. @throws UsageError */
 export function groupNames(given: readonly string[]): { name: string; experts: string[] }[] {
-  return given.map((text) => {
+  const groups = given.map((text) => {
     const [, name, experts] = /^([^=]+)=(.+)$/.exec(text) ?? [];
     if (name === undefined || experts === undefined) {
       throw new UsageError(`--group takes name=expert,expert, not ${JSON.stringify(text)}`);
     }
     return { name, experts: experts.split(',') };
   });
+  const problem = groups.length > 0 ? nameProblem({ groups, general: null }) : undefined;
+  if (problem) throw new UsageError(`--group: ${problem}`);
+  return groups;
 }
 
 export function mixtureOptions(values: Values<typeof newFlags & typeof learningFlags>): MixtureOptions {

@@ -1,12 +1,23 @@
 import { access } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { Adapter } from '../adapter.js';
+import { checkMixtureFolder } from '../formats/mixture-folder.js';
+import { checkAdapterFolder } from '../formats/peft.js';
 import type { Mixture } from '../mixture.js';
 import type { Model } from '../model.js';
 import type { TrainingProgress } from '../training/run.js';
 import { type Command, type Flags, parseCommand, required, UsageError, type Values } from './flags.js';
 import { modelFlags, openMixture, openModel } from './open.js';
-import { groupNames, learningFlags, loraOptions, mixtureOptions, newFlags, trainingOptions } from './train-flags.js';
+import {
+  checkShape,
+  groupNames,
+  learningFlags,
+  loraOptions,
+  mixtureOptions,
+  newFlags,
+  shapeFlags,
+  trainingOptions,
+} from './train-flags.js';
 import { progressView } from './train-progress.js';
 
 const targets = ['expert', 'general', 'router', 'joint', 'adapter', 'base'] as const;
@@ -73,6 +84,14 @@ function checkRouting(mixture: Mixture, values: TrainValues, dir: string): void 
   }
 }
 
+/** @throws UsageError when what is trained has not the shape that --rank and the like ask for. */
+function checkShapes(mixture: Mixture, values: TrainValues, dir: string): void {
+  for (const [path, config] of mixture.adapterConfigs) {
+    const meant = values.expert === undefined || path === values.expert || path.endsWith(`/${values.expert}`);
+    if (meant) checkShape(values, config, `${path} of ${dir}`);
+  }
+}
+
 /** The mixture of --mixture, or a new one of --group. @throws UsageError when both are there and differ. */
 async function mixtureOf(model: Model, values: TrainValues): Promise<Mixture> {
   const dir = values.mixture ?? required('mixture', values.output);
@@ -83,6 +102,7 @@ async function mixtureOf(model: Model, values: TrainValues): Promise<Mixture> {
       throw new UsageError(`--group differs from the groups of ${dir}, which is there already`);
     }
     checkRouting(mixture, values, dir);
+    checkShapes(mixture, values, dir);
     return mixture;
   }
   if (!groups) throw new UsageError('--mixture, or --group for a new one, is missing');
@@ -90,7 +110,11 @@ async function mixtureOf(model: Model, values: TrainValues): Promise<Mixture> {
 }
 
 async function adapterOf(model: Model, values: TrainValues): Promise<Adapter> {
-  if (values.adapter !== undefined && (await isFolder(values.adapter))) return await model.loadAdapter(values.adapter);
+  if (values.adapter !== undefined && (await isFolder(values.adapter))) {
+    const adapter = await model.loadAdapter(values.adapter);
+    checkShape(values, adapter.adapter.config, values.adapter);
+    return adapter;
+  }
   return await model.createAdapter(loraOptions(values), values.seed);
 }
 
@@ -103,10 +127,12 @@ async function prepare(target: Target, model: Model, values: TrainValues, signal
   }
   if (target === 'adapter') {
     const output = required('output', values.output ?? values.adapter);
+    await checkAdapterFolder(output);
     const adapter = await adapterOf(model, values);
     return { steps: adapter.train(data, options), output, save: () => adapter.save(output) };
   }
   const output = required('mixture', values.output ?? values.mixture);
+  await checkMixtureFolder(output);
   const mixture = await mixtureOf(model, values);
   const steps = {
     expert: () => mixture.trainExpert(required('expert', values.expert), data, options),
@@ -146,9 +172,12 @@ function checkFlags(target: Target, values: TrainValues): void {
   if (target !== 'expert' && values.expert !== undefined) throw new UsageError('--expert is for train expert');
   if (target === 'expert') required('expert', values.expert);
   const alone = target === 'adapter' || target === 'base';
-  if (alone && (values.mixture !== undefined || values.group)) {
+  if (alone && (values.mixture !== undefined || values.group || values.general || values.routing)) {
     throw new UsageError(`train ${target} takes no mixture`);
   }
+  groupNames(values.group ?? []);
+  const [shape] = shapeFlags(values);
+  if (target === 'base' && shape) throw new UsageError(`--${shape} is for adapters`);
   if (target !== 'adapter' && values.adapter !== undefined) throw new UsageError('--adapter is for train adapter');
   required('data', values.data);
   if (target === 'base') required('output', values.output);

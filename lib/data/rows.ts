@@ -22,8 +22,8 @@ const common = {
 
 const textRow = z.object({ prompt: z.string(), completion: z.string(), ...common });
 const idsRow = z.object({ prompt: tokenIds, completion: tokenIds, ...common });
-const message = z.looseObject({ role: z.string(), content: z.union([z.string(), z.array(z.unknown())]) });
-const chatRow = z.object({ messages: z.array(message).min(1), tools: z.array(z.unknown()).optional(), ...common });
+export const chatMessage = z.looseObject({ role: z.string(), content: z.union([z.string(), z.array(z.unknown())]) });
+const chatRow = z.object({ messages: z.array(chatMessage).min(1), tools: z.array(z.unknown()).optional(), ...common });
 
 /** Loss weight of completion[start, end): UTF-16 units of a text completion, tokens of one given as ids. */
 export interface WeightSpan {

@@ -1,8 +1,9 @@
 import { randomBytes } from 'node:crypto';
 import type { Dirent } from 'node:fs';
-import { mkdir, open, readdir, readlink, realpath, rename, rm, stat } from 'node:fs/promises';
+import { mkdir, open, readdir, readlink, realpath, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { checkFolder } from '../arguments.js';
 import { AtMoeError } from '../errors.js';
 import { ioError } from './json.js';
 
@@ -40,6 +41,13 @@ async function exists(path: string): Promise<boolean> {
     if (errno(error) === 'ENOENT') return false;
     throw error;
   }
+}
+
+function isFolder(path: string): Promise<boolean> {
+  return stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
 }
 
 /** Renames; false when the source is gone or the destination is taken by another process. */
@@ -113,6 +121,19 @@ async function exchange(siblings: Siblings, temporary: string): Promise<void> {
   throw new Error('other processes keep replacing it');
 }
 
+/** Node's own recursive mkdir never ends where mkdir says ENOENT although the parent is there, as in /proc. */
+async function makeFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path);
+  } catch (error) {
+    if (await isFolder(path)) return;
+    const parent = dirname(path);
+    if (errno(error) !== 'ENOENT' || (await exists(parent))) throw error;
+    await makeFolder(parent);
+    await makeFolder(path);
+  }
+}
+
 async function refuseForeignFiles({ target }: Siblings, owned: string[]): Promise<void> {
   let entries: Dirent[];
   try {
@@ -142,6 +163,38 @@ async function inTurn(key: string, work: () => Promise<void>): Promise<void> {
   }
 }
 
+const missingFolder = 'a folder to save to is needed';
+
+function savingError(path: string, error: unknown): AtMoeError {
+  if (error instanceof AtMoeError) return error;
+  return new AtMoeError('ERR_AT_MOE_IO', `${path}: saving failed: ${(error as Error).message}`, { cause: error });
+}
+
+/** A coded error about a file of the sibling, which is gone when it is read, as one about the folder asked for. */
+function namingTarget(error: unknown, temporary: string, dir: string): unknown {
+  if (!(error instanceof AtMoeError) || !error.message.startsWith(temporary)) return error;
+  return new AtMoeError(error.code, `${dir}${error.message.slice(temporary.length)}`, { cause: error.cause });
+}
+
+/**
+ * Says before a long work what replaceFolder would say after it: files that would be lost, or a place where no folder
+ * can be made. Leaves nothing behind. Errors: TypeError without a path; IO.
+ */
+export async function checkReplaceable(dir: string, owned: string[]): Promise<void> {
+  checkFolder(dir, missingFolder);
+  try {
+    const siblings = await siblingsOf(dir);
+    await refuseForeignFiles(siblings, owned);
+    let { parent } = siblings;
+    while (!(await exists(parent))) parent = dirname(parent);
+    const trial = temporaryPath({ ...siblings, parent });
+    await mkdir(trial);
+    await rmdir(trial);
+  } catch (error) {
+    throw savingError(dir, error);
+  }
+}
+
 /**
  * Replaces a folder, or makes it: `write` fills a sibling, which is synced and then exchanged by rename, so that a crash leaves the old
  * folder or the new one. `owned` lists the names the folder may hold already; any other file stops the save, since it would be lost.
@@ -152,10 +205,10 @@ export async function replaceFolder(
   owned: string[],
   write: (folder: string) => Promise<void>,
 ): Promise<void> {
-  if (typeof dir !== 'string' || dir === '') throw new TypeError('a folder to save to is needed');
+  checkFolder(dir, missingFolder);
   await inTurn(resolve(dir), async () => {
     try {
-      await mkdir(dirname(resolve(dir)), { recursive: true });
+      await makeFolder(dirname(resolve(dir)));
       await recoverFolder(dir);
       const siblings = await siblingsOf(dir);
       await refuseForeignFiles(siblings, owned);
@@ -163,7 +216,9 @@ export async function replaceFolder(
       const temporary = temporaryPath(siblings);
       try {
         await mkdir(temporary);
-        await write(temporary);
+        await write(temporary).catch((error: unknown) => {
+          throw namingTarget(error, temporary, dir);
+        });
         await syncTree(temporary);
         await exchange(siblings, temporary);
         await discardOld(siblings);
@@ -171,8 +226,7 @@ export async function replaceFolder(
         await rm(temporary, { recursive: true, force: true });
       }
     } catch (error) {
-      if (error instanceof AtMoeError) throw error;
-      throw new AtMoeError('ERR_AT_MOE_IO', `${dir}: saving failed: ${(error as Error).message}`, { cause: error });
+      throw savingError(dir, error);
     }
   });
 }
@@ -182,7 +236,7 @@ export async function replaceFile(path: string, write: (temporary: string) => Pr
   const siblings = await siblingsOf(path);
   const temporary = temporaryPath(siblings);
   try {
-    await mkdir(siblings.parent, { recursive: true });
+    await makeFolder(siblings.parent);
     await removeLeftovers(siblings);
     await write(temporary);
     await syncPath(temporary);
@@ -190,8 +244,7 @@ export async function replaceFile(path: string, write: (temporary: string) => Pr
     await syncPath(siblings.parent);
   } catch (error) {
     await rm(temporary, { force: true });
-    if (error instanceof AtMoeError) throw error;
-    throw new AtMoeError('ERR_AT_MOE_IO', `${path}: saving failed: ${(error as Error).message}`, { cause: error });
+    throw savingError(path, error);
   }
 }
 

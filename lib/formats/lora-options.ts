@@ -1,7 +1,7 @@
 import { z } from 'zod';
+import { checkArgument } from '../arguments.js';
 import { type LinearModule, linearModules, type ModelConfig } from '../descriptors.js';
-import { formatIssues } from './json.js';
-import { type LoraConfig, type LoraTarget, resolveTargets } from './lora-targets.js';
+import { type LoraConfig, type LoraTarget, resolveTargets, unmatchedPattern } from './lora-targets.js';
 
 /** How a fresh expert is made; the names and meanings are those of PEFT's LoraConfig. */
 export interface LoraOptions {
@@ -37,12 +37,7 @@ const schema = z.strictObject({
 
 /** Fills in the defaults. Errors: TypeError, RangeError. `baseModel` is what adapter_config.json will name as the base. */
 export function loraConfig(options: LoraOptions, baseModel: string | null = null): LoraConfig {
-  const result = schema.safeParse(options);
-  if (!result.success) {
-    const range = result.error.issues.every(({ code }) => code === 'too_small' || code === 'too_big');
-    throw new (range ? RangeError : TypeError)(`LoRA options: ${formatIssues(result.error)}`);
-  }
-  const { layers, targetModules, ...rest } = result.data;
+  const { layers, targetModules, ...rest } = checkArgument('LoRA options', schema, options);
   const isRegex = typeof targetModules === 'string' && targetModules !== 'all-linear';
   if (isRegex && layers) throw new TypeError('LoRA options: layers cannot be given with a regular expression');
   return {
@@ -64,5 +59,11 @@ export function resolveLora(options: LoraOptions, model: ModelConfig): LoraTarge
   const beyond = config.layers?.find((layer) => layer >= model.numLayers);
   if (beyond !== undefined)
     throw new RangeError(`LoRA options: layer ${beyond} of a model of ${model.numLayers} layers`);
-  return resolveTargets(config, model, (problem) => new TypeError(`LoRA options: ${problem}`));
+  const targets = resolveTargets(config, model, (problem) => new TypeError(`LoRA options: ${problem}`));
+  for (const name of ['rankPattern', 'alphaPattern'] as const) {
+    const unmatched = unmatchedPattern(config[name], targets);
+    if (unmatched !== undefined)
+      throw new RangeError(`LoRA options: ${name} ${JSON.stringify(unmatched)} matches no module of the adapter`);
+  }
+  return targets;
 }

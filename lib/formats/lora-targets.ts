@@ -73,9 +73,17 @@ function layerMatches(config: LoraConfig, paths: string[]): boolean[] {
   });
 }
 
+const keyMatches = (key: string, paths: string[]) => execAll(`^(.*\\.)?(${key})$`, paths);
+
 function patternValues(pattern: Record<string, number>, paths: string[], otherwise: number): number[] {
-  const rows = Object.entries(pattern).map(([key, value]) => ({ value, found: execAll(`^(.*\\.)?(${key})$`, paths) }));
+  const rows = Object.entries(pattern).map(([key, value]) => ({ value, found: keyMatches(key, paths) }));
   return paths.map((_, i) => rows.find(({ found }) => found[i] !== null)?.value ?? otherwise);
+}
+
+/** The first key of a pattern that none of the pairs' modules matches, if any. */
+export function unmatchedPattern(pattern: Record<string, number>, targets: LoraTarget[]): string | undefined {
+  const paths = targets.map(({ layer, module }) => `model.layers.${layer}.${modulePath(module)}`);
+  return Object.keys(pattern).find((key) => keyMatches(key, paths).every((found) => found === null));
 }
 
 /**

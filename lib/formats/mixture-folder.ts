@@ -4,7 +4,7 @@ import { z } from 'zod';
 import type { ModelConfig, TensorSource } from '../descriptors.js';
 import { AtMoeError } from '../errors.js';
 import { parseRoutingOptions, type RoutingOptions } from '../routing-options.js';
-import { readStable, replaceFolder } from './atomic.js';
+import { checkReplaceable, readStable, replaceFolder } from './atomic.js';
 import { listFolder } from './checkpoint.js';
 import { badFile, checkSchema, readJson, unsupported } from './json.js';
 import { type Adapter, readAdapter, writeAdapterFiles } from './peft.js';
@@ -13,6 +13,7 @@ import { readRouter, writeRouter } from './router-file.js';
 const version = 1;
 const jsonName = 'mixture.json';
 const routerName = 'router.safetensors';
+const entries = [jsonName, routerName, 'experts', 'general'];
 
 export interface NamedAdapter {
   name: string;
@@ -67,7 +68,7 @@ const fileSchema = z.strictObject({
 function listProblem(kind: string, names: string[]): string | undefined {
   const seen = new Set<string>();
   for (const name of names) {
-    if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
+    if (typeof name !== 'string' || !/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
       return `${kind} name ${JSON.stringify(name)}: 1 to 64 letters, digits, ".", "_", "-", starting with a letter or digit`;
     }
     if (seen.has(name.toLowerCase())) return `${kind} name ${JSON.stringify(name)} is used twice (case does not count)`;
@@ -180,6 +181,11 @@ export async function readMixture(
   return await readStable(dir, () => readFolder(dir, base));
 }
 
+/** Says before a training whether writeMixture could write there. Errors: those of checkReplaceable. */
+export async function checkMixtureFolder(dir: string): Promise<void> {
+  await checkReplaceable(dir, entries);
+}
+
 /**
  * Saves a mixture; the folder is exchanged at once, so that a crash leaves the old mixture or the new one.
  * Errors: RangeError (names); IO, NOT_FINITE; MISMATCH when tensors do not fit the base or the routing.
@@ -204,7 +210,7 @@ export async function writeMixture(dir: string, base: MixtureBase, mixture: Mixt
     ...names,
     routing: parseRoutingOptions(routing, general !== null),
   };
-  await replaceFolder(dir, [jsonName, routerName, 'experts', 'general'], async (folder) => {
+  await replaceFolder(dir, entries, async (folder) => {
     await writeFile(join(folder, jsonName), `${JSON.stringify(json, null, 2)}\n`);
     const sizes = groups.map(({ experts }) => experts.length);
     await writeRouter(join(folder, routerName), router, sizes, routing, base.config);

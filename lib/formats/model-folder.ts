@@ -8,7 +8,7 @@ import {
   type TensorSource,
 } from '../descriptors.js';
 import { AtMoeError } from '../errors.js';
-import { replaceFolder } from './atomic.js';
+import { checkReplaceable, replaceFolder } from './atomic.js';
 import { readCheckpoint } from './checkpoint.js';
 import { type ModelConfigFile, readModelConfig } from './model-config.js';
 import { storageType, writeSafetensors } from './safetensors.js';
@@ -116,6 +116,13 @@ export async function modelDescriptor(dir: string): Promise<BaseModel> {
   return { descriptor: { config: { ...file.config, storedType }, tensors }, sha256: file.sha256 };
 }
 
+const modelFiles = ['config.json', 'model.safetensors'];
+
+/** Says before a training whether writeModel could write there. Errors: those of checkReplaceable. */
+export async function checkModelFolder(dir: string, files: Record<string, string | Uint8Array>): Promise<void> {
+  await checkReplaceable(dir, [...modelFiles, ...Object.keys(files)]);
+}
+
 /**
  * Writes a base model: `config` as config.json, `tensors` (names with "model.") as model.safetensors, and `files` (tokenizer and the
  * like) beside them; the folder is exchanged at once. Error: IO.
@@ -126,8 +133,7 @@ export async function writeModel(
   tensors: TensorSource[],
   files: Record<string, string | Uint8Array> = {},
 ): Promise<void> {
-  const names = ['config.json', 'model.safetensors', ...Object.keys(files)];
-  await replaceFolder(dir, names, async (folder) => {
+  await replaceFolder(dir, [...modelFiles, ...Object.keys(files)], async (folder) => {
     await writeFile(join(folder, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
     for (const [name, content] of Object.entries(files)) await writeFile(join(folder, name), content);
     await writeSafetensors(join(folder, 'model.safetensors'), tensors);

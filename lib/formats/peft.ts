@@ -2,7 +2,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { AdapterModule, ModelConfig, TensorSource } from '../descriptors.js';
 import { AtMoeError } from '../errors.js';
-import { readStable, replaceFolder } from './atomic.js';
+import { checkReplaceable, readStable, replaceFolder } from './atomic.js';
 import { listFolder, missingWeights } from './checkpoint.js';
 import { readJson, unsupported } from './json.js';
 import { adapterTensorName, type LoraConfig, resolveTargets } from './lora-targets.js';
@@ -17,6 +17,7 @@ export interface Adapter {
 
 const configName = 'adapter_config.json';
 const weightsName = 'adapter_model.safetensors';
+const files = [configName, weightsName];
 
 function checkShape(path: string, tensor: Pick<TensorSource, 'name' | 'shape'>, wanted: number[], why: string): void {
   if (tensor.shape.join() !== wanted.join()) {
@@ -103,7 +104,12 @@ export async function writeAdapterFiles(dir: string, adapter: Adapter, model: Mo
   await writeSafetensors(path, tensors);
 }
 
+/** Says before a training whether writeAdapter could write there. Errors: those of checkReplaceable. */
+export async function checkAdapterFolder(dir: string): Promise<void> {
+  await checkReplaceable(dir, files);
+}
+
 /** Writes an adapter that PEFT reads; the folder is exchanged at once. Errors: those of writeAdapterFiles. */
 export async function writeAdapter(dir: string, adapter: Adapter, model: ModelConfig): Promise<void> {
-  await replaceFolder(dir, [configName, weightsName], (folder) => writeAdapterFiles(folder, adapter, model));
+  await replaceFolder(dir, files, (folder) => writeAdapterFiles(folder, adapter, model));
 }

@@ -297,8 +297,13 @@ export async function writeSafetensors(
   try {
     const handle = await open(path, 'w');
     const write = async (bytes: Uint8Array) => {
-      for (let done = 0; done < bytes.byteLength; ) {
-        done += (await handle.write(bytes, done, Math.min(bytes.byteLength - done, 1 << 30))).bytesWritten;
+      try {
+        for (let done = 0; done < bytes.byteLength; ) {
+          done += (await handle.write(bytes, done, Math.min(bytes.byteLength - done, 1 << 30))).bytesWritten;
+        }
+      } catch (error) {
+        // Coded here, where it is known that it was not the file copied from.
+        throw ioError(path, 'writing', error);
       }
     };
     try {

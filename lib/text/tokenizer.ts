@@ -187,6 +187,7 @@ export class Tokenizer {
 
   /** The text of ids. Bytes that are no valid UTF-8 become U+FFFD. */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    if (!Array.isArray(ids) && !ArrayBuffer.isView(ids)) throw new TypeError('the ids to decode must be an array');
     const skip = options.skipSpecialTokens ?? true;
     const tokens: string[] = [];
     for (let i = 0; i < ids.length; i++) {

@@ -1,9 +1,9 @@
-import { readdir, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { AtMoeError } from '../errors.js';
-import { readStable, replaceFolder } from '../formats/atomic.js';
+import { checkReplaceable, readStable, replaceFolder } from '../formats/atomic.js';
 import { badFile, checkSchema, readJson, unsupported } from '../formats/json.js';
 import { checkFinite, readSafetensorsHeader, readWeights, writeSafetensors } from '../formats/safetensors.js';
 import type { NamedTensor, TrainerState } from '../native-types.js';
@@ -11,6 +11,7 @@ import type { NamedTensor, TrainerState } from '../native-types.js';
 const version = 1;
 const descriptionFile = 'checkpoint.json';
 const stateFile = 'state.safetensors';
+const files = [descriptionFile, stateFile];
 
 const count = z.int().min(0);
 const schema = z.strictObject({
@@ -37,18 +38,9 @@ export interface Checkpoint extends RunIdentity, RunPosition {
   state: TrainerState;
 }
 
-/** Says before the training what saving would say after hours of it. Error: IO for a folder with other files, or a file. */
+/** Says before the training what saving would say after hours of it. Error: IO. */
 export async function checkCheckpointFolder(dir: string): Promise<void> {
-  const names = await readdir(dir).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return [];
-    throw new AtMoeError('ERR_AT_MOE_IO', `${dir}: checkpoints cannot be saved here: ${error.message}`, {
-      cause: error,
-    });
-  });
-  const foreign = names.find((name) => name !== descriptionFile && name !== stateFile);
-  if (foreign === undefined) return;
-  const message = `${dir}: holds ${JSON.stringify(foreign)}; checkpoints need a folder of their own`;
-  throw new AtMoeError('ERR_AT_MOE_IO', message);
+  await checkReplaceable(dir, files);
 }
 
 /** Writes a checkpoint folder: a crash leaves the one before or this one. Errors: IO. */
@@ -63,7 +55,7 @@ export async function saveCheckpoint(dir: string, checkpoint: Checkpoint): Promi
       data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
     };
   });
-  await replaceFolder(dir, [descriptionFile, stateFile], async (folder) => {
+  await replaceFolder(dir, files, async (folder) => {
     await writeSafetensors(join(folder, stateFile), tensors);
     await writeFile(join(folder, descriptionFile), text);
   });

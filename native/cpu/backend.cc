@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <new>
+#include <string>
 
 #include "backend/registry.h"
 #include "core/status.h"
@@ -22,6 +23,12 @@ namespace {
 constexpr size_t kMapFrom = size_t{1} << 20;
 constexpr int64_t kCopyGrain = int64_t{1} << 20;
 
+[[noreturn]] void fail_out_of_memory(size_t bytes) {
+  const int64_t free = free_memory();
+  fail(Code::kOutOfMemory, "cannot allocate ", bytes, " bytes of memory",
+       free < 0 ? std::string() : concat(", ", free, " bytes are free"));
+}
+
 }  // namespace
 
 Buffer allocate_aligned(size_t bytes) {
@@ -29,7 +36,7 @@ Buffer allocate_aligned(size_t bytes) {
 #ifdef AT_MOE_HAS_MMAP
   if (bytes >= kMapFrom) {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) fail(Code::kOutOfMemory, "cannot allocate ", bytes, " bytes of memory");
+    if (data == MAP_FAILED) fail_out_of_memory(bytes);
 #ifdef MADV_HUGEPAGE
     madvise(data, bytes, MADV_HUGEPAGE);
 #endif
@@ -37,7 +44,7 @@ Buffer allocate_aligned(size_t bytes) {
   }
 #endif
   void* data = ::operator new (bytes, std::align_val_t{64}, std::nothrow);
-  if (!data) fail(Code::kOutOfMemory, "cannot allocate ", bytes, " bytes of memory");
+  if (!data) fail_out_of_memory(bytes);
   std::memset(data, 0, bytes);
   return Buffer(data, bytes, [](void* memory, size_t) { ::operator delete (memory, std::align_val_t{64}); });
 }

@@ -16,7 +16,7 @@ struct Product;
 struct GradientProduct;
 }  // namespace cpu
 
-// Zeroed memory aligned to 64 bytes; fails with kOutOfMemory naming the bytes.
+// Zeroed memory aligned to 64 bytes; fails with kOutOfMemory naming the bytes asked for and free.
 Buffer allocate_aligned(size_t bytes);
 
 class CpuBackend : public Backend {

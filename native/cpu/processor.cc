@@ -47,11 +47,28 @@ int quota_cores() {
   return quota > 0 && period > 0 ? std::max(1, static_cast<int>(quota / period)) : 0;
 }
 
-int64_t limit_in(const char* path) {
-  int64_t bytes = 0;
-  std::ifstream(path) >> bytes;
-  return bytes;
+#if defined(__linux__)
+int64_t number_in(const char* path) {
+  int64_t number = 0;
+  std::ifstream(path) >> number;
+  return number;
 }
+
+// A row of /proc/meminfo in bytes, 0 where there is none.
+int64_t memory_row(const char* key) {
+  const std::string kibibytes = table_value("/proc/meminfo", key);
+  return kibibytes.empty() ? 0 : std::stoll(kibibytes) * 1024;
+}
+
+// The control group's files, of version 2 and of version 1.
+constexpr struct {
+  const char* limit;
+  const char* used;
+} kMemoryGroups[] = {
+    {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+    {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
+};
+#endif
 
 }  // namespace
 
@@ -80,14 +97,25 @@ int usable_cores() {
 int64_t usable_memory() {
   int64_t bytes = 0;
 #if defined(__linux__)
-  const std::string total = table_value("/proc/meminfo", "MemTotal");
-  if (!total.empty()) bytes = std::stoll(total) * 1024;
-  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    if (const int64_t limit = limit_in(path); limit > 0) bytes = std::min(bytes, limit);
+  bytes = memory_row("MemTotal");
+  for (const auto& group : kMemoryGroups) {
+    if (const int64_t limit = number_in(group.limit); limit > 0) bytes = std::min(bytes, limit);
   }
 #elif defined(__APPLE__)
   size_t size = sizeof(bytes);
   sysctlbyname("hw.memsize", &bytes, &size, nullptr, 0);
+#endif
+  return bytes;
+}
+
+int64_t free_memory() {
+  int64_t bytes = -1;
+#if defined(__linux__)
+  bytes = memory_row("MemAvailable");
+  for (const auto& group : kMemoryGroups) {
+    const int64_t limit = number_in(group.limit);
+    if (limit > 0) bytes = std::min(bytes, std::max<int64_t>(0, limit - number_in(group.used)));
+  }
 #endif
   return bytes;
 }

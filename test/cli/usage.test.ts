@@ -39,6 +39,10 @@ test('wrong use exits 2 with one line on stderr', async () => {
     ['train', 'router', '--model', 'm', '--mixture', 'x'],
     ['train', 'adapter', '--model', 'm', '--data', 'd'],
     ['train', 'base', '--model', 'm', '--data', 'd', '--mixture', 'x', '--output', 'o'],
+    ['train', 'base', '--model', 'm', '--data', 'd', '--output', 'o', '--rank', '4'],
+    ['train', 'adapter', '--model', 'm', '--data', 'd', '--output', 'o', '--routing', 'scope=token'],
+    ['train', 'router', '--model', 'm', '--data', 'd', '--mixture', 'x', '--group', 'task=a,a'],
+    ['train', 'router', '--model', 'm', '--data', 'd', '--mixture', 'x', '--group', 'task=a', '--group', 'task=b'],
     ['generate', 'hello'],
     ['generate', 'hello', '--model', 'm', '--unknown'],
     ['generate', 'hello', '--model', 'm', '--temperature', 'warm'],
@@ -55,6 +59,7 @@ test('wrong use exits 2 with one line on stderr', async () => {
     ['bench', 'decode', '--experts', '2', '--groups', '3'],
     ['devices', 'all'],
     ['golden', '--device', 'tpu'],
+    ['golden'],
   ];
   const results = await Promise.all(wrong.map((args) => cli(args)));
   for (const [i, { status, stdout, stderr }] of results.entries()) {
@@ -63,6 +68,32 @@ test('wrong use exits 2 with one line on stderr', async () => {
     assert.equal(stdout, '', line);
     assert.match(stderr, /^at-moe[^\n]+\n$/, line);
   }
+});
+
+test('a negative number is a value, with or without a space', async () => {
+  const wrong = await cli(['generate', 'hello', '--model', 'm', '--max-tokens', '-1.5']);
+  assert.match(wrong.stderr, /--max-tokens takes an integer, not "-1.5"/);
+  const missing = await cli([
+    'train',
+    'router',
+    '--model',
+    './no-such-folder',
+    '--mixture',
+    'x',
+    '--data',
+    'd',
+    '--entropy',
+    '-0.01',
+  ]);
+  assert.match(missing.stderr, /ERR_AT_MOE_NOT_FOUND/);
+});
+
+test('the emulated device is taken, but is no choice for users', async () => {
+  for (const command of ['generate', 'bench']) {
+    assert.doesNotMatch((await cli([command, '--help'])).stdout, /emulated/);
+  }
+  const { stderr } = await cli(['generate', 'hello', '--model', './no-such-folder', '--device', 'emulated']);
+  assert.match(stderr, /ERR_AT_MOE_NOT_FOUND/);
 });
 
 test('a failure exits 1 with its code', async () => {

@@ -113,6 +113,35 @@ test('routing options and a general adapter that a mixture there has not are ref
   assert.deepEqual([general.status, /has no general adapter/.test(general.stderr)], [2, true], general.stderr);
 });
 
+test('another shape than that of the pairs that are there is refused', async () => {
+  for (const [flag, value] of [
+    ['--rank', '2'],
+    ['--alpha', '3'],
+    ['--target-modules', 'q_proj'],
+  ] as const) {
+    const args = ['train', 'expert', ...onMixture, '--expert', 'triage', '--data', data, '--steps', '1', flag, value];
+    const { status, stderr } = await cli(args);
+    assert.deepEqual([status, stderr.includes(`${flag}: function/triage`)], [2, true], stderr);
+  }
+  const joint = await cli(['train', 'joint', ...onMixture, '--data', data, '--steps', '1', '--rank', '2']);
+  assert.deepEqual([joint.status, /--rank: .* has rank 4/.test(joint.stderr)], [2, true], joint.stderr);
+});
+
+test('an output that cannot be written is refused before the first step', async () => {
+  for (const output of [mixture, join(data, 'below')]) {
+    const args = ['train', 'adapter', ...onModel, '--data', data, '--steps', '1', '--output', output, '--json'];
+    const { status, stdout, stderr } = await cli(args);
+    assert.deepEqual([status, stdout, /ERR_AT_MOE_IO/.test(stderr)], [1, '', true], stderr);
+  }
+});
+
+test('a negative coefficient may be given with a space', async () => {
+  const args = ['train', 'router', ...onMixture, '--data', data, '--steps', '1', '--output', join(folder, 'spread')];
+  const { status, stdout, stderr } = await cli([...args, '--entropy', '-0.01', '--json']);
+  assert.equal(status, 0, stderr);
+  assert.ok('entropy' in (jsonLines(stdout)[0] as Step).losses);
+});
+
 test('an interrupt saves the steps done and exits 130', async () => {
   const output = join(folder, 'interrupted');
   const args = ['train', 'joint', ...onMixture, '--data', data, '--epochs', '5000', '--output', output, '--json'];

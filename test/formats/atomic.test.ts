@@ -6,7 +6,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { readStable, recoverFolder, replaceFile, replaceFolder } from '../../lib/formats/atomic.js';
+import { checkReplaceable, readStable, recoverFolder, replaceFile, replaceFolder } from '../../lib/formats/atomic.js';
 import { toFloat32 } from '../../lib/formats/float-types.js';
 import { readMixture, writeMixture } from '../../lib/formats/mixture-folder.js';
 import { rejectsWith, temporaryFolder, tinyBase, tinyMixture } from './support.js';
@@ -47,6 +47,25 @@ test('files that saving would delete stop it', async (t) => {
   writeFileSync(join(dir, 'thesis.tex'), 'years of work');
   await rejectsWith(save(dir, 'two'), 'ERR_AT_MOE_IO', /thesis\.tex/);
   assert.ok(existsSync(join(dir, 'thesis.tex')));
+});
+
+test('a folder that cannot be saved to is told beforehand, and nothing is left by the look', async (t) => {
+  const parent = temporaryFolder(t);
+  const dir = join(parent, 'deep', 'target');
+  await checkReplaceable(dir, ['file']);
+  assert.deepEqual(readdirSync(parent), []);
+  await save(dir, 'one');
+  await checkReplaceable(dir, ['file']);
+  await rejectsWith(checkReplaceable(dir, ['other']), 'ERR_AT_MOE_IO', /"file"/);
+  await rejectsWith(checkReplaceable(join(dir, 'file', 'below'), []), 'ERR_AT_MOE_IO', /ENOTDIR/);
+  await rejectsWith(checkReplaceable(join(dir, 'file'), []), 'ERR_AT_MOE_IO', /ENOTDIR/);
+});
+
+test('a place where no folder can be made is refused at once', { skip: process.platform !== 'linux' }, async () => {
+  for (const dir of ['/proc/no-such/target', '/proc/target']) {
+    await rejectsWith(save(dir, 'one'), 'ERR_AT_MOE_IO', /saving failed/);
+    await rejectsWith(checkReplaceable(dir, []), 'ERR_AT_MOE_IO', /saving failed/);
+  }
 });
 
 test('a link to a folder stays a link', { skip: process.platform === 'win32' }, async (t) => {
@@ -151,8 +170,14 @@ test('a file size limit fails the save with its cause, not the process', {
   const dir = join(parent, 'target');
   await save(dir, 'one');
   const script = 'ulimit -f 64; exec "$0" "$@"';
-  const output = execFileSync('bash', ['-c', script, process.execPath, child, 'too-much', dir], { encoding: 'utf8' });
-  assert.deepEqual(JSON.parse(output), { code: 'ERR_AT_MOE_IO', cause: 'EFBIG' });
+  const source = join(parent, 'source');
+  writeFileSync(source, Buffer.alloc(1 << 20));
+  for (const mode of ['write', 'copy']) {
+    const args = ['-c', script, process.execPath, child, mode, dir, source];
+    const { message, ...rest } = JSON.parse(execFileSync('bash', args, { encoding: 'utf8' })) as { message: string };
+    assert.deepEqual(rest, { code: 'ERR_AT_MOE_IO', cause: 'EFBIG' });
+    assert.match(message, mode === 'copy' ? /\/target\/file: writing failed: EFBIG/ : /target: saving failed: EFBIG/);
+  }
   assert.equal(content(dir), 'one');
-  assert.deepEqual(readdirSync(parent), ['target']);
+  assert.deepEqual(readdirSync(parent).sort(), ['source', 'target']);
 });

@@ -86,6 +86,8 @@ test('fresh experts: shapes, defaults, wrong arguments', () => {
     [{ targetModules: 'nothing' }, TypeError],
     [{ targetModules: '.*q_proj', layers: [0] }, TypeError],
     [{ r: 8 }, TypeError],
+    [{ rankPattern: { nothing: 4 } }, RangeError],
+    [{ alphaPattern: { q_proj: 4 }, targetModules: ['k_proj'] }, RangeError],
   ];
   for (const [options, type] of wrong)
     assert.throws(() => resolveLora(options, tinyModel), type, JSON.stringify(options));

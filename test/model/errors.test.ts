@@ -4,12 +4,20 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { fromFloat32 } from '../../lib/formats/float-types.js';
 import { modelDescriptor } from '../../lib/formats/model-folder.js';
-import { AtMoeError, type AtMoeErrorCode, loadModel, type RoutingControls } from '../../lib/index.js';
+import {
+  AtMoeError,
+  type AtMoeErrorCode,
+  estimateMemory,
+  initializeModel,
+  loadModel,
+  type RoutingControls,
+  renderTrace,
+} from '../../lib/index.js';
 import { createEngine } from '../../lib/native.js';
 import type { MicroBatch, MixtureDescriptor, NativeEngine } from '../../lib/native-types.js';
 import { defaultRouterOptions } from '../../lib/routing-controls.js';
 import { golden } from '../formats/support.js';
-import { expertDir, inMemory, loadBase, loadCase, temporary, valuesOf } from './support.js';
+import { expertDir, inMemory, loadBase, loadCase, temporary, textModel, valuesOf } from './support.js';
 
 async function rejects(promise: Promise<unknown>, code: AtMoeErrorCode, ...patterns: RegExp[]): Promise<void> {
   await assert.rejects(promise, (error) => {
@@ -193,6 +201,55 @@ test('wrong arguments are told, not dropped or half understood', async (t) => {
   await wrong(() => model.estimateMemory({ experts: -1 }), /experts/);
   await wrong(() => model.estimateMemory(bad({ weights: 'int8' })), /weights/);
   await wrong(() => model.estimateMemory(bad({ rang: 1 })), /"rang"/);
+  await wrong(() => estimateMemory(bad({})), /config: hiddenSize/);
+  await wrong(() => mixture.addExpert(bad(5), 'new', {}), /group name 5/);
+  await wrong(() => mixture.export(join(temporary(t), 'x'), bad({ as: 'peft' })), /weights/);
+  await wrong(() => model.loadMixture(bad(undefined)), /loadMixture needs a folder/);
+  await wrong(() => model.loadAdapter(bad(undefined)), /loadAdapter needs a folder/);
+  await wrong(() => model.createMixture({ groups: { a: { b: {} } }, seed: -1 }), /seed/);
+  await wrong(() => model.createAdapter({}, -1.5), /seed/);
+  await wrong(() => model.score([1], bad(5)), /completion to score is text or token ids/);
+  await wrong(() => model.score([1], bad(['a'])), /token id a/);
+  await wrong(() => renderTrace(bad({})), /trace: groups/);
+  const trace = await mixture.explain([1, 2]);
+  await wrong(() => renderTrace(trace, bad(null)), /renderTrace: .*object/);
+  await rejects(model.complete([1], { stop: 'x' }), 'ERR_AT_MOE_UNSUPPORTED', /stop needs text/);
+  const files = { '../evil.txt': 'x' };
+  const config = JSON.parse(readFileSync(join(base, 'config.json'), 'utf8')) as Record<string, unknown>;
+  await wrong(() => initializeModel(join(temporary(t), 'x'), config, { files }), /"\.\.\/evil\.txt"/);
+});
+
+test('wrong arguments of sessions, chats and tokenizers are told', async (t) => {
+  const model = await textModel(t, 'cpu');
+  const bad = <T>(value: unknown) => value as T;
+  assert.throws(() => model.createSession(bad({ foo: 1 })), /createSession: .*"foo"/);
+  assert.throws(() => model.createSession(bad(null)), /createSession: .*object/);
+  await assert.rejects(model.createSession().complete(bad([1, 2])), /^TypeError: a turn of a session is text$/);
+  for (const message of [{ role: 'user' }, { content: 'hello' }])
+    await assert.rejects(model.complete(bad([message])), /^TypeError: messages: 0\.(role|content)/);
+  assert.throws(() => model.tokenizer?.decode(bad(undefined)), /ids to decode/);
+});
+
+test('what onLoad throws ends the load', async () => {
+  const cause = new Error('the caller has had enough');
+  const onLoad = () => {
+    throw cause;
+  };
+  await assert.rejects(loadModel(base, { device: 'cpu', onLoad }), (error) => error === cause);
+});
+
+test('memory that is not there is told in bytes', async () => {
+  const loading = loadModel(base, { device: 'cpu', kvTokens: 1e13 });
+  await rejects(loading, 'ERR_AT_MOE_OUT_OF_MEMORY', /cannot allocate \d{15,} bytes of memory, \d+ bytes are free/);
+});
+
+test('a base is not trained for a folder it cannot be saved to', async (t) => {
+  const model = await loadModel(base, { device: 'cpu', trainable: true });
+  t.after(() => model.dispose());
+  const saveTo = temporary(t);
+  writeFileSync(join(saveTo, 'thesis.tex'), '');
+  const training = model.train([{ prompt: [1], completion: [2] }], { appendEos: false, saveTo });
+  await rejects(training.next(), 'ERR_AT_MOE_IO', /thesis\.tex/);
 });
 
 test('a weight for what is denied names it', async (t) => {
