@@ -1,7 +1,7 @@
 // npm run stage:gpu [-- --arch=90a --with-node]: one folder, build/gpu-stage, that tests this checkout on a machine with a
-// GPU and little else: the addon with its kernels, the compiled tests, their fixtures and packages, and run.sh, which says
-// what it runs. Nothing is installed or compiled there. --arch=all builds for every architecture, and takes long;
-// --with-node brings this machine's node along, compressed.
+// GPU and little else: the addon with its kernels, the compiled tests, their fixtures and packages in one archive, and run.sh,
+// which says what it runs. Nothing is installed or compiled there. --arch=all builds for every architecture, and takes long;
+// --with-node brings this machine's node along.
 'use strict';
 
 const { execFileSync, spawnSync } = require('node:child_process');
@@ -48,10 +48,8 @@ set -uo pipefail
 cd "$(dirname "$0")"
 out=\${OUT:-results}
 mkdir -p "$out"
-if [ -f node.xz ] && [ ! -x bin/node ]; then
-  mkdir -p bin
-  { xz -dc node.xz || python3 -c 'import lzma, sys; sys.stdout.buffer.write(lzma.open("node.xz").read())'; } >bin/node
-  chmod +x bin/node
+if [ ! -d dist ]; then
+  tar -xJf stage.tar.xz || python3 -c 'import tarfile; tarfile.open("stage.tar.xz").extractall()' || exit 1
 fi
 [ -x bin/node ] && PATH=$PWD/bin:$PATH
 export PATH AT_MOE_PREBUILD=$PWD AT_MOE_TEST_DEVICES=cuda
@@ -93,12 +91,22 @@ done
 exit $failed
 `;
 
-function packNode() {
-  const file = path.join(stage, 'node');
+function copyNode() {
+  const file = path.join(stage, 'bin', 'node');
+  fs.mkdirSync(path.dirname(file));
   fs.copyFileSync(fs.realpathSync(process.execPath), file);
   fs.chmodSync(file, 0o755);
   run('strip', [file]);
-  run('xz', ['-T0', '-6', file]);
+}
+
+// One archive and run.sh beside it.
+function pack() {
+  const archive = path.join(root, 'build', 'stage.tar.xz');
+  run('tar', ['-cJf', archive, '-C', stage, '.']);
+  fs.rmSync(stage, { recursive: true });
+  fs.mkdirSync(stage);
+  fs.renameSync(archive, path.join(stage, 'stage.tar.xz'));
+  fs.writeFileSync(path.join(stage, 'run.sh'), runScript, { mode: 0o755 });
 }
 
 function main() {
@@ -120,8 +128,8 @@ function main() {
   for (const each of ['dist', 'test/fixtures', 'package.json', 'scripts/run-tests.cjs', 'scripts/test-cuda.cjs'])
     copy(each);
   for (const each of neededPackages()) copy(each);
-  fs.writeFileSync(path.join(stage, 'run.sh'), runScript, { mode: 0o755 });
-  if (args.includes('--with-node')) packNode();
+  if (args.includes('--with-node')) copyNode();
+  pack();
   const size = execFileSync('du', ['-sm', stage], { encoding: 'utf8' }).split('\t')[0];
   console.log(`stage:gpu: ${path.relative(root, stage)}, ${size} MB; run.sh there runs the tests`);
 }
