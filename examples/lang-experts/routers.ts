@@ -6,7 +6,7 @@ import { families, familyOf, languages, type Sentence, toRow } from './data.js';
 import { controlled, perCharacter, pooled, print, printHeader, type Score, scoreLanguages } from './measure.js';
 import { writePeftLinear } from './peft-linear.js';
 
-/** The sentences by their use: the settings below were chosen on `valid`, `test` is only reported. */
+/** The sentences by their use: settings are chosen on `valid`, `test` is only reported. */
 export interface Splits {
   train: Sentence[];
   valid: Sentence[];
