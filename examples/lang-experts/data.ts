@@ -58,3 +58,39 @@ export function toRow({ ids, language }: Sentence, promptTokens: number, labelle
   const labels = labelled ? { experts: [`${familyOf(language)}/${language}`] } : {};
   return { prompt: ids.slice(0, cut), completion: ids.slice(cut), ...labels };
 }
+
+/**
+ * The rows of all epochs in the order they are learnt, for `shuffle: false` and `batchExamples: size`: every batch holds
+ * sentences of about one length, and the batches of an epoch come in a random order. The last batch of an epoch, the
+ * longest sentences, is filled up from the one before it.
+ */
+export function batchesByLength(sentences: Sentence[], epochs: number, size: number, seed: number): ExampleRow[] {
+  const random = randomNumbers(seed);
+  return Array.from({ length: epochs }, () => {
+    const sorted = shuffled(sentences, random).sort((a, b) => a.ids.length - b.ids.length);
+    const starts = Array.from({ length: Math.ceil(sorted.length / size) }, (_, i) => i * size);
+    return shuffled(starts, random).flatMap((start) =>
+      sorted.slice(Math.min(start, sorted.length - size)).slice(0, size),
+    );
+  })
+    .flat()
+    .map((sentence) => toRow(sentence, 1, false));
+}
+
+function shuffled<T>(values: readonly T[], random: () => number): T[] {
+  return values
+    .map((value) => ({ value, key: random() }))
+    .sort((a, b) => a.key - b.key)
+    .map(({ value }) => value);
+}
+
+/** Mulberry32: uniform numbers in [0, 1). */
+function randomNumbers(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let bits = Math.imul(state ^ (state >>> 15), 1 | state);
+    bits = (bits + Math.imul(bits ^ (bits >>> 7), 61 | bits)) ^ bits;
+    return ((bits ^ (bits >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
