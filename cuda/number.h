@@ -11,7 +11,7 @@
 namespace at_moe::cuda {
 
 template <typename T>
-inline constexpr DType dtype_of = std::is_same_v<T, float> ? DType::f32
+inline constexpr DType dtype_of = std::is_same_v<T, float>  ? DType::f32
                                   : std::is_same_v<T, bf16> ? DType::bf16
                                                             : DType::f16;
 
