@@ -20,8 +20,8 @@ const codeLimit = 20e6;
 const sharedLimit = 48 * 1024;
 // Two blocks of 256 threads then fit a multiprocessor of 65 536 registers.
 const registerLimit = 128;
-// Kernels that are designed for fewer threads: name, most registers.
-const ownRegisterLimits = {};
+// Attention over heads of more than 128 values: shared memory admits one block a multiprocessor, and so may registers.
+const ownRegisterLimits = { attend: 200, backward_queries: 180, backward_keys: 240 };
 
 function findNvcc() {
   const folders = [process.env.CUDA_HOME, process.env.CUDA_PATH, '/usr/local/cuda'].filter(Boolean);
