@@ -41,9 +41,7 @@ async function clangTidy() {
   const files = [
     ...new Set(commands.map((command) => path.relative(root, path.resolve(command.directory, command.file)))),
   ];
-  const queue = files
-    .filter((file) => file.startsWith('native'))
-    .filter((file) => file.endsWith('.cc'));
+  const queue = files.filter((file) => file.startsWith('native')).filter((file) => file.endsWith('.cc'));
   const one = (file) =>
     new Promise((resolve) => {
       const tidy = spawn('clang-tidy', ['-p', database, '--quiet', file], { cwd: root });
