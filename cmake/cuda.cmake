@@ -78,6 +78,9 @@ else()
     target_compile_options(at_moe_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>)
   endif()
   set_target_properties(at_moe_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+  string(REPLACE ";" "," cuda_code "${CMAKE_CUDA_ARCHITECTURES}") # devices() compares it with the GPUs
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/cuda/nvidia/devices.cc" PROPERTIES
+                              COMPILE_DEFINITIONS "AT_MOE_CUDA_CODE=\"${cuda_code}\"")
   set(AT_MOE_CUDA_LIBRARIES CUDA::cudart_static)
 endif()
 add_library(at_moe_emulated_stub OBJECT "${PROJECT_SOURCE_DIR}/cuda/emulated/stub.cc")

@@ -7,6 +7,7 @@ import { freshAdapter } from './adapter-tensors.js';
 import { checkArgument, checkFolder } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
 import type { ModelConfig, StorageType } from './descriptors.js';
+import { type Device, deviceSchema } from './device.js';
 import { fileVersions } from './formats/file-version.js';
 import { fromFloat32 } from './formats/float-types.js';
 import type { LoraOptions } from './formats/lora-options.js';
@@ -27,8 +28,8 @@ import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
 export interface LoadModelOptions {
-  /** 'auto' (default): a GPU when there is one, else the CPU. */
-  device?: 'auto' | 'cpu' | 'cuda' | 'emulated';
+  /** Default 'auto': a GPU when there is one, else the CPU. */
+  device?: Device;
   /** Storage of the linear weights. 'auto' (default): as in the checkpoint. */
   weights?: 'auto' | StorageType;
   /** CPU threads; default: the physical cores. */
@@ -53,7 +54,7 @@ export interface LoadModelOptions {
 
 const callback = z.custom<(...values: never[]) => void>((value) => typeof value === 'function').optional();
 const schema = z.strictObject({
-  device: z.enum(['auto', 'cpu', 'cuda', 'emulated']).default('auto'),
+  device: deviceSchema.default('auto'),
   weights: z.enum(['auto', 'f32', 'f16', 'bf16']).default('auto'),
   threads: z.int().min(1).max(1024).optional(),
   maxBatch: z.int().min(1).max(1024).optional(),

@@ -3,6 +3,7 @@
  * by lib before they get here; native code refuses bad types with TypeError. Failures reject with AtMoeError.
  */
 import type { AdapterModule, ModelDescriptor, StorageType, TensorSource } from './descriptors.js';
+import type { Device } from './device.js';
 import type { AtMoeErrorCode } from './errors.js';
 
 export interface DeviceDescription {
@@ -16,7 +17,7 @@ export interface DeviceDescription {
 }
 
 export interface EngineOptions {
-  device: 'auto' | 'cpu' | 'cuda' | 'emulated';
+  device: Device;
   /** CPU threads; 0 = physical cores. */
   threads?: number;
 }

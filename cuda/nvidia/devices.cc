@@ -2,8 +2,10 @@
 #include <cuda_runtime.h>
 
 #include <cctype>
+#include <charconv>
 #include <fstream>
 #include <string>
+#include <string_view>
 
 #include "backend/registry.h"
 #include "core/status.h"
@@ -52,6 +54,25 @@ std::string reason_of(cudaError_t error, int driver) {
   return "the NVIDIA driver does not answer" + text;
 }
 
+// Is there code for a GPU in "80-real,90a-real,80-virtual"? Machine code runs on its own major version from its minor
+// one on, that of an architecture with a letter on no other; PTX runs on all later ones.
+bool has_code(std::string_view built, int major, int minor) {
+  const int wanted = 10 * major + minor;
+  for (size_t at = 0; at < built.size();) {
+    const std::string_view one = built.substr(at, built.find(',', at) - at);
+    at += one.size() + 1;
+    int number = 0;
+    const char* end = std::from_chars(one.data(), one.data() + one.size(), number).ptr;
+    const std::string_view kind(end, static_cast<size_t>(one.data() + one.size() - end));
+    if (kind == "-virtual" ? number <= wanted
+        : kind == "-real"  ? number / 10 == major && number <= wanted
+                           : number == wanted) {
+      return true;
+    }
+  }
+  return false;
+}
+
 DeviceDescription describe(int index, int driver) {
   DeviceDescription device = unavailable("");
   device.name = concat("cuda:", index);
@@ -64,11 +85,13 @@ DeviceDescription describe(int index, int driver) {
   device.description = concat(properties.name, ", compute capability ", properties.major, ".", properties.minor, ", ",
                               driver_name(driver));
   device.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
-  device.available = properties.major >= kLeastMajor;
-  if (!device.available) {
-    device.reason = concat(properties.name, " has compute capability ", properties.major, ".", properties.minor, "; ",
-                           kLeastMajor, ".0 or newer is needed");
+  const std::string has = concat(properties.name, " has compute capability ", properties.major, ".", properties.minor);
+  if (properties.major < kLeastMajor) {
+    device.reason = concat(has, "; ", kLeastMajor, ".0 or newer is needed");
+  } else if (!has_code(AT_MOE_CUDA_CODE, properties.major, properties.minor)) {
+    device.reason = concat(has, "; this build of at-moe has kernels for ", AT_MOE_CUDA_CODE, " alone");
   }
+  device.available = device.reason.empty();
   return device;
 }
 

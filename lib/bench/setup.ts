@@ -7,6 +7,7 @@ import {
   type StorageType,
   type TensorSource,
 } from '../descriptors.js';
+import type { Device } from '../device.js';
 import { bytesPerElement, fromFloat32 } from '../formats/float-types.js';
 import { moduleShape } from '../formats/model-folder.js';
 import { estimateMemory } from '../memory.js';
@@ -22,7 +23,7 @@ export interface BenchOptions extends MixtureShape, StepShape {
   weights: StorageType;
   steps: number;
   threads: number;
-  device: 'auto' | 'cpu' | 'cuda' | 'emulated';
+  device: Device;
   signal?: AbortSignal;
 }
 

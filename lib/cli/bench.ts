@@ -8,6 +8,7 @@ import type { BenchOptions } from '../bench/setup.js';
 import { shapeOf, shapes } from '../bench/shapes.js';
 import { benchTrain } from '../bench/train.js';
 import type { StorageType } from '../descriptors.js';
+import { listedDevices, unlistedDevice } from '../device.js';
 import { type Command, type Flags, parseCommand, UsageError, type Values } from './flags.js';
 
 const command = {
@@ -37,7 +38,7 @@ const command = {
     steps: { type: 'integer', help: 'of each variant; default 24 for decode, 8 for prefill and train' },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; default 20' },
-    device: { type: 'string', choices: ['auto', 'cpu', 'cuda'], unlisted: ['emulated'], help: 'default auto' },
+    device: { type: 'string', choices: listedDevices, unlisted: unlistedDevice, help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
   examples: [

@@ -11,8 +11,8 @@ export interface Flag {
   value?: string;
   short?: string;
   choices?: readonly string[];
-  /** Choices that are taken but not named. */
-  unlisted?: readonly string[];
+  /** Values that are taken beside the choices. */
+  unlisted?: RegExp;
 }
 
 export type Flags = Record<string, Flag>;
@@ -58,7 +58,7 @@ function flagValue(name: string, flag: Flag, given: string | boolean | string[])
     return parseNumber(name, given as string, flag.type === 'integer');
   }
   if (flag.type === 'list') return (given as string[]).flatMap((part) => part.split(',')).filter((part) => part !== '');
-  if (flag.choices && ![...flag.choices, ...(flag.unlisted ?? [])].includes(given as string)) {
+  if (flag.choices && !flag.choices.includes(given as string) && !flag.unlisted?.test(given as string)) {
     throw new UsageError(`--${name} is one of ${flag.choices.join(', ')}, not ${JSON.stringify(given)}`);
   }
   return given;

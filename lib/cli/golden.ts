@@ -1,16 +1,16 @@
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
+import { isDevice } from '../device.js';
 import { caseName, findCases } from '../golden/case.js';
 import { runCase } from '../golden/run.js';
 
-export const goldenUsage = `at-moe golden [--device auto|cpu|cuda|emulated] [--weights f32|f16|bf16] DIR...
+export const goldenUsage = `at-moe golden [--device auto|cpu|cuda|cuda:N|emulated] [--weights f32|f16|bf16] DIR...
 
 Compares the engine with golden cases. DIR is a case folder, or a folder of case folders.
 --weights: what base and adapters are held as; default as they are stored.
 Prints one line of JSON per check and one at the end; the exit code is 1 when a check fails or none ran.
 `;
 
-const deviceSchema = z.enum(['auto', 'cpu', 'cuda', 'emulated']);
 const weightsSchema = z.enum(['f32', 'f16', 'bf16']).optional();
 
 /** Resolves with the exit code: 0 when all checks passed. Wrong arguments throw TypeError. */
@@ -28,8 +28,8 @@ export async function golden(argv: string[]): Promise<number> {
     process.stdout.write(goldenUsage);
     return 0;
   }
-  const device = deviceSchema.safeParse(values.device);
-  if (!device.success) throw new TypeError(`--device ${values.device}: auto, cpu, cuda or emulated`);
+  const { device } = values;
+  if (!isDevice(device)) throw new TypeError(`--device ${device}: auto, cpu, cuda, cuda:N or emulated`);
   const weights = weightsSchema.safeParse(values.weights);
   if (!weights.success) throw new TypeError(`--weights ${values.weights}: f32, f16 or bf16`);
   if (positionals.length === 0) throw new TypeError('a folder of cases is missing');
@@ -39,7 +39,7 @@ export async function golden(argv: string[]): Promise<number> {
   for (const dir of cases) {
     const name = caseName(dir);
     try {
-      for await (const result of runCase(dir, device.data, weights.data)) {
+      for await (const result of runCase(dir, device, weights.data)) {
         total.checks++;
         if (!result.pass) total.failed++;
         print({ case: name, ...result });

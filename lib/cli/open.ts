@@ -1,5 +1,6 @@
 import { SingleBar } from 'cli-progress';
 import type { Adapter } from '../adapter.js';
+import { listedDevices, unlistedDevice } from '../device.js';
 import type { Mixture } from '../mixture.js';
 import { type LoadModelOptions, loadModel, type Model } from '../model.js';
 import { type Flags, required, UsageError, type Values } from './flags.js';
@@ -9,9 +10,9 @@ export const modelFlags = {
   model: { type: 'string', short: 'm', value: 'DIR|NAME', help: 'folder of the base model, or its name on the Hub' },
   device: {
     type: 'string',
-    choices: ['auto', 'cpu', 'cuda'],
-    unlisted: ['emulated'],
-    help: 'default auto: a GPU when there is one',
+    choices: listedDevices,
+    unlisted: unlistedDevice,
+    help: 'default auto: a GPU when there is one; cuda:1 is the second',
   },
   storage: { type: 'string', choices: ['auto', 'f32', 'f16', 'bf16'], help: 'of the base weights; default as stored' },
   threads: { type: 'integer', help: 'CPU threads; default the physical cores' },

@@ -49,6 +49,7 @@ test('wrong use exits 2 with one line on stderr', async () => {
     ['generate', 'hello', '--model', 'm', '--max-tokens', '1.5'],
     ['generate', 'hello', '--model', 'm', '--set', 'style'],
     ['generate', 'hello', '--model', 'm', '--device', 'tpu'],
+    ['generate', 'hello', '--model', 'm', '--device', 'cuda:one'],
     ['generate', 'hello', '--model', 'm', '--mixture', 'x', '--adapter', 'y'],
     ['generate', 'hello', 'again', '--model', 'm'],
     ['inspect'],
@@ -88,12 +89,14 @@ test('a negative number is a value, with or without a space', async () => {
   assert.match(missing.stderr, /ERR_AT_MOE_NOT_FOUND/);
 });
 
-test('the emulated device is taken, but is no choice for users', async () => {
+test('a GPU by number and the emulated device are taken beside the choices', async () => {
   for (const command of ['generate', 'bench']) {
     assert.doesNotMatch((await cli([command, '--help'])).stdout, /emulated/);
   }
-  const { stderr } = await cli(['generate', 'hello', '--model', './no-such-folder', '--device', 'emulated']);
-  assert.match(stderr, /ERR_AT_MOE_NOT_FOUND/);
+  for (const device of ['emulated', 'cuda:1']) {
+    const { stderr } = await cli(['generate', 'hello', '--model', './no-such-folder', '--device', device]);
+    assert.match(stderr, /ERR_AT_MOE_NOT_FOUND/);
+  }
 });
 
 test('a failure exits 1 with its code', async () => {

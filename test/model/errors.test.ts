@@ -38,6 +38,11 @@ test('a model file that ends early names the file', async (t) => {
   await rejects(loadModel(dir, { device: 'cpu' }), 'ERR_AT_MOE_BAD_FILE', /model\.safetensors/, /truncated/);
 });
 
+test('a GPU that is not there is named, and says why', async () => {
+  await rejects(loadModel(base, { device: 'cuda:4095' }), 'ERR_AT_MOE_DEVICE_UNAVAILABLE', /'cuda:4095'/);
+  await assert.rejects(loadModel(base, { device: 'cuda:x' as 'cuda' }), /device.*cuda:N/s);
+});
+
 test('a weight that is not a number names its tensor, wherever it lies', async (t) => {
   const { descriptor } = await modelDescriptor(base);
   const loaded = inMemory(descriptor);
