@@ -24,6 +24,8 @@ class Runtime {
   virtual std::string name() const = 0;  // "cuda", "emulated"
   virtual const DeviceLimits& limits() const = 0;
   virtual Stream stream() const = 0;  // asked for before every launch: fails when the device is lost
+  // The most blocks of a kernel that are on the device at once.
+  virtual int resident_blocks(const void* kernel, int threads, size_t shared_bytes) const = 0;
 
   virtual Buffer allocate(size_t bytes) = 0;       // NaN on the emulated device, undefined on a GPU
   virtual Buffer allocate_host(size_t bytes) = 0;  // page-locked

@@ -363,7 +363,7 @@ void CudaBackend::sample(const Sampling& args) {
     first = last;
   }
   std::vector<RowResult> host(static_cast<size_t>(rows));
-  runtime_->download(host.data(), results, host.size() * sizeof(RowResult));
+  download(host.data(), results, host.size() * sizeof(RowResult));
   for (size_t r = 0; r < host.size(); ++r) {
     if (host[r].token < 0) fail(Code::kNotFinite, "no finite logit to sample a token from");
     args.tokens[r] = host[r].token;

@@ -21,6 +21,7 @@ class EmulatedRuntime : public Runtime {
   std::string name() const override { return "emulated"; }
   const DeviceLimits& limits() const override { return limits_; }
   Stream stream() const override { return nullptr; }
+  int resident_blocks(const void*, int, size_t) const override { return 2 * limits_.multiprocessors; }
 
   Buffer allocate(size_t bytes) override {
     // As malloc gives it, so that AddressSanitizer knows where it ends.

@@ -84,6 +84,14 @@ class NvidiaRuntime : public Runtime {
     context_->enter();
     return context_->stream();
   }
+  int resident_blocks(const void* kernel, int threads, size_t shared_bytes) const override {
+    context_->enter();
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          "shared memory of a kernel");
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "a kernel's blocks");
+    return std::max(blocks, 1) * limits_.multiprocessors;
+  }
 
   Buffer allocate(size_t bytes) override {
     const size_t in_use = context_->bytes_in_use();
