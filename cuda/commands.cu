@@ -19,7 +19,8 @@ Commands::Commands(Runtime& runtime, Staging& staging, DType activation, DeviceW
       staging_(staging),
       activation_(activation),
       work_(work),
-      block_(runtime.allocate(kSlots * kSlotBytes + kTableBytes)) {
+      block_(runtime.allocate(kSlots * kSlotBytes + kTableBytes)),
+      graphs_(runtime, work) {
   image_.reserve(kTableBytes);
 }
 
@@ -91,9 +92,9 @@ void Commands::upload(void* device, const void* host, size_t bytes) {
   add(PhaseKind::kUpload, upload, target);
 }
 
-void Commands::append(StepKernel kernel, const LaunchShape& shape, const void* arguments, size_t bytes) {
+void Commands::append(const StepLaunch& launch, const void* arguments, size_t bytes) {
   std::memcpy(slots_.emplace_back().data(), arguments, bytes);
-  launches_.push_back({kernel, shape});
+  launches_.push_back(launch);
 }
 
 void Commands::close() {
@@ -112,8 +113,8 @@ void Commands::close() {
   const PhaseKernel with = phase_kernel(activation_, tile);
   const int blocks =
       runtime_.resident_blocks(reinterpret_cast<const void*>(with.kernel), kPhaseThreads, with.shared_bytes);
-  append(with.kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kPhaseThreads), with.shared_bytes}, &list,
-         sizeof(list));
+  const LaunchShape shape{dim3(static_cast<unsigned>(blocks)), dim3(kPhaseThreads), with.shared_bytes};
+  append({with.kernel, shape}, &list, sizeof(list));
 }
 
 void Commands::send_block() {
@@ -132,14 +133,18 @@ void Commands::send_block() {
 void Commands::flush() {
   close();
   if (launches_.empty()) return;
-  const std::vector<Launch> launches = std::exchange(launches_, {});
+  const std::vector<StepLaunch> launches = std::exchange(launches_, {});
   released_->in_use = false;
   const std::vector<Buffer> released = std::exchange(released_->buffers, {});  // freed at the end
   send_block();
-  for (size_t i = 0; i < launches.size(); ++i) {
-    ++work_.launches;
-    cuda::launch(runtime_.stream(), launches[i].shape, launches[i].kernel, slot(i));
-  }
+  work_.launches += launches.size();
+  const auto enqueue = [&] {
+    for (size_t i = 0; i < launches.size(); ++i) {
+      cuda::launch(runtime_.stream(), launches[i].shape, launches[i].kernel, slot(i));
+    }
+  };
+  if (const Graph* graph = graphs_.find(launches, enqueue)) runtime_.replay(*graph);
+  else enqueue();
 }
 
 }  // namespace at_moe::cuda

@@ -3,7 +3,8 @@
 // device memory, which `flush` sends in one copy before the launches:
 //   … | arguments of launch 1 | of launch 0 | tables: counters, phases, products, segments, ids, …
 //                                           ^ always at the same address
-// The argument of launch n is thus the same address in every flush, and whatever differs from step to step is data.
+// The argument of launch n is thus the same address in every flush, and whatever differs from step to step is data: two
+// flushes of the same kernels and grids are one graph (cuda/graphs.h).
 #pragma once
 
 #include <array>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "core/matrix.h"
+#include "cuda/graphs.h"
 #include "cuda/phase.h"
 #include "cuda/phases.h"
 #include "cuda/runtime.h"
@@ -53,7 +55,7 @@ class Commands {
   void launch(StepKernel kernel, const LaunchShape& shape, const Arguments& arguments) {
     static_assert(sizeof(Arguments) <= kSlotBytes);
     close();
-    append(kernel, shape, &arguments, sizeof(Arguments));
+    append({kernel, shape}, &arguments, sizeof(Arguments));
   }
 
   // Of the launch that is open: the last phase that writes some of the memory, or -1.
@@ -76,10 +78,6 @@ class Commands {
   static constexpr size_t kSlotBytes = 256, kSlots = 1024, kTableBytes = size_t{6} << 20;
   static constexpr int kMostPhases = 64;
 
-  struct Launch {
-    StepKernel kernel;
-    LaunchShape shape;
-  };
   struct Range {
     const char *begin, *end;
   };
@@ -93,7 +91,7 @@ class Commands {
   void* image_of(const void* device) { return image_.data() + (static_cast<const char*>(device) - tables()); }
   char* tables() const { return block_.as<char>() + kSlots * kSlotBytes; }
   char* slot(size_t launch) const { return tables() - (launch + 1) * kSlotBytes; }
-  void append(StepKernel kernel, const LaunchShape& shape, const void* arguments, size_t bytes);
+  void append(const StepLaunch& launch, const void* arguments, size_t bytes);
   void close();
   void send_block();
 
@@ -117,7 +115,8 @@ class Commands {
   DeviceWork& work_;
   Buffer block_;
   std::vector<char> image_;  // of the tables
-  std::vector<Launch> launches_;
+  std::vector<StepLaunch> launches_;
+  Graphs graphs_;
   std::vector<std::array<char, kSlotBytes>> slots_;
   std::shared_ptr<Released> released_ = std::make_shared<Released>();
 

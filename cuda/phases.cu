@@ -9,6 +9,7 @@
 #include "cuda/attention_runs.cuh"
 #include "cuda/embedding.cuh"
 #include "cuda/operand.cuh"
+#include "cuda/phase_progress.cuh"
 #include "cuda/product.cuh"
 #include "cuda/rms_norm.cuh"
 #include "cuda/rope.cuh"
