@@ -8,11 +8,12 @@
 //            no more)
 //   grid y   key heads times parts of their group of query heads
 //   grid z   1; or, where that leaves multiprocessors idle, blocks that take every gridDim.z-th run and leave max, sum
-//            and weighted values of each in scratch, to be blended by a second kernel
+//            and weighted values of each in scratch, to be blended afterwards (cuda/attention_runs.cuh)
 // Chunks lie at fixed positions and both ways blend with the same arithmetic, so a row's bits depend on neither.
 #include <algorithm>
 
 #include "cuda/attention.cuh"
+#include "cuda/attention_runs.cuh"
 #include "cuda/kv.h"
 
 namespace at_moe::cuda {
@@ -21,38 +22,7 @@ namespace {
 
 constexpr int kPartialSlot = 0, kStateSlot = 1;
 constexpr int64_t kPartialBytes = int64_t{64} << 20;  // at most, for the results of runs
-constexpr int kCombineThreads = 128;
 constexpr int kRun = static_cast<int>(kKeyRun), kPage = static_cast<int>(kPageTokens);
-
-// Maximum and sum of exp(score - maximum) over some keys. sum 0: none.
-struct SoftmaxState {
-  float maximum, sum;
-};
-
-struct BlendFactors {
-  float keep, take;
-};
-
-// Adds a run to the state; returns the factors of the values before it and of its own.
-__device__ BlendFactors blend(SoftmaxState& state, const SoftmaxState& run) {
-  if (run.sum == 0) return {1, 0};
-  if (state.sum == 0) {
-    state = run;
-    return {0, 1};
-  }
-  const float top = fmaxf(state.maximum, run.maximum);
-  const BlendFactors factors{expf(state.maximum - top), expf(run.maximum - top)};
-  state = {top, fmaf(state.sum, factors.keep, run.sum * factors.take)};
-  return factors;
-}
-
-__device__ float blend(float value, float run, const BlendFactors& factors) {
-  return fmaf(value, factors.keep, run * factors.take);
-}
-
-__device__ int first_visible(int position, int window) {
-  return window > 0 && position >= window ? position - window + 1 : 0;
-}
 
 template <typename Number>
 struct ForwardArguments {
@@ -72,6 +42,17 @@ struct ForwardArguments {
   float* partial;        // [rows, heads, runs, dim], or null
   SoftmaxState* states;  // [rows, heads, runs]
 };
+
+// The arguments at an address, in shared memory because registers are short.
+template <typename Arguments, int kThreads>
+__device__ const Arguments& shared_copy(const void* from) {
+  constexpr int kWords = sizeof(Arguments) / sizeof(uint64_t);
+  static_assert(sizeof(Arguments) % sizeof(uint64_t) == 0 && kWords <= kThreads);
+  __shared__ uint64_t words[kWords];
+  if (threadIdx.x < kWords) words[threadIdx.x] = static_cast<const uint64_t*>(from)[threadIdx.x];
+  __syncthreads();
+  return *reinterpret_cast<const Arguments*>(words);
+}
 
 struct KeyRange {
   int first, last;
@@ -155,12 +136,13 @@ struct ForwardShared {
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 && Tile::kDim <= 128 ? 2 : 1)
-    attend(ForwardArguments<typename Tile::T> args) {
+    attend(const void* arguments) {
   using T = typename Tile::T;
   using Shared = ForwardShared<Tile>;
   constexpr int kRows = Tile::kRows, kThreadRows = Tile::kThreadRows, kStages = Shared::kStages;
   constexpr float kLog2e = 1.44269504f;
 
+  const auto& args = shared_copy<ForwardArguments<T>, Tile::kThreads>(arguments);
   T* q = shared_memory<T>();
   T* weights = q + kRows * Tile::kStride;
   T* ring = weights + kRows * Shared::kWeightStride;
@@ -324,22 +306,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 && Tile:
   }
 }
 
-// One block per row (x) and head (y), one thread per column.
 template <typename T>
-__global__ void __launch_bounds__(kCombineThreads) combine_runs(ForwardArguments<T> args) {
-  const int64_t n = blockIdx.x, head = blockIdx.y, row = (n * args.heads + head) * args.runs;
-  const int last_key = args.position[n], first_run = first_visible(last_key, args.window) / kRun;
-  for (int j = threadIdx.x; j < args.dim; j += kCombineThreads) {
-    SoftmaxState state{0, 0};
-    float value = 0;
-#pragma unroll 4
-    for (int run = first_run; run <= last_key / kRun; ++run) {
-      const BlendFactors factors = blend(state, args.states[row + run]);
-      value = blend(value, args.partial[(row + run) * args.dim + j], factors);
-    }
-    args.out[n * args.out_stride + head * args.dim + j] = narrow<T>(value * (1.0f / state.sum));
-    if (args.lse && j == 0) args.lse[n * args.lse_stride + head] = state.maximum + logf(state.sum);
-  }
+__global__ void __launch_bounds__(kPhaseThreads) combine_runs(CombineRuns<T> phase) {
+  phase.run(blockIdx.x);
 }
 
 template <class Tile>
@@ -359,12 +328,14 @@ void CudaBackend::forward(const AttentionForward& args) {
 
   const auto start = [&](auto tile_type, auto& to, int64_t sequence_rows) {
     using Tile = decltype(tile_type);
+    using T = typename Tile::T;
     set_tile<Tile>(to, static_cast<int>(sequence_rows));
-    int64_t row_tiles = (layout.rows + to.tile_rows - 1) / to.tile_rows;
+    const int64_t rows = row_bucket(layout.rows);
+    int64_t row_tiles = (rows + to.tile_rows - 1) / to.tile_rows;
     if (to.tile_rows > 1) row_tiles += layout.sequences;
     const int64_t head_tiles = kv_heads * ((group + to.tile_heads - 1) / to.tile_heads);
     const int64_t blocks = row_tiles * head_tiles, multiprocessors = runtime_->limits().multiprocessors;
-    const int64_t states = layout.rows * args.heads * to.runs;
+    const int64_t states = rows * args.heads * to.runs;
     int64_t splits = 1;
     if (blocks < 2 * multiprocessors && states * (dim + 2) * static_cast<int64_t>(sizeof(float)) <= kPartialBytes) {
       splits = std::min<int64_t>(to.runs, (4 * multiprocessors + blocks - 1) / blocks);
@@ -376,11 +347,21 @@ void CudaBackend::forward(const AttentionForward& args) {
     const LaunchShape shape{
         dim3(static_cast<unsigned>(row_tiles), static_cast<unsigned>(head_tiles), static_cast<unsigned>(splits)),
         dim3(Tile::kThreads), ForwardShared<Tile>::kBytes};
-    launch(stream(), shape, attend<Tile>, to);
+    commands_.make_room();
+    commands_.launch(attend<Tile>, shape, to);
     if (splits == 1) return;
-    const LaunchShape combine{dim3(static_cast<unsigned>(layout.rows), static_cast<unsigned>(args.heads)),
-                              dim3(kCombineThreads)};
-    launch(stream(), combine, combine_runs<typename Tile::T>, to);
+    const CombineRuns<T> phase{rows_of<T>(args.out),
+                               rows_of<float>(args.lse),
+                               to.position,
+                               layout.rows,
+                               args.heads,
+                               to.runs,
+                               to.dim,
+                               to.window,
+                               to.partial,
+                               to.states};
+    if (joins(layout.rows)) return commands_.add(PhaseKind::kCombine, phase, args.out);
+    launch(stream(), {dim3(static_cast<unsigned>(phase.items())), dim3(kPhaseThreads)}, combine_runs<T>, phase);
   };
 
   dispatch(args.q.dtype, [&](auto element) {
@@ -404,7 +385,7 @@ void CudaBackend::forward(const AttentionForward& args) {
     to.dim = static_cast<int>(dim);
     to.window = static_cast<int>(args.window);
     to.scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    to.q_pieces = in_pieces(args.q, dim);
+    to.q_pieces = heads_in_pieces(args.q, dim);
     to.kv_pieces = dim % (16 / sizeof(T)) == 0;
     to.runs = static_cast<int>((layout.page_stride * kPageTokens + kKeyRun - 1) / kKeyRun);
 

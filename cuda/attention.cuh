@@ -14,6 +14,7 @@
 #include "core/status.h"
 #include "cuda/backend.h"
 #include "cuda/number.h"
+#include "cuda/piece.h"
 
 namespace at_moe::cuda {
 
@@ -188,9 +189,10 @@ __device__ void load_rows(typename Tile::T* to, const typename Tile::T* memory, 
   }
 }
 
-inline bool in_pieces(const Matrix& matrix, int64_t head_dim) {
+// May every head of every row be read in pieces of 16 bytes?
+inline bool heads_in_pieces(const Matrix& matrix, int64_t head_dim) {
   const auto piece = static_cast<int64_t>(16 / size_of(matrix.dtype));
-  return head_dim % piece == 0 && matrix.stride % piece == 0 && reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0;
+  return head_dim % piece == 0 && in_pieces(matrix, piece);
 }
 
 // Calls f with the padded head_dim of a kernel, as a type.

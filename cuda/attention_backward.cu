@@ -284,8 +284,8 @@ BackwardArguments<T> arguments(const AttentionBackward& args) {
   to.dim = static_cast<int>(args.head_dim);
   to.window = static_cast<int>(args.window);
   to.scale = 1.0f / std::sqrt(static_cast<float>(args.head_dim));
-  to.pieces = in_pieces(args.q, args.head_dim) && in_pieces(args.k, args.head_dim) &&
-              in_pieces(args.v, args.head_dim) && in_pieces(args.dout, args.head_dim);
+  to.pieces = heads_in_pieces(args.q, args.head_dim) && heads_in_pieces(args.k, args.head_dim) &&
+              heads_in_pieces(args.v, args.head_dim) && heads_in_pieces(args.dout, args.head_dim);
   return to;
 }
 

@@ -11,30 +11,57 @@ namespace at_moe::cuda {
 CudaBackend::CudaBackend(std::unique_ptr<Runtime> runtime, DType activation)
     : runtime_(std::move(runtime)),
       activation_(activation),
-      staging_host_(runtime_->allocate_host(kStagingBytes)),
-      staging_device_(runtime_->allocate(kStagingBytes)) {}
+      staging_(*runtime_),
+      commands_(*runtime_, staging_, activation, work_) {}
 
 void CudaBackend::reserve(const StepCapacity&) {}
 
+void CudaBackend::synchronize() {
+  commands_.flush();
+  runtime_->synchronize();
+}
+
+Buffer CudaBackend::allocate(size_t bytes) {
+  const auto memory = std::make_shared<Buffer>(runtime_->allocate(bytes));
+  return Buffer(memory->as<void>(), bytes,
+                [memory, released = commands_.released()](void*, size_t) { released->take(std::move(*memory)); });
+}
+
+void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  if (bytes <= kJoiningBytes) return commands_.upload(device, host, bytes);
+  commands_.flush();
+  ++work_.uploads;
+  runtime_->upload(device, host, bytes);
+}
+
+void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  commands_.flush();
+  ++work_.downloads;
+  runtime_->download(host, device, bytes);
+}
+
+void CudaBackend::copy(void* to, const void* from, size_t bytes) {
+  commands_.flush();
+  runtime_->copy(to, from, bytes);
+}
+
+void CudaBackend::zero(void* device, size_t bytes) {
+  commands_.flush();
+  runtime_->zero(device, bytes);
+}
+
 const void* CudaBackend::stage_bytes(const void* host, size_t bytes) {
-  constexpr size_t kAlign = 16;
-  require(bytes <= kStagingBytes, "an op stages ", bytes, " bytes at once");
-  if (staged_ + bytes > kStagingBytes) {
-    runtime_->synchronize();  // kernels may still read what lies there
-    staged_ = 0;
-  }
-  char* to = staging_device_.as<char>() + staged_;
-  char* from = staging_host_.as<char>() + staged_;
-  staged_ = (staged_ + bytes + kAlign - 1) / kAlign * kAlign;
-  if (bytes == 0) return to;
-  std::memcpy(from, host, bytes);
-  runtime_->upload_async(to, from, bytes);
-  return to;
+  const Staging::Place place = staging_.take(bytes);
+  if (bytes == 0) return place.device;
+  std::memcpy(place.host, host, bytes);
+  ++work_.uploads;
+  runtime_->upload_async(place.device, place.host, bytes);
+  return place.device;
 }
 
 void* CudaBackend::grow(Buffer& buffer, size_t bytes) {
   if (buffer.bytes() < bytes) {
-    runtime_->synchronize();
+    synchronize();
     buffer = Buffer();
     buffer = runtime_->allocate(bytes + bytes / 4);
   }
@@ -43,13 +70,13 @@ void* CudaBackend::grow(Buffer& buffer, size_t bytes) {
 
 std::unique_ptr<Weight> CudaBackend::create_weight(int64_t rows, int64_t cols, DType) {
   const size_t bytes = CudaWeight::bytes(rows, cols, activation_);
-  Buffer memory = runtime_->allocate(bytes);
-  runtime_->zero(memory.as<void>(), bytes);
+  Buffer memory = allocate(bytes);
+  zero(memory.as<void>(), bytes);
   return std::make_unique<CudaWeight>(rows, cols, activation_, std::move(memory));
 }
 
 std::unique_ptr<KvPool> CudaBackend::create_kv(const KvPool::Shape& shape) {
-  return std::make_unique<CudaKvPool>(shape, activation_, runtime_->allocate(CudaKvPool::bytes(shape, activation_)));
+  return std::make_unique<CudaKvPool>(shape, activation_, allocate(CudaKvPool::bytes(shape, activation_)));
 }
 
 size_t CudaBackend::kv_bytes(const KvPool::Shape& shape) const { return CudaKvPool::bytes(shape, activation_); }

@@ -1,12 +1,15 @@
 // The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are all
-// of one type: f32, f16 or bf16; sums are f32. Every op only enqueues, unless it returns values to the host.
+// of one type: f32, f16 or bf16; sums are f32. Every op only enqueues, unless it returns values to the host. Those of few
+// rows wait in `commands_`, to be sent together.
 #pragma once
 
 #include <span>
 #include <vector>
 
 #include "backend/backend.h"
+#include "cuda/commands.h"
 #include "cuda/runtime.h"
+#include "cuda/staging.h"
 
 namespace at_moe::cuda {
 
@@ -20,15 +23,16 @@ class CudaBackend : public Backend {
   std::string name() const override { return runtime_->name(); }
   DType activation_type() const override { return activation_; }
   void reserve(const StepCapacity& capacity) override;
-  void synchronize() override { runtime_->synchronize(); }
+  void synchronize() override;
+  DeviceWork work() const override { return work_; }
   void begin_step() override {}
-  void end_step() override {}
+  void end_step() override { commands_.flush(); }
 
-  Buffer allocate(size_t bytes) override { return runtime_->allocate(bytes); }
-  void upload(void* device, const void* host, size_t bytes) override { runtime_->upload(device, host, bytes); }
-  void download(void* host, const void* device, size_t bytes) override { runtime_->download(host, device, bytes); }
-  void copy(void* to, const void* from, size_t bytes) override { runtime_->copy(to, from, bytes); }
-  void zero(void* device, size_t bytes) override { runtime_->zero(device, bytes); }
+  Buffer allocate(size_t bytes) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void copy(void* to, const void* from, size_t bytes) override;
+  void zero(void* device, size_t bytes) override;
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
@@ -60,9 +64,17 @@ class CudaBackend : public Backend {
   double squared_norm(const SquaredNorm& args) override;
 
  private:
-  Stream stream() const { return runtime_->stream(); }
+  // For one launch that is not of `commands_`.
+  Stream stream() {
+    commands_.flush();
+    ++work_.launches;
+    return runtime_->stream();
+  }
+  // Is an op of so many rows a phase of a launch?
+  bool joins(int64_t rows) const { return rows <= kPhaseRows; }
+  bool joins(int64_t rows, DType type) const { return joins(rows) && type == activation_; }
 
-  // Device copy of host values that kernels enqueued from now on may read, until kStagingBytes more have been staged.
+  // Device copy of host values that kernels enqueued from now on may read, until Staging::kBytes more have been staged.
   template <typename T>
   const T* stage(std::span<const T> values) {
     return static_cast<const T*>(stage_bytes(values.data(), values.size_bytes()));
@@ -78,18 +90,21 @@ class CudaBackend : public Backend {
 
   // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
   void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
+  template <typename Shape>
+  void add_products(std::span<const Product> products);
   // Replaces the matrices that a product of the type cannot read by copies in a slot of the scratch memory.
   void make_operands(int slot, DType type, std::vector<Matrix>& matrices);
   void add_weight_gradients(const LinearBackward& args, std::span<const Matrix> g, const Matrix& dh);
   void add_bias_gradients(const LinearBackward& args);
 
-  static constexpr size_t kStagingBytes = size_t{8} << 20;
   static constexpr int kScratchSlots = 8;
+  static constexpr size_t kJoiningBytes = size_t{256} << 10;  // most of an upload that is a phase
 
   std::unique_ptr<Runtime> runtime_;
   DType activation_;
-  Buffer staging_host_, staging_device_;
-  size_t staged_ = 0;
+  DeviceWork work_;
+  Staging staging_;
+  Commands commands_;
   Buffer scratch_[kScratchSlots];
 };
 

@@ -1,8 +1,9 @@
 // Token embedding (contract: backend/ops/elementwise.h).
 //   forward   y_n = table[ids_n]                    one block per row
 //   backward  dtable[ids_n] += dy_n, n ascending    one thread per column walks the rows, so that equal ids add in order
+#include "cuda/embedding.cuh"
+
 #include "cuda/backend.h"
-#include "cuda/number.h"
 
 namespace at_moe::cuda {
 
@@ -10,11 +11,9 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <typename Table, typename T>
-__global__ void gather_rows(const Table* table, const int32_t* ids, T* y, int64_t stride, int64_t cols) {
-  const Table* from = table + ids[blockIdx.x] * cols;
-  T* to = y + blockIdx.x * stride;
-  for (int64_t j = threadIdx.x; j < cols; j += kThreads) to[j] = narrow<T>(widen(from[j]));
+template <typename T>
+__global__ void __launch_bounds__(kPhaseThreads) gather_rows(Gather<T> phase) {
+  phase.run(blockIdx.x);
 }
 
 template <typename T, typename Table>
@@ -31,14 +30,11 @@ __global__ void scatter_rows(const int32_t* ids, const T* dy, int64_t stride, in
 }  // namespace
 
 void CudaBackend::forward(const EmbeddingForward& args) {
-  const LaunchShape shape{dim3(static_cast<unsigned>(args.y.rows)), dim3(kThreads)};
-  dispatch(args.dtype, [&](auto table) {
-    dispatch(args.y.dtype, [&](auto y) {
-      using Table = decltype(table);
-      using T = decltype(y);
-      launch(stream(), shape, gather_rows<Table, T>, static_cast<const Table*>(args.table), args.ids, args.y.row<T>(0),
-             args.y.stride, args.y.cols);
-    });
+  dispatch(args.y.dtype, [&](auto element) {
+    using T = decltype(element);
+    const Gather<T> phase{args.table, args.dtype, args.ids, rows_of<T>(args.y), args.y.rows, args.y.cols};
+    if (joins(args.y.rows)) return commands_.add(PhaseKind::kGather, phase, args.y);
+    launch(stream(), {dim3(static_cast<unsigned>(phase.items())), dim3(kPhaseThreads)}, gather_rows<T>, phase);
   });
 }
 

@@ -90,7 +90,7 @@ double CudaBackend::squared_norm(const SquaredNorm& args) {
   double* sums = scratch<double>(kNormSlot, blocks);
   launch(stream(), {dim3(static_cast<unsigned>(blocks)), dim3(kThreads)}, block_squares, args.values, args.count,
          aligned(args.values), sums);
-  runtime_->download(partial.data(), sums, partial.size() * sizeof(double));
+  download(partial.data(), sums, partial.size() * sizeof(double));
   double total = 0;
   for (const double value : partial) total += value;
   return total;

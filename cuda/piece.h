@@ -17,6 +17,20 @@ struct alignas(n * sizeof(T)) Piece {
   T at[n];
 };
 
+// The rows of a matrix of T, for kernels.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+
+  __device__ T* row(int64_t n) const { return data + n * stride; }
+};
+
+template <typename T>
+Rows<T> rows_of(const Matrix& matrix) {
+  return {static_cast<T*>(matrix.data), matrix.stride};
+}
+
 // May every row be read in aligned pieces of `elements`?
 inline bool in_pieces(const Matrix& matrix, int64_t elements) {
   const auto size = static_cast<int64_t>(size_of(matrix.dtype));

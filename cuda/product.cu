@@ -1,6 +1,6 @@
-// Launches of the product kernel (cuda/product.cuh). One launch has all tiles of all its products, those of the early
-// ones first; tiles of a product that share columns follow each other, so that a weight is read from memory once. The
-// number of rows and of tiles chooses among three tile shapes, which changes no bits.
+// Launches of products (cuda/product.cuh). Those of few rows are phases, the early ones before the others; of many rows, a
+// launch has all tiles, the early ones first. Tiles of a product that share columns follow each other, so that a weight is
+// read from memory once. The number of rows and of tiles chooses among three tile shapes, which changes no bits.
 #include "cuda/product.cuh"
 
 #include <algorithm>
@@ -12,10 +12,6 @@
 namespace at_moe::cuda {
 
 namespace {
-
-using Narrow = TileShape<16, 32, 256, 1, 4, 4>;  // decode: deep copies of few weight rows, bound by memory
-using Middle = TileShape<64, 32, 128, 2, 2, 4>;  // batched decode, and where wide tiles would be too few
-using Wide = TileShape<128, 128, 64, 2, 4, 3>;   // prefill and training
 
 int64_t tiles_of(int64_t extent, int64_t tile) { return (extent + tile - 1) / tile; }
 
@@ -56,7 +52,7 @@ TermRecord record_of(const Term& term, Form form, DType type) {
   return record;
 }
 
-// The table of a launch, as bytes to stage: counters, products, terms.
+// The records of products that share a launch, their tiles one after another.
 class TableBuilder {
  public:
   TableBuilder(Form form, DType type) : form_(form), type_(type) {}
@@ -87,18 +83,20 @@ class TableBuilder {
   }
 
   int64_t tiles() const { return tiles_; }
-  int count() const { return static_cast<int>(products_.size()); }
-
+  // To be copied to the device in one: counters (0), products, terms.
   std::vector<char> bytes() const {
     std::vector<char> all(kProductsAt);
     for (const ProductRecord& record : products_) append(all, record);
     for (const TermRecord& record : terms_) append(all, record);
     return all;
   }
-  ProductTable table(char* staged, int64_t early_tiles) const {
+  ProductTable table(const char* staged) const {
     return {reinterpret_cast<const ProductRecord*>(staged + kProductsAt),
-            reinterpret_cast<const TermRecord*>(staged + terms_at()), count(), static_cast<int>(early_tiles),
-            reinterpret_cast<uint32_t*>(staged)};
+            reinterpret_cast<const TermRecord*>(staged + kProductsAt + products_.size() * sizeof(ProductRecord)),
+            static_cast<int>(products_.size())};
+  }
+  EarlyTiles early(const char* staged, int64_t tiles) const {
+    return {static_cast<int>(tiles), reinterpret_cast<uint32_t*>(const_cast<char*>(staged))};
   }
 
  private:
@@ -108,7 +106,6 @@ class TableBuilder {
     const auto* from = reinterpret_cast<const char*>(&record);
     bytes.insert(bytes.end(), from, from + sizeof(Record));
   }
-  size_t terms_at() const { return kProductsAt + products_.size() * sizeof(ProductRecord); }
 
   Form form_;
   DType type_;
@@ -116,6 +113,21 @@ class TableBuilder {
   std::vector<TermRecord> terms_;
   int64_t tiles_ = 0;
 };
+
+// Rows of the operands, of which the products may have a few only.
+int64_t operand_rows(std::span<const Product> early, std::span<const Product> products) {
+  int64_t rows = 0;
+  for (const std::span<const Product> list : {early, products}) {
+    for (const Product& product : list) {
+      for (const Term& term : product.terms) rows = std::max(rows, term.a.rows);
+    }
+  }
+  return rows;
+}
+
+Matrix routing_of(const Product& product) {
+  return {const_cast<float*>(product.gates.routing), product.end, product.gates.stride, product.gates.stride};
+}
 
 // f(a value of the chosen shape)
 template <typename F>
@@ -132,25 +144,59 @@ void choose_shape(Form form, std::span<const Product> early, std::span<const Pro
 }
 
 template <typename T, Form form, typename Shape>
-void launch_tiles(Stream stream, int64_t tiles, const ProductTable& table) {
+void launch_tiles(Stream stream, int64_t tiles, const ProductTable& table, const EarlyTiles& early) {
   const LaunchShape shape{dim3(static_cast<unsigned>(tiles)), dim3(Shape::kThreads),
                           ProductTile<T, form, Shape>::kSharedBytes};
-  launch(stream, shape, multiply_tiles<T, form, Shape>, table);
+  launch(stream, shape, multiply_tiles<T, form, Shape>, table, early);
 }
 
 template <typename T, typename Shape>
-void launch_form(Stream stream, Form form, int64_t tiles, const ProductTable& table) {
+void launch_form(Stream stream, Form form, int64_t tiles, const ProductTable& table, const EarlyTiles& early) {
   switch (form) {
-    case Form::kNT: return launch_tiles<T, Form::kNT, Shape>(stream, tiles, table);
-    case Form::kNN: return launch_tiles<T, Form::kNN, Shape>(stream, tiles, table);
+    case Form::kNT: return launch_tiles<T, Form::kNT, Shape>(stream, tiles, table, early);
+    case Form::kNN: return launch_tiles<T, Form::kNN, Shape>(stream, tiles, table, early);
     case Form::kTN:
-      if constexpr (!std::is_same_v<Shape, Narrow>) launch_tiles<T, Form::kTN, Shape>(stream, tiles, table);
+      if constexpr (!std::is_same_v<Shape, Narrow>) launch_tiles<T, Form::kTN, Shape>(stream, tiles, table, early);
   }
 }
 
 }  // namespace
 
+template <typename Shape>
+void CudaBackend::add_products(std::span<const Product> products) {
+  TableBuilder builder(Form::kNT, activation_);
+  for (const Product& product : products) builder.add<Shape>(product);
+  if (builder.tiles() == 0) return;
+  commands_.open(std::is_same_v<Shape, Narrow> ? PhaseTile::kNarrow : PhaseTile::kMiddle);
+  const std::vector<char> bytes = builder.bytes();
+  ProductPhase phase{builder.table(commands_.put(std::span<const char>(bytes))), builder.tiles(), 0, true};
+  for (const Product& product : products) {
+    for (const Term& term : product.terms) {
+      if (!term.late) phase.operands_ready = std::max(phase.operands_ready, commands_.writer(term.a) + 1);
+    }
+    if (!product.gates.column) continue;
+    const int router = commands_.writer(routing_of(product));
+    if (router < 0) continue;
+    if (commands_.is_selecting(router)) phase.operands_ready = std::max(phase.operands_ready, router + 1);
+    else phase.selects = false;
+  }
+  std::vector<Matrix> written;
+  for (const Product& product : products) {
+    for (const Matrix& matrix : {product.out, product.raw, product.operand}) {
+      if (matrix) written.push_back(matrix.row_range(product.begin, product.end - product.begin));
+    }
+  }
+  commands_.add(PhaseKind::kProduct, phase, written);
+}
+
 void CudaBackend::multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products) {
+  if (const int64_t rows = operand_rows(early, products); form == Form::kNT && joins(rows, type)) {
+    for (const std::span<const Product> list : {early, products}) {
+      if (rows <= Narrow::kRows) add_products<Narrow>(list);
+      else add_products<Middle>(list);
+    }
+    return;
+  }
   choose_shape(form, early, products, runtime_->limits().multiprocessors, [&](auto chosen) {
     using Shape = decltype(chosen);
     TableBuilder builder(form, type);
@@ -159,11 +205,12 @@ void CudaBackend::multiply(Form form, DType type, std::span<const Product> early
     for (const Product& product : products) builder.add<Shape>(product);
     if (builder.tiles() == 0) return;
     const std::vector<char> bytes = builder.bytes();
-    // The counters of a launch are staged with its table, zero, and are the launch's own.
-    char* staged = const_cast<char*>(stage(std::span<const char>(bytes)));
-    const ProductTable table = builder.table(staged, early_tiles);
-    dispatch(type,
-             [&](auto element) { launch_form<decltype(element), Shape>(stream(), form, builder.tiles(), table); });
+    const char* staged = stage(std::span<const char>(bytes));
+    const ProductTable table = builder.table(staged);
+    const EarlyTiles first = builder.early(staged, early_tiles);
+    dispatch(type, [&](auto element) {
+      launch_form<decltype(element), Shape>(stream(), form, builder.tiles(), table, first);
+    });
   });
 }
 

@@ -1,50 +1,28 @@
 // RMS norm over groups of `dim` columns (contract: backend/ops/elementwise.h). r = 1 / sqrt(mean(x²) + eps).
 //   forward   y = x r ⊙ gamma
 //   backward  t = gamma ⊙ dy;  dx (+)= r (t - x r² mean(x ⊙ t));  dgamma_j += Σ_n dy_nj x_nj r_n
-// A team of threads has one group: a warp a short one (heads), a block a long one (rows). Each thread keeps to its own
-// pieces of the group, so outputs may be inputs. dgamma comes before dx, which may overwrite dy: r of every group, then
-// sums over fixed blocks of groups, then these in order.
+// Teams of threads have a group each (cuda/rms_norm.cuh). dgamma comes before dx, which may overwrite dy: r of every
+// group, then sums over fixed blocks of groups, then these in order.
+#include "cuda/rms_norm.cuh"
+
 #include <type_traits>
 
 #include "cuda/backend.h"
-#include "cuda/number.h"
-#include "cuda/piece.h"
-#include "cuda/team.h"
 
 namespace at_moe::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarpDim = 512;    // most columns of a group that one warp takes
 constexpr int kGroupBlock = 64;  // groups that one partial sum of dgamma covers
 constexpr int kColumnThreads = 128;
 constexpr int kLargestPiece = kPieceElements<bf16>;
 constexpr int kInverseSlot = 0, kPartialSlot = 1;
 
 template <typename T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  bool aligned;  // for whole pieces, groups as well
-
-  __device__ T* group(int64_t index, int64_t groups, int64_t dim) const {
-    return data + index / groups * stride + index % groups * dim;
-  }
-};
-
-template <typename T>
-Rows<T> rows_of(const Matrix& matrix, int64_t dim) {
+NormRows<T> norm_rows(const Matrix& matrix, int64_t dim) {
   constexpr int n = kPieceElements<T>;
-  return {matrix.row<T>(0), matrix.stride, in_pieces(matrix, n) && dim % n == 0};
+  return {rows_of<T>(matrix), in_pieces(matrix, n) && dim % n == 0};
 }
-
-struct Norm {
-  const float* gamma;
-  int64_t rows, groups, dim;
-  float eps;
-  bool aligned;  // gamma, for pieces of all types
-};
 
 Norm norm_of(const Matrix& x, const float* gamma, int64_t dim, float eps) {
   require(dim > 0 && x.cols % dim == 0, "rms_norm: ", x.cols, " columns in groups of ", dim);
@@ -53,72 +31,37 @@ Norm norm_of(const Matrix& x, const float* gamma, int64_t dim, float eps) {
 }
 
 template <int kTeam>
-LaunchShape team_shape(const Norm& norm) {
-  constexpr int kTeams = kThreads / kTeam;
-  return {dim3(static_cast<unsigned>((norm.rows * norm.groups + kTeams - 1) / kTeams)), dim3(kThreads)};
-}
-
-template <int kTeam>
 __device__ inline int64_t my_group() {
-  return int64_t{blockIdx.x} * (kThreads / kTeam) + threadIdx.x / kTeam;
+  return int64_t{blockIdx.x} * (kPhaseThreads / kTeam) + threadIdx.x / kTeam;
 }
 
-// Calls act(first column) for the pieces of n columns that are this thread's.
-template <int kTeam, int n, typename Act>
-__device__ inline void each_piece(int64_t dim, Act act) {
-  for (int64_t first = int64_t{threadIdx.x % kTeam} * n; first < dim; first += int64_t{kTeam} * n) act(first);
-}
+LaunchShape shape_of(int64_t items) { return {dim3(static_cast<unsigned>(items)), dim3(kPhaseThreads)}; }
 
-template <int kTeam, typename T>
-__device__ inline float inverse_rms(const T* x, const Norm& norm, bool aligned) {
-  constexpr int n = kPieceElements<T>;
-  float squares = 0;
-  each_piece<kTeam, n>(norm.dim, [&](int64_t first) {
-    float values[n];
-    load_piece(values, x, first, norm.dim, aligned);
-#pragma unroll
-    for (int i = 0; i < n; ++i) squares += values[i] * values[i];
-  });
-  return rsqrtf(team_sum<kTeam>(squares) / static_cast<float>(norm.dim) + norm.eps);
+template <typename T>
+__global__ void __launch_bounds__(kPhaseThreads) normalize(Normalize<T> phase) {
+  phase.run(blockIdx.x);
 }
 
 template <int kTeam, typename T>
-__global__ void __launch_bounds__(kThreads) normalize(Rows<const T> x, Rows<T> y, Norm norm) {
-  constexpr int n = kPieceElements<T>;
+__global__ void __launch_bounds__(kPhaseThreads) inverse_of_groups(NormRows<const T> x, Norm norm, float* inverse) {
   const int64_t group = my_group<kTeam>();
   if (group >= norm.rows * norm.groups) return;
-  const T* from = x.group(group, norm.groups, norm.dim);
-  T* to = y.group(group, norm.groups, norm.dim);
-  const float r = inverse_rms<kTeam>(from, norm, x.aligned);
-  each_piece<kTeam, n>(norm.dim, [&](int64_t first) {
-    float values[n], gamma[n];
-    load_piece(values, from, first, norm.dim, x.aligned);
-    load_piece(gamma, norm.gamma, first, norm.dim, norm.aligned);
-#pragma unroll
-    for (int i = 0; i < n; ++i) values[i] *= r * gamma[i];
-    store_piece(values, to, first, norm.dim, y.aligned);
-  });
-}
-
-template <int kTeam, typename T>
-__global__ void __launch_bounds__(kThreads) inverse_of_groups(Rows<const T> x, Norm norm, float* inverse) {
-  const int64_t group = my_group<kTeam>();
-  if (group >= norm.rows * norm.groups) return;
-  const float r = inverse_rms<kTeam>(x.group(group, norm.groups, norm.dim), norm, x.aligned);
+  const float r = inverse_rms<kTeam>(x.group(group, norm), norm, x.aligned);
   if (threadIdx.x % kTeam == 0) inverse[group] = r;
 }
 
 // partial[b][j] = Σ dy_j x_j r over the groups of block b, ascending.
 template <typename T>
-__global__ void gamma_partials(Rows<const T> x, Rows<const T> dy, Norm norm, const float* inverse, float* partial) {
+__global__ void gamma_partials(NormRows<const T> x, NormRows<const T> dy, Norm norm, const float* inverse,
+                               float* partial) {
   const int64_t column = int64_t{blockIdx.y} * kColumnThreads + threadIdx.x;
   if (column >= norm.dim) return;
   const int64_t begin = int64_t{blockIdx.x} * kGroupBlock, last = norm.rows * norm.groups;
   const int64_t end = begin + kGroupBlock < last ? begin + kGroupBlock : last;
   float sum = 0;
   for (int64_t group = begin; group < end; ++group) {
-    const float value = widen(x.group(group, norm.groups, norm.dim)[column]) * inverse[group];
-    sum += widen(dy.group(group, norm.groups, norm.dim)[column]) * value;
+    const float value = widen(x.group(group, norm)[column]) * inverse[group];
+    sum += widen(dy.group(group, norm)[column]) * value;
   }
   partial[blockIdx.x * norm.dim + column] = sum;
 }
@@ -132,14 +75,14 @@ __global__ void add_partials(const float* partial, int64_t blocks, int64_t dim, 
 }
 
 template <int kTeam, typename T>
-__global__ void __launch_bounds__(kThreads)
-    input_gradient(Rows<const T> x, Rows<const T> dy, Rows<T> dx, Norm norm, bool accumulate) {
+__global__ void __launch_bounds__(kPhaseThreads)
+    input_gradient(NormRows<const T> x, NormRows<const T> dy, NormRows<T> dx, Norm norm, bool accumulate) {
   constexpr int n = kPieceElements<T>;
   const int64_t group = my_group<kTeam>();
   if (group >= norm.rows * norm.groups) return;
-  const T* input = x.group(group, norm.groups, norm.dim);
-  const T* gradient = dy.group(group, norm.groups, norm.dim);
-  T* to = dx.group(group, norm.groups, norm.dim);
+  const T* input = x.group(group, norm);
+  const T* gradient = dy.group(group, norm);
+  T* to = dx.group(group, norm);
 
   float partial = 0;
   each_piece<kTeam, n>(norm.dim, [&](int64_t first) {
@@ -168,8 +111,8 @@ __global__ void __launch_bounds__(kThreads)
 // Calls f with the size of a team as a constant.
 template <typename F>
 void with_team(int64_t dim, F&& f) {
-  if (dim <= kWarpDim) f(std::integral_constant<int, 32>{});
-  else f(std::integral_constant<int, kThreads>{});
+  if (dim <= kWarpNormDim) f(std::integral_constant<int, 32>{});
+  else f(std::integral_constant<int, kPhaseThreads>{});
 }
 
 }  // namespace
@@ -178,32 +121,31 @@ void CudaBackend::forward(const RmsNormForward& args) {
   const Norm norm = norm_of(args.x, args.gamma, args.dim, args.eps);
   dispatch(args.x.dtype, [&](auto element) {
     using T = decltype(element);
-    with_team(norm.dim, [&](auto team) {
-      launch(stream(), team_shape<team()>(norm), normalize<team(), T>, rows_of<const T>(args.x, norm.dim),
-             rows_of<T>(args.y, norm.dim), norm);
-    });
+    const Normalize<T> phase{norm_rows<const T>(args.x, norm.dim), norm_rows<T>(args.y, norm.dim), norm};
+    if (joins(args.x.rows)) return commands_.add(PhaseKind::kNormalize, phase, args.y);
+    launch(stream(), shape_of(phase.items()), normalize<T>, phase);
   });
 }
 
 void CudaBackend::backward(const RmsNormBackward& args) {
   const Norm norm = norm_of(args.x, args.gamma, args.dim, args.eps);
+  const LaunchShape shape = shape_of(norm.items());
   dispatch(args.x.dtype, [&](auto element) {
     using T = decltype(element);
-    const auto x = rows_of<const T>(args.x, norm.dim), dy = rows_of<const T>(args.dy, norm.dim);
+    const auto x = norm_rows<const T>(args.x, norm.dim), dy = norm_rows<const T>(args.dy, norm.dim);
     with_team(norm.dim, [&](auto team) {
       if (args.dgamma) {
         const int64_t items = norm.rows * norm.groups, blocks = (items + kGroupBlock - 1) / kGroupBlock;
         const auto columns = static_cast<unsigned>((norm.dim + kColumnThreads - 1) / kColumnThreads);
         float* inverse = scratch(kInverseSlot, items);
         float* partial = scratch(kPartialSlot, blocks * norm.dim);
-        launch(stream(), team_shape<team()>(norm), inverse_of_groups<team(), T>, x, norm, inverse);
+        launch(stream(), shape, inverse_of_groups<team(), T>, x, norm, inverse);
         launch(stream(), {dim3(static_cast<unsigned>(blocks), columns), dim3(kColumnThreads)}, gamma_partials<T>, x, dy,
                norm, inverse, partial);
         launch(stream(), {dim3(columns), dim3(kColumnThreads)}, add_partials, partial, blocks, norm.dim, args.dgamma);
       }
       if (!args.dx) return;
-      launch(stream(), team_shape<team()>(norm), input_gradient<team(), T>, x, dy, rows_of<T>(args.dx, norm.dim), norm,
-             args.accumulate);
+      launch(stream(), shape, input_gradient<team(), T>, x, dy, norm_rows<T>(args.dx, norm.dim), norm, args.accumulate);
     });
   });
 }

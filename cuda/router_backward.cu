@@ -302,7 +302,7 @@ void CudaBackend::backward(const RouterBackward& args) {
   launch(stream(), {one, block}, finish_sums, kernel, blocks);
   if (!args.losses) return;
   double losses[kRouterLosses];
-  runtime_->download(losses, kernel.losses, sizeof(losses));
+  download(losses, kernel.losses, sizeof(losses));
   for (int i = 0; i < kRouterLosses; ++i) args.losses[i] += losses[i];
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,12 +19,23 @@ struct DeviceLimits {
   int architecture = 0;     // 80, 90, …
 };
 
+// Launches that can be made again as one.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+};
+
 class Runtime {
  public:
   virtual ~Runtime() = default;
   virtual std::string name() const = 0;  // "cuda", "emulated"
   virtual const DeviceLimits& limits() const = 0;
   virtual Stream stream() const = 0;  // asked for before every launch: fails when the device is lost
+  // The most blocks of a kernel that are on the device at once.
+  virtual int resident_blocks(const void* kernel, int threads, size_t shared_bytes) const = 0;
+  // The launches that `enqueue` makes on the stream, which do not run; null where the device cannot.
+  virtual std::unique_ptr<Graph> capture(const std::function<void()>& enqueue) = 0;
+  virtual void replay(const Graph& graph) = 0;
 
   virtual Buffer allocate(size_t bytes) = 0;       // NaN on the emulated device, undefined on a GPU
   virtual Buffer allocate_host(size_t bytes) = 0;  // page-locked

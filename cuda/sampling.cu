@@ -9,12 +9,12 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "core/rng.h"
 #include "core/status.h"
 #include "cuda/backend.h"
+#include "cuda/piece.h"
 #include "cuda/vocabulary.h"
 
 namespace at_moe::cuda {
@@ -33,7 +33,7 @@ constexpr Mass kNoMass = ~Mass{0};     // larger than any
 constexpr unsigned kNoCount = ~0u;     // larger than any
 constexpr Place kNoPlace = ~Place{0};  // after all others
 constexpr uint32_t kInfinite = 0x7F800000;
-constexpr int64_t kStagedIds = 1 << 20;  // of one run of rows, unless one row has more
+constexpr int64_t kStagedIds = 1 << 19;  // of one run of rows, unless one row has more
 enum Slots { kScores, kResults };
 
 struct RowOptions {
@@ -301,18 +301,29 @@ __device__ int32_t draw(Shared& shared, const RowOptions& options, const float* 
   return static_cast<int32_t>(static_cast<uint32_t>(row.find(target, true).last));
 }
 
-__global__ void __launch_bounds__(kRowThreads)
-    sample_rows(const RowOptions* all_options, const int32_t* ids, const float* all_logits, int64_t stride, int64_t n,
-                float* all_scores, int64_t score_stride, RowResult* results) {
+struct SampleArguments {
+  const RowOptions* options;
+  const int32_t* ids;
+  Rows<const float> logits;
+  Rows<float> scores;
+  int64_t rows, n;
+  RowResult* results;
+};
+
+// One block per row.
+__global__ void __launch_bounds__(kRowThreads) sample_rows(const void* arguments) {
+  const SampleArguments args = *static_cast<const SampleArguments*>(arguments);
+  if (blockIdx.x >= args.rows) return;
   __shared__ Shared shared;
-  const RowOptions& options = all_options[blockIdx.x];
-  const float* logits = all_logits + blockIdx.x * stride;
-  float* scores = all_scores + blockIdx.x * score_stride;
+  const RowOptions& options = args.options[blockIdx.x];
+  const float* logits = args.logits.row(blockIdx.x);
+  float* scores = args.scores.row(blockIdx.x);
+  const int64_t n = args.n;
   const LogSumExp raw = log_sum_exp(logits, n);
   const float* source = logits;
   float largest = raw.largest;
   if (options.end > options.history) {
-    penalise(options, ids, logits, n, scores);
+    penalise(options, args.ids, logits, n, scores);
     source = scores;
     float own = -INFINITY;
     visit_row(scores, n, [&](int64_t, float x) { own = x > own ? x : own; });
@@ -322,7 +333,7 @@ __global__ void __launch_bounds__(kRowThreads)
   if (fabsf(largest) <= FLT_MAX && fabsf(raw.log_sum) <= FLT_MAX) {
     token = options.temperature > 0 ? draw(shared, options, source, n, largest, scores) : argmax(source, n, largest);
   }
-  if (threadIdx.x == 0) results[blockIdx.x] = {token, token < 0 ? 0 : raw.log_p(logits[token])};
+  if (threadIdx.x == 0) args.results[blockIdx.x] = {token, token < 0 ? 0 : raw.log_p(logits[token])};
 }
 
 RowOptions options_of(const SamplingRow& row, std::vector<int32_t>& ids) {
@@ -352,18 +363,21 @@ void CudaBackend::sample(const Sampling& args) {
     do {
       options.push_back(options_of(args.rows[static_cast<size_t>(last++)], ids));
     } while (last < rows && static_cast<int64_t>(ids.size()) < kStagedIds);
-    const size_t option_bytes = options.size() * sizeof(RowOptions);
-    std::vector<char> both(option_bytes + ids.size() * sizeof(int32_t));
-    std::memcpy(both.data(), options.data(), option_bytes);
-    if (!ids.empty()) std::memcpy(both.data() + option_bytes, ids.data(), ids.size() * sizeof(int32_t));
-    const char* staged = stage(std::span<const char>(both));
-    launch(stream(), {dim3(static_cast<unsigned>(last - first)), dim3(kRowThreads)}, sample_rows,
-           reinterpret_cast<const RowOptions*>(staged), reinterpret_cast<const int32_t*>(staged + option_bytes),
-           args.logits.row(first), args.logits.stride, n, scores + first * score_stride, score_stride, results + first);
+    commands_.make_room();
+    SampleArguments sample{};
+    sample.options = commands_.put(std::span<const RowOptions>(options));
+    sample.ids = commands_.put(std::span<const int32_t>(ids));
+    sample.logits = rows_of<const float>(args.logits.row_range(first, last - first));
+    sample.scores = {scores + first * score_stride, score_stride};
+    sample.rows = last - first;
+    sample.n = n;
+    sample.results = results + first;
+    const auto blocks = static_cast<unsigned>(row_bucket(sample.rows));
+    commands_.launch(sample_rows, {dim3(blocks), dim3(kRowThreads)}, sample);
     first = last;
   }
   std::vector<RowResult> host(static_cast<size_t>(rows));
-  runtime_->download(host.data(), results, host.size() * sizeof(RowResult));
+  download(host.data(), results, host.size() * sizeof(RowResult));
   for (size_t r = 0; r < host.size(); ++r) {
     if (host[r].token < 0) fail(Code::kNotFinite, "no finite logit to sample a token from");
     args.tokens[r] = host[r].token;

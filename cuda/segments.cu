@@ -1,6 +1,8 @@
 // SumRows and SpreadRows (contract: backend/ops/segments.h).
 //   sum     a thread per column of a run, which walks the rows, so that they add in order however they are cut
-//   spread  blocks over runs and their rows
+//   spread  blocks over runs and their rows (cuda/segments.cuh)
+#include "cuda/segments.cuh"
+
 #include <algorithm>
 
 #include "cuda/backend.h"
@@ -10,15 +12,7 @@ namespace at_moe::cuda {
 namespace {
 
 constexpr int kSumThreads = 128;
-constexpr int kSpreadColumns = 32, kSpreadRows = 8;
 constexpr int64_t kSpreadBlocks = 64;  // most blocks of one run
-
-template <typename Run>
-unsigned longest(std::span<const Run> runs, int64_t piece, int64_t most) {
-  int64_t rows = 0;
-  for (const Run& run : runs) rows = std::max(rows, run.end - run.begin);
-  return static_cast<unsigned>(std::min(most, (rows + piece - 1) / piece));
-}
 
 __global__ void sum_rows(const SumRows::Run* runs, const float* in, int64_t in_stride, float* out, int64_t out_stride,
                          int64_t cols) {
@@ -31,15 +25,7 @@ __global__ void sum_rows(const SumRows::Run* runs, const float* in, int64_t in_s
   out[run.row * out_stride + column] = sum;
 }
 
-__global__ void spread_rows(const SpreadRows::Run* runs, float* out, int64_t stride, bool accumulate) {
-  const SpreadRows::Run run = runs[blockIdx.x];
-  for (int64_t i = run.begin + blockIdx.y * kSpreadRows + threadIdx.y; i < run.end; i += gridDim.y * kSpreadRows) {
-    for (int64_t column = threadIdx.x; column < run.cols; column += kSpreadColumns) {
-      float& to = out[i * stride + column];
-      to = run.factor * run.source[column] + (accumulate ? to : 0.0f);
-    }
-  }
-}
+__global__ void __launch_bounds__(kPhaseThreads) spread_rows(Spread phase) { phase.run(blockIdx.x); }
 
 }  // namespace
 
@@ -50,9 +36,20 @@ void CudaBackend::forward(const SumRows& args) {
 }
 
 void CudaBackend::forward(const SpreadRows& args) {
-  const unsigned blocks = longest(args.runs, kSpreadRows, kSpreadBlocks);
-  launch(stream(), {dim3(static_cast<unsigned>(args.runs.size()), blocks), dim3(kSpreadColumns, kSpreadRows)},
-         spread_rows, stage(args.runs), args.out.row(0), args.out.stride, args.accumulate);
+  int64_t rows = 0, longest = 0;
+  for (const SpreadRows::Run& run : args.runs) {
+    rows += run.end - run.begin;
+    longest = std::max(longest, run.end - run.begin);
+  }
+  Spread phase{nullptr, static_cast<int64_t>(args.runs.size()), std::min(longest, kSpreadBlocks),
+               rows_of<float>(args.out), args.accumulate};
+  if (joins(rows)) {
+    commands_.open();
+    phase.runs = commands_.put(args.runs);
+    return commands_.add_selecting(PhaseKind::kSpread, phase, args.out);
+  }
+  phase.runs = stage(args.runs);
+  launch(stream(), {dim3(static_cast<unsigned>(phase.items())), dim3(kPhaseThreads)}, spread_rows, phase);
 }
 
 }  // namespace at_moe::cuda

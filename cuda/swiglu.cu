@@ -2,11 +2,11 @@
 //   forward   y = gate σ up
 //   backward  dup = dy gate σ;  dgate = dy up σ (1 + gate (1 - σ))
 // A thread per piece of 16 bytes, blocks over rows and pieces; element-wise, so outputs may be the inputs.
+#include "cuda/swiglu.cuh"
+
 #include <algorithm>
 
 #include "cuda/backend.h"
-#include "cuda/number.h"
-#include "cuda/piece.h"
 
 namespace at_moe::cuda {
 
@@ -15,28 +15,8 @@ namespace {
 constexpr int kThreads = 256;
 
 template <typename T>
-struct Rows {
-  T* data;
-  int64_t stride;
-
-  explicit Rows(const Matrix& matrix) : data(matrix.row<T>(0)), stride(matrix.stride) {}
-  __device__ T* row(int64_t n) const { return data + n * stride; }
-};
-
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    gated(Rows<const T> gate, Rows<const T> up, Rows<T> y, int64_t cols, bool aligned) {
-  constexpr int n = kPieceElements<T>;
-  const int64_t row = blockIdx.x, first = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * n;
-  if (first >= cols) return;
-  float g[n], u[n];
-  load_piece(g, gate.row(row), first, cols, aligned);
-  load_piece(u, up.row(row), first, cols, aligned);
-#pragma unroll
-  for (int i = 0; i < n; ++i) u[i] *= g[i] * sigmoid(g[i]);
-  store_piece(u, y.row(row), first, cols, aligned);
+__global__ void __launch_bounds__(kPhaseThreads) gated(Gated<T> phase) {
+  phase.run(blockIdx.x);
 }
 
 template <typename T>
@@ -75,8 +55,11 @@ void CudaBackend::forward(const SwigluForward& args) {
   dispatch(args.y.dtype, [&](auto element) {
     using T = decltype(element);
     constexpr int n = kPieceElements<T>;
-    launch(stream(), shape_of<T>(args.y), gated<T>, Rows<const T>(args.gate), Rows<const T>(args.up), Rows<T>(args.y),
-           args.y.cols, in_pieces(args.gate, n) && in_pieces(args.up, n) && in_pieces(args.y, n));
+    const bool aligned = in_pieces(args.gate, n) && in_pieces(args.up, n) && in_pieces(args.y, n);
+    const Gated<T> phase{
+        rows_of<const T>(args.gate), rows_of<const T>(args.up), rows_of<T>(args.y), args.y.rows, args.y.cols, aligned};
+    if (joins(args.y.rows)) return commands_.add(PhaseKind::kGated, phase, args.y);
+    launch(stream(), {dim3(static_cast<unsigned>(phase.items())), dim3(kPhaseThreads)}, gated<T>, phase);
   });
 }
 
@@ -86,8 +69,8 @@ void CudaBackend::backward(const SwigluBackward& args) {
     constexpr int n = kPieceElements<T>;
     const bool aligned = in_pieces(args.gate, n) && in_pieces(args.up, n) && in_pieces(args.dy, n) &&
                          in_pieces(args.dgate, n) && in_pieces(args.dup, n);
-    launch(stream(), shape_of<T>(args.dy), gated_backward<T>, Rows<const T>(args.gate), Rows<const T>(args.up),
-           Rows<const T>(args.dy), Rows<T>(args.dgate), Rows<T>(args.dup), args.dy.cols, aligned);
+    launch(stream(), shape_of<T>(args.dy), gated_backward<T>, rows_of<const T>(args.gate), rows_of<const T>(args.up),
+           rows_of<const T>(args.dy), rows_of<T>(args.dgate), rows_of<T>(args.dup), args.dy.cols, aligned);
   });
 }
 

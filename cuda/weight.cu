@@ -50,6 +50,7 @@ void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const void* s
   for (int64_t first = 0; first < count; first += run) {
     const int64_t rows = std::min(run, count - first);
     char* buffer = scratch<char>(kPackSlot, rows * row_bytes);
+    commands_.flush();  // what was asked for before may use the buffer
     runtime_->upload(buffer, static_cast<const char*>(source) + first * row_bytes,
                      static_cast<size_t>(rows * row_bytes));
     convert(stream(), buffer, source_type, to.row_range(first, rows));

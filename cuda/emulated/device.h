@@ -7,7 +7,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <source_location>
+#include <vector>
 
 #include "cuda/emulated/simt.h"
 
@@ -42,7 +44,11 @@ inline void __syncthreads(const std::source_location& at = std::source_location:
 
 namespace at_moe::cuda {
 
-using Stream = void*;
+// Launches that wait to be run.
+struct Recording {
+  std::vector<std::function<void()>> launches;
+};
+using Stream = Recording*;  // null: run at once
 
 struct bf16 {
   uint16_t bits;
@@ -73,9 +79,13 @@ struct LaunchShape {
 };
 
 template <typename... Parameters, typename... Arguments>
-void launch(Stream, const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
+void launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  simt::run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(Parameters(arguments)...); });
+  const auto run = [=] {
+    simt::run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(Parameters(arguments)...); });
+  };
+  if (stream) stream->launches.emplace_back(run);
+  else run();
 }
 
 template <typename T>

@@ -16,11 +16,26 @@ namespace {
 constexpr size_t kAlign = 256;
 constexpr int kPoison = 0xFF;
 
+struct RecordedGraph : Graph {
+  Recording recording;
+};
+
 class EmulatedRuntime : public Runtime {
  public:
   std::string name() const override { return "emulated"; }
   const DeviceLimits& limits() const override { return limits_; }
-  Stream stream() const override { return nullptr; }
+  Stream stream() const override { return recording_; }
+  int resident_blocks(const void*, int, size_t) const override { return 2 * limits_.multiprocessors; }
+  std::unique_ptr<Graph> capture(const std::function<void()>& enqueue) override {
+    auto graph = std::make_unique<RecordedGraph>();
+    recording_ = &graph->recording;
+    enqueue();
+    recording_ = nullptr;
+    return graph;
+  }
+  void replay(const Graph& graph) override {
+    for (const auto& launch : static_cast<const RecordedGraph&>(graph).recording.launches) launch();
+  }
 
   Buffer allocate(size_t bytes) override {
     // As malloc gives it, so that AddressSanitizer knows where it ends.
@@ -43,6 +58,7 @@ class EmulatedRuntime : public Runtime {
   void synchronize() override {}
 
  private:
+  Recording* recording_ = nullptr;
   DeviceLimits limits_{4, size_t{99} << 10, 80};
 };
 

@@ -32,11 +32,6 @@ __device__ inline f16 round_to<f16>(float value) {
   return {__half_as_ushort(__float2half_rn(value))};
 }
 
-struct LaunchShape {
-  dim3 grid, block;
-  size_t shared_bytes = 0;
-};
-
 template <typename... Parameters, typename... Arguments>
 void launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;

@@ -67,6 +67,14 @@ class Uploads {
   size_t slot_ = 0, used_ = 0;
 };
 
+struct CudaGraph : Graph {
+  cudaGraphExec_t instance = nullptr;
+  ~CudaGraph() override {
+    if (instance) cudaGraphExecDestroy(instance);
+    cudaGetLastError();
+  }
+};
+
 class NvidiaRuntime : public Runtime {
  public:
   NvidiaRuntime(int device, size_t budget)
@@ -83,6 +91,35 @@ class NvidiaRuntime : public Runtime {
   Stream stream() const override {
     context_->enter();
     return context_->stream();
+  }
+  int resident_blocks(const void* kernel, int threads, size_t shared_bytes) const override {
+    context_->enter();
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          "shared memory of a kernel");
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "a kernel's blocks");
+    return std::max(blocks, 1) * limits_.multiprocessors;
+  }
+
+  std::unique_ptr<Graph> capture(const std::function<void()>& enqueue) override {
+    if (cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal) != cudaSuccess) return forget_error();
+    cudaGraph_t captured = nullptr;
+    try {
+      enqueue();
+    } catch (...) {
+      cudaStreamEndCapture(stream(), &captured);
+      if (captured) cudaGraphDestroy(captured);
+      return forget_error();
+    }
+    if (cudaStreamEndCapture(stream(), &captured) != cudaSuccess) return forget_error();
+    auto graph = std::make_unique<CudaGraph>();
+    const cudaError_t error = cudaGraphInstantiate(&graph->instance, captured, 0);
+    cudaGraphDestroy(captured);
+    if (error != cudaSuccess) return forget_error();
+    return graph;
+  }
+  void replay(const Graph& graph) override {
+    check(cudaGraphLaunch(static_cast<const CudaGraph&>(graph).instance, stream()), "the launch of a graph");
   }
 
   Buffer allocate(size_t bytes) override {
@@ -133,6 +170,11 @@ class NvidiaRuntime : public Runtime {
  private:
   void enqueue_copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     if (bytes) check(cudaMemcpyAsync(to, from, bytes, kind, stream()), "a copy");
+  }
+
+  static std::unique_ptr<Graph> forget_error() {
+    cudaGetLastError();
+    return nullptr;
   }
 
   std::shared_ptr<Context> context_;

@@ -60,6 +60,14 @@ struct StepCapacity {
   int64_t width = 0;      // widest input of a product
 };
 
+// What was sent to a device that works behind the calls, since the backend was made.
+struct DeviceWork {
+  uint64_t launches = 0;  // kernels, those of graphs included
+  uint64_t graphs = 0;    // replayed
+  uint64_t captures = 0;  // of graphs
+  uint64_t uploads = 0, downloads = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -68,6 +76,7 @@ class Backend {
   virtual DType activation_type() const = 0;
   virtual void reserve(const StepCapacity& capacity) = 0;
   virtual void synchronize() = 0;
+  virtual DeviceWork work() const { return {}; }
   // A step is a run of calls close in time: workers may spin between them and rest after the end.
   virtual void begin_step() = 0;
   virtual void end_step() = 0;

@@ -184,23 +184,23 @@ class InferencePass {
     for (size_t i = 0; i < sequences_.size(); ++i) {
       SequenceRouting& routing = *sequences_[i].routing;
       if (routing.mode != Mode::kPool) continue;
-      RouterForward::Segment segment;
+      RouterForward::Segment segment = router_segment(routing, layer);
       segment.begin = begin_[i];
       segment.end = begin_[i] + routing.instruction_rows;
       segment.out = layer;
       segment.pooled = true;
-      route(segment, routing, layer, scores(0, rows_),
-            floats(routing.records, config_.num_layers, routing.mixture->shape().width()));
+      const Matrix out = floats(routing.records, config_.num_layers, routing.mixture->shape().width());
+      backend_.forward(RouterForward{scores(0, rows_), out, std::span(&segment, 1)});
     }
   }
 
-  void route(RouterForward::Segment segment, const SequenceRouting& routing, int64_t layer, const Matrix& logits,
-             const Matrix& out) const {
+  static RouterForward::Segment router_segment(const SequenceRouting& routing, int64_t layer) {
+    RouterForward::Segment segment;
     segment.shape = &routing.mixture->shape();
     segment.layer = &routing.mixture->router(static_cast<int>(layer));
     segment.options = routing.options;
     segment.controls = &routing.controls;
-    backend_.forward(RouterForward{logits, out, std::span(&segment, 1)});
+    return segment;
   }
 
   // The kept entries from row `row` of the pass on, or null where nothing is prescribed.
@@ -217,29 +217,27 @@ class InferencePass {
   // The routing records of a run's rows.
   void gates(int64_t layer, int64_t row, int64_t count, const Matrix& z) {
     std::vector<RouterLogits::Segment> products;
+    std::vector<RouterForward::Segment> routers;
     std::vector<SpreadRows::Run> spread;
     overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
       const SequenceRouting& routing = *sequence.routing;
       if (routing.mode == Mode::kBase) return;
       if (routing.mode == Mode::kToken) {
-        products.push_back({first, end, &routing.mixture->router(static_cast<int>(layer))});
+        RouterForward::Segment segment = router_segment(routing, layer);
+        segment.begin = segment.out = first;
+        segment.end = end;
+        segment.frozen_selection = selection_of(sequence, layer, row + first);
+        products.push_back({first, end, segment.layer});
+        routers.push_back(segment);
         return;
       }
       const int64_t width = routing.mixture->shape().width();
       spread.push_back({first, end, routing.records.as<float>() + layer * width, width, 1.0f});
     });
-    if (!products.empty()) backend_.forward(RouterLogits{z, scores(row, count), products});
     if (!spread.empty()) backend_.forward(SpreadRows{records(count), spread, false});
     if (products.empty()) return;
-    overlapping(row, count, [&](SequenceRows& sequence, int64_t first, int64_t end) {
-      if (sequence.routing->mode != Mode::kToken) return;
-      RouterForward::Segment segment;
-      segment.begin = first;
-      segment.end = end;
-      segment.out = first;
-      segment.frozen_selection = selection_of(sequence, layer, row + first);
-      route(segment, *sequence.routing, layer, scores(row, count), records(count));
-    });
+    backend_.forward(RouterLogits{z, scores(row, count), products});
+    backend_.forward(RouterForward{scores(row, count), records(count), routers});
   }
 
   void run_layer(int64_t index, int64_t row, int64_t count) {
