@@ -4,6 +4,7 @@
 #include "cuda/product.cuh"
 
 #include <algorithm>
+#include <variant>
 #include <vector>
 
 #include "core/status.h"
@@ -43,11 +44,18 @@ Target target_of(const Matrix& matrix, DType type) {
 
 TermRecord record_of(const Term& term, Form form, DType type) {
   const int64_t k = form == Form::kTN ? term.a.rows : term.a.cols;
-  require(k == (form == Form::kNT ? term.b.cols : term.b.rows), "product: ", k, " columns by ", term.b.rows, " x ",
-          term.b.cols);
   TermRecord record{};
+  const auto check_k = [&](const auto& b) {
+    require(k == (form == Form::kNT ? b.cols : b.rows), "product: ", k, " columns by ", b.rows, " x ", b.cols);
+  };
+  std::visit(check_k, term.b);
   record.a = operand_of(term.a, type);
-  record.b = operand_of(term.b, type);
+  if (const auto* blocks = std::get_if<BlockMatrix>(&term.b)) {
+    require(form != Form::kTN, "product: blocks as values to be turned");
+    record.blocks = *blocks;
+  } else {
+    record.b = operand_of(std::get<Matrix>(term.b), type);
+  }
   record.begin = static_cast<int>(term.begin);
   record.end = static_cast<int>(term.end);
   record.k = static_cast<int>(k);
@@ -81,12 +89,16 @@ class TableBuilder {
     record.gates = product.gates;
     record.scale = product.scale;
     products_.push_back(record);
-    for (const Term& term : product.terms) terms_.push_back(record_of(term, form_, type_));
+    for (const Term& term : product.terms) {
+      terms_.push_back(record_of(term, form_, type_));
+      has_blocks_ |= std::holds_alternative<BlockMatrix>(term.b);
+    }
     tiles_ += tiles;
     require(tiles_ <= INT32_MAX, "product: too many tiles");
   }
 
   int64_t tiles() const { return tiles_; }
+  bool has_blocks() const { return has_blocks_; }
   int count() const { return static_cast<int>(products_.size()); }
 
   std::vector<char> bytes() const {
@@ -115,6 +127,7 @@ class TableBuilder {
   std::vector<ProductRecord> products_;
   std::vector<TermRecord> terms_;
   int64_t tiles_ = 0;
+  bool has_blocks_ = false;
 };
 
 // f(a value of the chosen shape)
@@ -131,20 +144,23 @@ void choose_shape(Form form, std::span<const Product> early, std::span<const Pro
   f(Wide());
 }
 
-template <typename T, Form form, typename Shape>
+template <typename T, Form form, typename Shape, bool has_blocks>
 void launch_tiles(Stream stream, int64_t tiles, const ProductTable& table) {
-  const LaunchShape shape{dim3(static_cast<unsigned>(tiles)), dim3(Shape::kThreads),
-                          ProductTile<T, form, Shape>::kSharedBytes};
-  launch(stream, shape, multiply_tiles<T, form, Shape>, table);
+  using Tile = ProductTile<T, form, Shape>;
+  const size_t wide = has_blocks && form == Form::kNN ? sizeof(T) * Tile::B::kElements : 0;
+  const LaunchShape shape{dim3(static_cast<unsigned>(tiles)), dim3(Shape::kThreads), Tile::kSharedBytes + wide};
+  launch(stream, shape, multiply_tiles<T, form, Shape, has_blocks>, table);
 }
 
-template <typename T, typename Shape>
+template <typename T, typename Shape, bool has_blocks>
 void launch_form(Stream stream, Form form, int64_t tiles, const ProductTable& table) {
   switch (form) {
-    case Form::kNT: return launch_tiles<T, Form::kNT, Shape>(stream, tiles, table);
-    case Form::kNN: return launch_tiles<T, Form::kNN, Shape>(stream, tiles, table);
+    case Form::kNT: return launch_tiles<T, Form::kNT, Shape, has_blocks>(stream, tiles, table);
+    case Form::kNN: return launch_tiles<T, Form::kNN, Shape, has_blocks>(stream, tiles, table);
     case Form::kTN:
-      if constexpr (!std::is_same_v<Shape, Narrow>) launch_tiles<T, Form::kTN, Shape>(stream, tiles, table);
+      if constexpr (!std::is_same_v<Shape, Narrow> && !has_blocks) {
+        launch_tiles<T, Form::kTN, Shape, has_blocks>(stream, tiles, table);
+      }
   }
 }
 
@@ -162,8 +178,11 @@ void CudaBackend::multiply(Form form, DType type, std::span<const Product> early
     // The counters of a launch are staged with its table, zero, and are the launch's own.
     char* staged = const_cast<char*>(stage(std::span<const char>(bytes)));
     const ProductTable table = builder.table(staged, early_tiles);
-    dispatch(type,
-             [&](auto element) { launch_form<decltype(element), Shape>(stream(), form, builder.tiles(), table); });
+    dispatch(type, [&](auto element) {
+      using T = decltype(element);
+      if (builder.has_blocks()) launch_form<T, Shape, true>(stream(), form, builder.tiles(), table);
+      else launch_form<T, Shape, false>(stream(), form, builder.tiles(), table);
+    });
   });
 }
 

@@ -54,7 +54,7 @@ struct ProgressEvent {
 
 struct ModelInfo {
   std::string device;
-  DType weights = DType::f32;
+  Storage weights = Storage::f32;
   int64_t context_length = 0, kv_tokens = 0, max_batch = 0;
 };
 

@@ -18,53 +18,64 @@ constexpr int panels_for(int rows) {
   return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 }
 
-template <DType T, int R, int P>
-void block(const Lines& l) {
-  using S = Step<T>;
+template <int R, int P>
+using Sums = Vec[R][P * kVectors];
+
+// Adds the products of a line of each panel: all its inputs, or the first `count` at the end of a row.
+template <Storage S, int R, int P, bool whole>
+HWY_INLINE void add_line(Sums<R, P>& acc, const char* w, int64_t w_panel,
+                         const typename Step<S>::Scale (&scales)[P][kVectors], const float* a, int64_t a_row,
+                         int64_t count) {
   const F32 d;
-  constexpr int I = S::kInputs;
-  Vec acc[R][P * kVectors];
+  constexpr int I = Step<S>::kInputs;
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    const char* line = w + p * w_panel;
+    if constexpr (R >= 4) hwy::Prefetch(line + kPrefetchBytes);
+    Vec inputs[kVectors][I];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) Step<S>::load(line, v, scales[p][v], inputs[v]);
+#pragma GCC unroll 4
+    for (int i = 0; i < I; ++i) {
+      if (!whole && i == count) break;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec value = hn::Set(d, a[r * a_row + i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          acc[r][p * kVectors + v] = hn::MulAdd(value, inputs[v][i], acc[r][p * kVectors + v]);
+        }
+      }
+    }
+  }
+}
+
+template <Storage S, int R, int P>
+void block(const Lines& l) {
+  const F32 d;
+  using Own = Step<S>;
+  constexpr int I = Own::kInputs;
+  Sums<R, P> acc;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 32
     for (int v = 0; v < P * kVectors; ++v) acc[r][v] = hn::LoadU(d, l.acc + r * l.acc_row + v * kLanes);
   }
-  const char* w = l.w;
   const float* a = l.a;
-  for (int64_t k = l.k / I; k > 0; --k, w += S::kBytes, a += I) {
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      const char* line = w + p * l.w_panel;
-      if constexpr (R >= 4) hwy::Prefetch(line + kPrefetchBytes);
-      Vec inputs[kVectors][I];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) S::load(line, v, inputs[v]);
-#pragma GCC unroll 2
-      for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Vec value = hn::Set(d, a[r * l.a_row + i]);
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            acc[r][p * kVectors + v] = hn::MulAdd(value, inputs[v][i], acc[r][p * kVectors + v]);
-          }
-        }
-      }
-    }
-  }
-  if (l.k % I != 0) {
+  for (int64_t begin = l.begin, end = l.begin + l.k; begin < end;) {
+    const int64_t inputs = is_blocks(S) && end - begin > kQ8Block ? kQ8Block : end - begin;
+    typename Own::Scale scales[P][kVectors];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        Vec inputs[I];
-        S::load(w + p * l.w_panel, v, inputs);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          acc[r][p * kVectors + v] = hn::MulAdd(hn::Set(d, a[r * l.a_row]), inputs[0], acc[r][p * kVectors + v]);
-        }
-      }
+      for (int v = 0; v < kVectors; ++v) scales[p][v] = Own::scale(l.w + p * l.w_panel, begin, v);
     }
+    const char* w = l.w + Own::place(begin);
+    for (int64_t line = inputs / I; line > 0; --line, w += Own::kBytes, a += I) {
+      add_line<S, R, P, true>(acc, w, l.w_panel, scales, a, l.a_row, I);
+    }
+    if (inputs % I != 0) add_line<S, R, P, false>(acc, w, l.w_panel, scales, a, l.a_row, inputs % I);
+    begin += inputs;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -73,7 +84,7 @@ void block(const Lines& l) {
   }
 }
 
-template <DType T, int R>
+template <Storage S, int R>
 void all_panels(const Lines& all) {
   constexpr int P = panels_for(R);
   Lines l = all;
@@ -81,8 +92,8 @@ void all_panels(const Lines& all) {
     l.w = all.w + p * all.w_panel;
     l.acc = all.acc + p * 16;
     const bool whole = all.panels - p >= P;
-    if (whole) block<T, R, P>(l);
-    else block<T, R, 1>(l);
+    if (whole) block<S, R, P>(l);
+    else block<S, R, 1>(l);
     p += whole ? P : 1;
   }
 }
@@ -92,21 +103,22 @@ void all_panels(const Lines& all) {
 extern const int64_t kLineRows;
 const int64_t kLineRows = kLanes == 4 && HWY_TARGET != HWY_NEON ? 3 : 6;
 
-template <DType T>
+template <Storage S>
 void lines(const Lines& l) {
   switch (l.rows) {
-    case 1: return all_panels<T, 1>(l);
-    case 2: return all_panels<T, 2>(l);
-    case 3: return all_panels<T, 3>(l);
-    case 4: return all_panels<T, 4>(l);
-    case 5: return all_panels<T, 5>(l);
-    case 6: return all_panels<T, 6>(l);
+    case 1: return all_panels<S, 1>(l);
+    case 2: return all_panels<S, 2>(l);
+    case 3: return all_panels<S, 3>(l);
+    case 4: return all_panels<S, 4>(l);
+    case 5: return all_panels<S, 5>(l);
+    case 6: return all_panels<S, 6>(l);
   }
 }
 
-template void lines<DType::f32>(const Lines&);
-template void lines<DType::f16>(const Lines&);
-template void lines<DType::bf16>(const Lines&);
+template void lines<Storage::f32>(const Lines&);
+template void lines<Storage::f16>(const Lines&);
+template void lines<Storage::bf16>(const Lines&);
+template void lines<Storage::q8>(const Lines&);
 
 }  // namespace at_moe::cpu::AT_MOE_SIMD_NS
 HWY_AFTER_NAMESPACE();

@@ -1,18 +1,27 @@
-// One step of a packed panel as f32 vectors: a pair of inputs for bf16, one input for f16 and f32.
+// One step of a packed panel as f32 vectors: four inputs for q8, a pair for bf16, one input for f16 and f32.
 #pragma once
 
+#include "cpu/q8_panel.h"
 #include "cpu/simd/vector.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
-template <DType T>
+// Inputs of a panel of numbers: no scales, and one place after the other.
+template <int inputs, int bytes>
+struct NumberStep {
+  static constexpr int kInputs = inputs, kBytes = bytes;
+  struct Scale {};
+  static constexpr int64_t place(int64_t input) { return input / kInputs * kBytes; }
+  static Scale scale(const char*, int64_t, int) { return {}; }
+};
+
+template <Storage S>
 struct Step;
 
 template <>
-struct Step<DType::bf16> {
-  static constexpr int kInputs = 2, kBytes = 64;
-  static HWY_INLINE void load(const char* line, int v, Vec* inputs) {
+struct Step<Storage::bf16> : NumberStep<2, 64> {
+  static HWY_INLINE void load(const char* line, int v, Scale, Vec* inputs) {
     const auto pair = hn::Load(U32(), reinterpret_cast<const uint32_t*>(line) + v * kLanes);
     inputs[0] = hn::BitCast(F32(), hn::ShiftLeft<16>(pair));
     inputs[1] = hn::BitCast(F32(), hn::And(pair, hn::Set(U32(), 0xFFFF0000u)));
@@ -20,19 +29,43 @@ struct Step<DType::bf16> {
 };
 
 template <>
-struct Step<DType::f16> {
-  static constexpr int kInputs = 1, kBytes = 32;
-  static HWY_INLINE void load(const char* line, int v, Vec* inputs) {
+struct Step<Storage::f16> : NumberStep<1, 32> {
+  static HWY_INLINE void load(const char* line, int v, Scale, Vec* inputs) {
     const hn::Rebind<hwy::float16_t, F32> half;
     inputs[0] = hn::PromoteTo(F32(), hn::Load(half, reinterpret_cast<const hwy::float16_t*>(line) + v * kLanes));
   }
 };
 
 template <>
-struct Step<DType::f32> {
-  static constexpr int kInputs = 1, kBytes = 64;
-  static HWY_INLINE void load(const char* line, int v, Vec* inputs) {
+struct Step<Storage::f32> : NumberStep<1, 64> {
+  static HWY_INLINE void load(const char* line, int v, Scale, Vec* inputs) {
     inputs[0] = hn::Load(F32(), reinterpret_cast<const float*>(line) + v * kLanes);
+  }
+};
+
+template <>
+struct Step<Storage::q8> {
+  static constexpr int kInputs = 4, kBytes = Q8Panel::kLine;
+  using Scale = Vec;
+  static constexpr int64_t place(int64_t input) { return Q8Panel::line(input); }
+  // Of the block of an input.
+  static HWY_INLINE Scale scale(const char* panel, int64_t input, int v) {
+    const hn::Rebind<hwy::float16_t, F32> half;
+    const auto* scales = reinterpret_cast<const hwy::float16_t*>(panel + Q8Panel::scales(input));
+    return hn::PromoteTo(F32(), hn::Load(half, scales + v * kLanes));
+  }
+  static HWY_INLINE void load(const char* line, int v, Scale scale, Vec* inputs) {
+    const auto four = hn::Load(I32(), reinterpret_cast<const int32_t*>(line) + v * kLanes);
+    inputs[0] = widen(hn::ShiftLeft<24>(four), scale);
+    inputs[1] = widen(hn::ShiftLeft<16>(four), scale);
+    inputs[2] = widen(hn::ShiftLeft<8>(four), scale);
+    inputs[3] = widen(four, scale);
+  }
+
+ private:
+  // The integers in the upper bytes, times the scales: exact.
+  static HWY_INLINE Vec widen(hn::Vec<I32> upper, Vec scale) {
+    return hn::Mul(hn::ConvertTo(F32(), hn::ShiftRight<24>(upper)), scale);
   }
 };
 
