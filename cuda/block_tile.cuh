@@ -14,6 +14,13 @@
 
 namespace at_moe::cuda {
 
+// What a kernel reads of a BlockMatrix.
+struct BlockOperand {
+  const int8_t* values;
+  const uint16_t* scales;
+  int rows, stride, scale_stride;
+};
+
 template <typename T, int outputs, int inputs, int kThreads>
 struct BlockTile {
   static constexpr int kOutputs = outputs, kInputs = inputs, kBlock = static_cast<int>(kQ8Block);
@@ -35,25 +42,25 @@ struct BlockTile {
   }
 
   // Copies what begins at (output, input); what is outside of the weight becomes zero.
-  __device__ static void copy(T* tile, const BlockMatrix& weight, int output, int input) {
+  __device__ static void copy(T* tile, const BlockOperand& weight, int output, int input) {
     char* to = reinterpret_cast<char*>(tile);
 #pragma unroll
     for (int first = 0; first < kPieces; first += kThreads) {
       const int piece = first + static_cast<int>(threadIdx.x);
-      const int line = piece / kLinePieces, at = piece % kLinePieces * kPiece;
       if (kPieces % kThreads != 0 && piece >= kPieces) break;
+      const int line = piece / kLinePieces, at = piece % kLinePieces * kPiece;
       const bool inside = output + line < weight.rows && input + at < weight.stride;
-      cp_async16(to + line * kLine + at,
-                 inside ? weight.values + (output + line) * weight.stride + input + at : weight.values,
-                 inside ? 16 : 0);
+      const int64_t from = inside ? int64_t{output + line} * weight.stride + input + at : 0;
+      cp_async16(to + line * kLine + at, weight.values + from, inside ? 16 : 0);
     }
-    if (static_cast<int>(threadIdx.x) >= kScalePieces) return;
-    const int block = static_cast<int>(threadIdx.x) / kScaleLinePieces;
-    const int first = static_cast<int>(threadIdx.x) % kScaleLinePieces * kPieceElements<f16>;
-    const int of = input / kBlock + block;
-    const bool inside = output + first < weight.scale_stride && of * kBlock < weight.stride;
-    cp_async16(to + kScalesAt + (block * kOutputs + first) * static_cast<int>(sizeof(f16)),
-               inside ? weight.scales + of * weight.scale_stride + output + first : weight.scales, inside ? 16 : 0);
+    const int piece = static_cast<int>(threadIdx.x);
+    if (piece >= kScalePieces) return;
+    const int line = piece / kScaleLinePieces, at = piece % kScaleLinePieces * kPieceElements<f16>;
+    const int block = input / kBlock + line;
+    const bool inside = output + at < weight.scale_stride && block * kBlock < weight.stride;
+    const int64_t from = inside ? int64_t{block} * weight.scale_stride + output + at : 0;
+    cp_async16(to + kScalesAt + (line * kOutputs + at) * static_cast<int>(sizeof(f16)), weight.scales + from,
+               inside ? 16 : 0);
   }
 
   // Two values of an output from an even input on.
@@ -88,8 +95,13 @@ struct BlockTile {
     for (int k = 0; k < kInputs; k += kBlock) {
       if (k >= left) break;
       uint32_t b[kColBlocks][2][2];
+      float2 scale[kColBlocks];
 #pragma unroll
-      for (int j = 0; j < kColBlocks; ++j) fragments(b[j], tile, col + 8 * j, k);
+      for (int j = 0; j < kColBlocks; ++j) {
+        fragments(b[j], tile, col + 8 * j, k);
+        const f16* at = scales(tile, k, col + 8 * j + threadIdx.x % 4 * 2);
+        scale[j] = {cuda::widen(at[0]), cuda::widen(at[1])};
+      }
 #pragma unroll
       for (int i = 0; i < kRowBlocks; ++i) {
         uint32_t a[2][4];
@@ -100,10 +112,8 @@ struct BlockTile {
           float sum[4] = {};
           mma_m16n8k16<T>(sum, a[0], b[j][0]);
           mma_m16n8k16<T>(sum, a[1], b[j][1]);
-          const f16* scale = scales(tile, k, col + 8 * j + threadIdx.x % 4 * 2);
-          const float even = cuda::widen(scale[0]), odd = cuda::widen(scale[1]);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) acc[i][j][e] = fmaf(e % 2 ? odd : even, sum[e], acc[i][j][e]);
+          for (int e = 0; e < 4; ++e) acc[i][j][e] = fmaf(e % 2 ? scale[j].y : scale[j].x, sum[e], acc[i][j][e]);
         }
       }
     }

@@ -16,7 +16,9 @@ namespace {
 
 using Narrow = TileShape<16, 32, 256, 1, 4, 4>;  // decode: deep copies of few weight rows, bound by memory
 using Middle = TileShape<64, 32, 128, 2, 2, 4>;  // batched decode, and where wide tiles would be too few
-using Wide = TileShape<128, 128, 64, 2, 4, 3>;   // prefill and training
+// Prefill and training; blocks need registers of their own.
+template <bool has_blocks>
+using Wide = TileShape<128, has_blocks ? 64 : 128, 64, 2, 4, 3>;
 
 int64_t tiles_of(int64_t extent, int64_t tile) { return (extent + tile - 1) / tile; }
 
@@ -52,7 +54,8 @@ TermRecord record_of(const Term& term, Form form, DType type) {
   record.a = operand_of(term.a, type);
   if (const auto* blocks = std::get_if<BlockMatrix>(&term.b)) {
     require(form != Form::kTN, "product: blocks as values to be turned");
-    record.blocks = *blocks;
+    record.blocks = {blocks->values, blocks->scales, static_cast<int>(blocks->rows), static_cast<int>(blocks->stride),
+                     static_cast<int>(blocks->scale_stride)};
   } else {
     record.b = operand_of(std::get<Matrix>(term.b), type);
   }
@@ -89,16 +92,12 @@ class TableBuilder {
     record.gates = product.gates;
     record.scale = product.scale;
     products_.push_back(record);
-    for (const Term& term : product.terms) {
-      terms_.push_back(record_of(term, form_, type_));
-      has_blocks_ |= std::holds_alternative<BlockMatrix>(term.b);
-    }
+    for (const Term& term : product.terms) terms_.push_back(record_of(term, form_, type_));
     tiles_ += tiles;
     require(tiles_ <= INT32_MAX, "product: too many tiles");
   }
 
   int64_t tiles() const { return tiles_; }
-  bool has_blocks() const { return has_blocks_; }
   int count() const { return static_cast<int>(products_.size()); }
 
   std::vector<char> bytes() const {
@@ -127,21 +126,28 @@ class TableBuilder {
   std::vector<ProductRecord> products_;
   std::vector<TermRecord> terms_;
   int64_t tiles_ = 0;
-  bool has_blocks_ = false;
 };
 
+bool any_blocks(std::span<const Product> products) {
+  return std::any_of(products.begin(), products.end(), [](const Product& product) {
+    return std::any_of(product.terms.begin(), product.terms.end(),
+                       [](const Term& term) { return std::holds_alternative<BlockMatrix>(term.b); });
+  });
+}
+
 // f(a value of the chosen shape)
-template <typename F>
+template <bool has_blocks, typename F>
 void choose_shape(Form form, std::span<const Product> early, std::span<const Product> products, int multiprocessors,
                   F f) {
+  using Large = Wide<has_blocks>;
   int64_t rows = 0;
   for (const std::span<const Product> list : {early, products}) {
     for (const Product& product : list) rows = std::max(rows, product.end - product.begin);
   }
   if (form != Form::kTN && rows <= Narrow::kRows) return f(Narrow());
   const bool few = form != Form::kTN && rows <= Middle::kRows;
-  if (few || count_tiles<Wide>(early) + count_tiles<Wide>(products) < multiprocessors) return f(Middle());
-  f(Wide());
+  if (few || count_tiles<Large>(early) + count_tiles<Large>(products) < multiprocessors) return f(Middle());
+  f(Large());
 }
 
 template <typename T, Form form, typename Shape, bool has_blocks>
@@ -167,23 +173,26 @@ void launch_form(Stream stream, Form form, int64_t tiles, const ProductTable& ta
 }  // namespace
 
 void CudaBackend::multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products) {
-  choose_shape(form, early, products, runtime_->limits().multiprocessors, [&](auto chosen) {
-    using Shape = decltype(chosen);
-    TableBuilder builder(form, type);
-    for (const Product& product : early) builder.add<Shape>(product);
-    const int64_t early_tiles = builder.tiles();
-    for (const Product& product : products) builder.add<Shape>(product);
-    if (builder.tiles() == 0) return;
-    const std::vector<char> bytes = builder.bytes();
-    // The counters of a launch are staged with its table, zero, and are the launch's own.
-    char* staged = const_cast<char*>(stage(std::span<const char>(bytes)));
-    const ProductTable table = builder.table(staged, early_tiles);
-    dispatch(type, [&](auto element) {
-      using T = decltype(element);
-      if (builder.has_blocks()) launch_form<T, Shape, true>(stream(), form, builder.tiles(), table);
-      else launch_form<T, Shape, false>(stream(), form, builder.tiles(), table);
+  const auto run = [&](auto has_blocks) {
+    constexpr bool kBlocks = decltype(has_blocks)::value;
+    choose_shape<kBlocks>(form, early, products, runtime_->limits().multiprocessors, [&](auto chosen) {
+      using Shape = decltype(chosen);
+      TableBuilder builder(form, type);
+      for (const Product& product : early) builder.add<Shape>(product);
+      const int64_t early_tiles = builder.tiles();
+      for (const Product& product : products) builder.add<Shape>(product);
+      if (builder.tiles() == 0) return;
+      const std::vector<char> bytes = builder.bytes();
+      // The counters of a launch are staged with its table, zero, and are the launch's own.
+      char* staged = const_cast<char*>(stage(std::span<const char>(bytes)));
+      const ProductTable table = builder.table(staged, early_tiles);
+      dispatch(type, [&](auto element) {
+        launch_form<decltype(element), Shape, kBlocks>(stream(), form, builder.tiles(), table);
+      });
     });
-  });
+  };
+  if (any_blocks(products)) run(std::true_type());
+  else run(std::false_type());
 }
 
 }  // namespace at_moe::cuda

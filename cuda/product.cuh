@@ -23,7 +23,7 @@ struct Operand {
 
 struct TermRecord {
   Operand a, b;
-  BlockMatrix blocks;  // instead of b
+  BlockOperand blocks;  // instead of b
   int begin, end, k;
   bool late;
   Gates gates;

@@ -9,6 +9,7 @@
 #include "engine/limits.h"
 #include "engine/logits.h"
 #include "engine/merge.h"
+#include "engine/quantize.h"
 
 namespace at_moe {
 
@@ -110,6 +111,12 @@ Pass Worker::merged(MergeRequest request, JobResult& result) {
   }
   result = merge(*on, *of, request);
   co_return;
+}
+
+Pass Worker::quantize(TensorSource source, JobResult& result) {
+  QuantizedTensor made;
+  co_await quantize_tensor(std::move(source), made);
+  result = std::move(made);
 }
 
 Pass Worker::memory(JobResult& result) {
