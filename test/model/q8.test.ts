@@ -41,7 +41,10 @@ for (const device of devices) {
       it(`${name}: logits within 2.5 % of those of f32`, async (t) => {
         const dir = join(golden, name, 'base');
         const expected = await logitsOf(await loadBase(t, dir, device, { weights: 'f32', threads: 1 }));
-        const error = difference(await logitsOf(await loadBase(t, dir, device, { weights: 'q8', threads: 1 })), expected);
+        const error = difference(
+          await logitsOf(await loadBase(t, dir, device, { weights: 'q8', threads: 1 })),
+          expected,
+        );
         assert.ok(error < 2.5e-2 && error > 0, `${error}`);
       });
     }
