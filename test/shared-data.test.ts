@@ -87,7 +87,7 @@ for (const device of devices) {
     const text = 'tasks/text/tinystories_sample.txt';
     const skip = unlessPresent(`models/${name}`) || unlessPresent(text);
     test(`${name} on ${device}: 8 bits cost less than 0.5 % of the loss on real text`, { skip }, async (t) => {
-      const stories = readFileSync(join(sharedData, text), 'utf8').match(/[^]{1,200}/g) ?? [];
+      const stories = readFileSync(join(sharedData, text), 'utf8').match(/.{1,200}/gs) ?? [];
       const loss = async (weights: 'bf16' | 'q8') => {
         const model = await load(t, join(sharedData, 'models', name), device, weights);
         const scores = await Promise.all(stories.map((part) => model.score('\n', part)));

@@ -21,30 +21,61 @@ constexpr int panels_for(int rows) {
 template <int R, int P>
 using Sums = Vec[R][P * kVectors];
 
+template <Storage S>
+using LineOf = typename Step<S>::Line[kVectors];
+template <Storage S>
+using ScaleOf = typename Step<S>::Scale[kVectors];
+
+template <Storage S, int R>
+HWY_INLINE void load_line(LineOf<S>& line, const char* w) {
+  if constexpr (R >= 4) hwy::Prefetch(w + kPrefetchBytes);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) line[v] = Step<S>::load(w, v);
+}
+
+// Adds the products of input i of a line of panel p.
+template <Storage S, int R, int P>
+HWY_INLINE void add_input(Sums<R, P>& acc, int p, int i, const LineOf<S>& line, const ScaleOf<S>& scale, const float* a,
+                          int64_t a_row) {
+  const F32 d;
+  Vec inputs[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) inputs[v] = Step<S>::input(line[v], i, scale[v]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vec value = hn::Set(d, a[r * a_row + i]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      acc[r][p * kVectors + v] = hn::MulAdd(value, inputs[v], acc[r][p * kVectors + v]);
+    }
+  }
+}
+
 // Adds the products of a line of each panel: all its inputs, or the first `count` at the end of a row.
 template <Storage S, int R, int P, bool whole>
-HWY_INLINE void add_line(Sums<R, P>& acc, const char* w, int64_t w_panel,
-                         const typename Step<S>::Scale (&scales)[P][kVectors], const float* a, int64_t a_row,
-                         int64_t count) {
-  const F32 d;
+HWY_INLINE void add_line(Sums<R, P>& acc, const char* w, int64_t w_panel, const ScaleOf<S> (&scales)[P], const float* a,
+                         int64_t a_row, int64_t count) {
   constexpr int I = Step<S>::kInputs;
+  if constexpr (is_blocks(S)) {
+    // By inputs: four inputs' activations of many rows would not fit the registers, which panel by panel shares.
+    LineOf<S> lines[P];
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) {
-    const char* line = w + p * w_panel;
-    if constexpr (R >= 4) hwy::Prefetch(line + kPrefetchBytes);
-    Vec inputs[kVectors][I];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) Step<S>::load(line, v, scales[p][v], inputs[v]);
+    for (int p = 0; p < P; ++p) load_line<S, R>(lines[p], w + p * w_panel);
 #pragma GCC unroll 4
     for (int i = 0; i < I; ++i) {
       if (!whole && i == count) break;
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec value = hn::Set(d, a[r * a_row + i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          acc[r][p * kVectors + v] = hn::MulAdd(value, inputs[v][i], acc[r][p * kVectors + v]);
-        }
+      for (int p = 0; p < P; ++p) add_input<S, R, P>(acc, p, i, lines[p], scales[p], a, a_row);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      LineOf<S> line;
+      load_line<S, R>(line, w + p * w_panel);
+#pragma GCC unroll 2
+      for (int i = 0; i < I; ++i) {
+        if (!whole && i == count) break;
+        add_input<S, R, P>(acc, p, i, line, scales[p], a, a_row);
       }
     }
   }
@@ -64,7 +95,7 @@ void block(const Lines& l) {
   const float* a = l.a;
   for (int64_t begin = l.begin, end = l.begin + l.k; begin < end;) {
     const int64_t inputs = is_blocks(S) && end - begin > kQ8Block ? kQ8Block : end - begin;
-    typename Own::Scale scales[P][kVectors];
+    ScaleOf<S> scales[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4

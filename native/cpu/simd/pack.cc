@@ -105,27 +105,17 @@ void pack(const char* source, int64_t source_row, DType source_type, int64_t row
   }
 }
 
-namespace {
-
-// One line as rows of f32, `count` of its inputs.
-template <int I>
-HWY_INLINE void store_inputs(const Vec (&inputs)[I], int64_t count, float* out) {
-#pragma GCC unroll 4
-  for (int i = 0; i < I; ++i) {
-    if (i < count) hn::Store(inputs[i], F32(), out + i * 16);
-  }
-}
-
-}  // namespace
-
 template <Storage S>
 void widen(const char* panel, int64_t begin, int64_t count, float* out) {
   constexpr int I = Step<S>::kInputs;
   for (int64_t k = 0; k < count; k += I) {
     for (int v = 0; v < kVectors; ++v) {
-      Vec inputs[I];
-      Step<S>::load(panel + Step<S>::place(begin + k), v, Step<S>::scale(panel, begin + k, v), inputs);
-      store_inputs<I>(inputs, count - k, out + k * 16 + v * kLanes);
+      const auto line = Step<S>::load(panel + Step<S>::place(begin + k), v);
+      const auto scale = Step<S>::scale(panel, begin + k, v);
+#pragma GCC unroll 4
+      for (int i = 0; i < I; ++i) {
+        if (k + i < count) hn::Store(Step<S>::input(line, i, scale), F32(), out + (k + i) * 16 + v * kLanes);
+      }
     }
   }
 }
