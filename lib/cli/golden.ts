@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { caseName, findCases } from '../golden/case.js';
 import { runCase } from '../golden/run.js';
 
-export const goldenUsage = `at-moe golden [--device auto|cpu|cuda|emulated] [--weights f32|f16|bf16|q8] DIR...
+export const goldenUsage = `at-moe golden [--device auto|cpu|cuda|emulated] [--weights f32|f16|bf16] DIR...
 
 Compares the engine with golden cases. DIR is a case folder, or a folder of case folders.
 --weights: what base and adapters are held as; default as they are stored.
@@ -11,7 +11,7 @@ Prints one line of JSON per check and one at the end; the exit code is 1 when a 
 `;
 
 const deviceSchema = z.enum(['auto', 'cpu', 'cuda', 'emulated']);
-const weightsSchema = z.enum(['f32', 'f16', 'bf16', 'q8']).optional();
+const weightsSchema = z.enum(['f32', 'f16', 'bf16']).optional();
 
 /** Resolves with the exit code: 0 when all checks passed. Wrong arguments throw TypeError. */
 export async function golden(argv: string[]): Promise<number> {
@@ -31,7 +31,7 @@ export async function golden(argv: string[]): Promise<number> {
   const device = deviceSchema.safeParse(values.device);
   if (!device.success) throw new TypeError(`--device ${values.device}: auto, cpu, cuda or emulated`);
   const weights = weightsSchema.safeParse(values.weights);
-  if (!weights.success) throw new TypeError(`--weights ${values.weights}: f32, f16, bf16 or q8`);
+  if (!weights.success) throw new TypeError(`--weights ${values.weights}: f32, f16 or bf16`);
   if (positionals.length === 0) throw new TypeError('a folder of cases is missing');
   const print = (line: object) => process.stdout.write(`${JSON.stringify(line)}\n`);
   const cases = await findCases(positionals);

@@ -28,7 +28,7 @@ const float32: Tolerances = {
   rounds: false,
 };
 
-/** Where activations are bf16 or f16, or weights of 8 bits. After AdamW the sign of a small gradient decides: any entry may differ by 2 lr a step. */
+/** Where activations are bf16 or f16. After AdamW the sign of a small gradient decides: any entry may differ by 2 lr a step. */
 const half: Tolerances = {
   logits: 5e-2,
   losses: 5e-2,
@@ -40,9 +40,9 @@ const half: Tolerances = {
   rounds: true,
 };
 
-/** By what is rounded: the CPU computes in f32 whatever type the weights are of, but q8 rounds the weights themselves. */
+/** By the type of the activations: the CPU computes in f32 whatever the weights are. */
 export function tolerancesOf(device: string, weights: WeightFormat): Tolerances {
-  return weights === 'f32' || (device === 'cpu' && weights !== 'q8') ? float32 : half;
+  return device === 'cpu' || weights === 'f32' ? float32 : half;
 }
 
 function largest(values: Float64Array): number {

@@ -1,4 +1,4 @@
-import type { WeightFormat } from '../descriptors.js';
+import type { StorageType } from '../descriptors.js';
 import { createEngine } from '../native.js';
 import type { EngineOptions } from '../native-types.js';
 import { readCase } from './case.js';
@@ -12,7 +12,7 @@ import { tolerancesOf } from './compare.js';
 export async function* runCase(
   dir: string,
   device: EngineOptions['device'],
-  weights?: WeightFormat,
+  weights?: StorageType,
 ): AsyncGenerator<CheckResult> {
   const golden = await readCase(dir);
   const { descriptor } = golden.base;
