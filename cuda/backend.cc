@@ -68,11 +68,12 @@ void* CudaBackend::grow(Buffer& buffer, size_t bytes) {
   return buffer.as<void>();
 }
 
-std::unique_ptr<Weight> CudaBackend::create_weight(int64_t rows, int64_t cols, DType) {
-  const size_t bytes = CudaWeight::bytes(rows, cols, activation_);
+std::unique_ptr<Weight> CudaBackend::create_weight(int64_t rows, int64_t cols, Storage storage) {
+  const Storage own = is_blocks(storage) ? storage : storage_of(activation_);
+  const size_t bytes = CudaWeight::bytes(rows, cols, own);
   Buffer memory = allocate(bytes);
   zero(memory.as<void>(), bytes);
-  return std::make_unique<CudaWeight>(rows, cols, activation_, std::move(memory));
+  return std::make_unique<CudaWeight>(rows, cols, own, std::move(memory));
 }
 
 std::unique_ptr<KvPool> CudaBackend::create_kv(const KvPool::Shape& shape) {

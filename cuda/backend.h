@@ -1,6 +1,6 @@
 // The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are all
-// of one type: f32, f16 or bf16; sums are f32. Every op only enqueues, unless it returns values to the host. Those of few
-// rows wait in `commands_`, to be sent together.
+// of one type, f32, f16 or bf16, but for weights of q8; sums are f32. Every op only enqueues, unless it returns values to
+// the host. Those of few rows wait in `commands_`, to be sent together.
 #pragma once
 
 #include <span>
@@ -34,8 +34,9 @@ class CudaBackend : public Backend {
   void copy(void* to, const void* from, size_t bytes) override;
   void zero(void* device, size_t bytes) override;
 
-  std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) override;
+  std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
   std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
   size_t kv_bytes(const KvPool::Shape& shape) const override;

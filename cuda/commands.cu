@@ -30,11 +30,12 @@ void Commands::make_room() {
   if (image_.size() > kTableBytes / 2 || launches_.size() + 2 > kSlots) flush();
 }
 
-void Commands::open(PhaseTile tile) {
+void Commands::open(PhaseTile tile, bool has_blocks) {
   make_room();
   const bool other_tile = tile != PhaseTile::kAny && tile_ != PhaseTile::kAny && tile != tile_;
   if (is_open_ && (other_tile || phases_.size() >= kMostPhases)) close();
   if (tile != PhaseTile::kAny) tile_ = tile;
+  has_blocks_ |= has_blocks;
   is_open_ = true;
 }
 
@@ -101,6 +102,7 @@ void Commands::close() {
   if (!is_open_) return;
   is_open_ = false;
   const PhaseTile tile = std::exchange(tile_, PhaseTile::kAny);
+  const bool has_blocks = std::exchange(has_blocks_, false);
   const std::vector<PhaseRecord> phases = std::exchange(phases_, {});
   written_.clear();
   if (phases.empty()) return;
@@ -110,7 +112,7 @@ void Commands::close() {
   list.count = static_cast<int32_t>(phases.size());
   list.items = phases.back().first + phases.back().items;
   list.counters = const_cast<uint32_t*>(put(std::span<const uint32_t>(counters)));
-  const PhaseKernel with = phase_kernel(activation_, tile);
+  const PhaseKernel with = phase_kernel(activation_, tile, has_blocks);
   const int blocks =
       runtime_.resident_blocks(reinterpret_cast<const void*>(with.kernel), kPhaseThreads, with.shared_bytes);
   const LaunchShape shape{dim3(static_cast<unsigned>(blocks)), dim3(kPhaseThreads), with.shared_bytes};

@@ -31,8 +31,8 @@ class Commands {
 
   // What is `put` after this is in the block when the next phase or launch runs.
   void make_room();
-  // make_room, and what is added next joins a launch whose tiles have this shape.
-  void open(PhaseTile tile = PhaseTile::kAny);
+  // make_room, and what is added next joins a launch whose tiles have this shape, and maybe weights of q8.
+  void open(PhaseTile tile = PhaseTile::kAny, bool has_blocks = false);
   template <typename T>
   const T* put(std::span<const T> values) {
     return static_cast<const T*>(put(values.data(), values.size_bytes()));
@@ -123,6 +123,7 @@ class Commands {
   // The launch that is open.
   bool is_open_ = false;
   PhaseTile tile_ = PhaseTile::kAny;
+  bool has_blocks_ = false;
   std::vector<PhaseRecord> phases_;
   std::vector<Written> written_;
 };

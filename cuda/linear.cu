@@ -62,7 +62,7 @@ void CudaBackend::forward(const LinearForward& args) {
     Product& product = products.emplace_back();
     product.end = rows;
     product.cols = module.weight->rows();
-    product.terms.push_back({x, matrix_of(*module.weight), 0, rows});
+    product.terms.push_back({x, view_of(*module.weight), 0, rows});
     product.bias = module.bias;
     product.out = module.y;
     product.add = args.residual;

@@ -132,7 +132,7 @@ std::vector<Product> input_gradients(const LinearBackward& args, std::span<const
     Product& product = start(args.dx);
     if (args.accumulate_dx) product.add = args.dx;
     for (size_t m = 0; m < g.size(); ++m) {
-      product.terms.push_back({g[m], matrix_of(*args.modules[m].weight), 0, rows});
+      product.terms.push_back({g[m], view_of(*args.modules[m].weight), 0, rows});
     }
     if (!args.shrink_dx) add_adapters(product);
   }
@@ -170,6 +170,7 @@ std::vector<Product> gradient_products(std::span<const WeightGradient> gradients
 void CudaBackend::backward(const LinearBackward& args) {
   const int64_t rows = args.x ? args.x.rows : args.modules.front().y.rows;
   if (rows == 0) return;
+  check_gradients(args);
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
   std::vector<Matrix> g;
   if (!segments.empty() || args.dx) {

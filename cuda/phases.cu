@@ -34,7 +34,7 @@ struct PhaseWaits {
   __device__ void finish() { progress.wait(phase); }
 };
 
-template <typename T, typename Shape>
+template <typename T, typename Shape, bool has_blocks>
 __global__ void __launch_bounds__(kPhaseThreads, 4) run_phases(const void* arguments) {
   static_assert(Shape::kThreads == kPhaseThreads);
   const PhaseList list = *static_cast<const PhaseList*>(arguments);
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kPhaseThreads, 4) run_phases(const void* argum
       case PhaseKind::kProduct: {
         const ProductPhase& product = *static_cast<const ProductPhase*>(record.arguments);
         PhaseWaits waits{progress, product, phase};
-        multiply_tile<T, Form::kNT, Shape>(product.table, item, waits);
+        multiply_tile<T, Form::kNT, Shape, has_blocks>(product.table, item, waits);
         break;
       }
       case PhaseKind::kRoute: run(static_cast<const Route*>(record.arguments)); break;
@@ -74,19 +74,19 @@ __global__ void __launch_bounds__(kPhaseThreads, 4) run_phases(const void* argum
 }
 
 template <typename T, typename Shape>
-PhaseKernel kernel_of() {
+PhaseKernel kernel_of(bool has_blocks) {
   constexpr size_t kBytes = ProductTile<T, Form::kNT, Shape>::kSharedBytes;
   static_assert(kBytes >= kPhaseSharedBytes);
-  return {run_phases<T, Shape>, kBytes};
+  return {has_blocks ? run_phases<T, Shape, true> : run_phases<T, Shape, false>, kBytes};
 }
 
 }  // namespace
 
-PhaseKernel phase_kernel(DType type, PhaseTile tile) {
+PhaseKernel phase_kernel(DType type, PhaseTile tile, bool has_blocks) {
   PhaseKernel found{};
   dispatch(type, [&](auto element) {
     using T = decltype(element);
-    found = tile == PhaseTile::kMiddle ? kernel_of<T, Middle>() : kernel_of<T, Narrow>();
+    found = tile == PhaseTile::kMiddle ? kernel_of<T, Middle>(has_blocks) : kernel_of<T, Narrow>(has_blocks);
   });
   return found;
 }

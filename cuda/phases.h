@@ -17,7 +17,7 @@ struct PhaseKernel {
   size_t shared_bytes;
 };
 
-// For phases of a type of activations.
-PhaseKernel phase_kernel(DType type, PhaseTile tile);
+// For phases of a type of activations; `has_blocks`: there may be weights of q8.
+PhaseKernel phase_kernel(DType type, PhaseTile tile, bool has_blocks);
 
 }  // namespace at_moe::cuda

@@ -4,6 +4,7 @@
 #include "cuda/product.cuh"
 
 #include <algorithm>
+#include <variant>
 #include <vector>
 
 #include "core/status.h"
@@ -39,11 +40,19 @@ Target target_of(const Matrix& matrix, DType type) {
 
 TermRecord record_of(const Term& term, Form form, DType type) {
   const int64_t k = form == Form::kTN ? term.a.rows : term.a.cols;
-  require(k == (form == Form::kNT ? term.b.cols : term.b.rows), "product: ", k, " columns by ", term.b.rows, " x ",
-          term.b.cols);
   TermRecord record{};
+  const auto check_k = [&](const auto& b) {
+    require(k == (form == Form::kNT ? b.cols : b.rows), "product: ", k, " columns by ", b.rows, " x ", b.cols);
+  };
+  std::visit(check_k, term.b);
   record.a = operand_of(term.a, type);
-  record.b = operand_of(term.b, type);
+  if (const auto* blocks = std::get_if<BlockMatrix>(&term.b)) {
+    require(form != Form::kTN, "product: blocks as values to be turned");
+    record.blocks = {blocks->values, blocks->scales, static_cast<int>(blocks->rows), static_cast<int>(blocks->stride),
+                     static_cast<int>(blocks->scale_stride)};
+  } else {
+    record.b = operand_of(std::get<Matrix>(term.b), type);
+  }
   record.begin = static_cast<int>(term.begin);
   record.end = static_cast<int>(term.end);
   record.k = static_cast<int>(k);
@@ -129,34 +138,45 @@ Matrix routing_of(const Product& product) {
   return {const_cast<float*>(product.gates.routing), product.end, product.gates.stride, product.gates.stride};
 }
 
+bool any_blocks(std::span<const Product> products) {
+  return std::any_of(products.begin(), products.end(), [](const Product& product) {
+    return std::any_of(product.terms.begin(), product.terms.end(),
+                       [](const Term& term) { return std::holds_alternative<BlockMatrix>(term.b); });
+  });
+}
+
 // f(a value of the chosen shape)
-template <typename F>
+template <bool has_blocks, typename F>
 void choose_shape(Form form, std::span<const Product> early, std::span<const Product> products, int multiprocessors,
                   F f) {
+  using Large = Wide<has_blocks>;
   int64_t rows = 0;
   for (const std::span<const Product> list : {early, products}) {
     for (const Product& product : list) rows = std::max(rows, product.end - product.begin);
   }
   if (form != Form::kTN && rows <= Narrow::kRows) return f(Narrow());
   const bool few = form != Form::kTN && rows <= Middle::kRows;
-  if (few || count_tiles<Wide>(early) + count_tiles<Wide>(products) < multiprocessors) return f(Middle());
-  f(Wide());
+  if (few || count_tiles<Large>(early) + count_tiles<Large>(products) < multiprocessors) return f(Middle());
+  f(Large());
 }
 
-template <typename T, Form form, typename Shape>
+template <typename T, Form form, typename Shape, bool has_blocks>
 void launch_tiles(Stream stream, int64_t tiles, const ProductTable& table, const EarlyTiles& early) {
-  const LaunchShape shape{dim3(static_cast<unsigned>(tiles)), dim3(Shape::kThreads),
-                          ProductTile<T, form, Shape>::kSharedBytes};
-  launch(stream, shape, multiply_tiles<T, form, Shape>, table, early);
+  using Tile = ProductTile<T, form, Shape>;
+  const size_t wide = has_blocks && form == Form::kNN ? sizeof(T) * Tile::B::kElements : 0;
+  const LaunchShape shape{dim3(static_cast<unsigned>(tiles)), dim3(Shape::kThreads), Tile::kSharedBytes + wide};
+  launch(stream, shape, multiply_tiles<T, form, Shape, has_blocks>, table, early);
 }
 
-template <typename T, typename Shape>
+template <typename T, typename Shape, bool has_blocks>
 void launch_form(Stream stream, Form form, int64_t tiles, const ProductTable& table, const EarlyTiles& early) {
   switch (form) {
-    case Form::kNT: return launch_tiles<T, Form::kNT, Shape>(stream, tiles, table, early);
-    case Form::kNN: return launch_tiles<T, Form::kNN, Shape>(stream, tiles, table, early);
+    case Form::kNT: return launch_tiles<T, Form::kNT, Shape, has_blocks>(stream, tiles, table, early);
+    case Form::kNN: return launch_tiles<T, Form::kNN, Shape, has_blocks>(stream, tiles, table, early);
     case Form::kTN:
-      if constexpr (!std::is_same_v<Shape, Narrow>) launch_tiles<T, Form::kTN, Shape>(stream, tiles, table, early);
+      if constexpr (!std::is_same_v<Shape, Narrow> && !has_blocks) {
+        launch_tiles<T, Form::kTN, Shape, has_blocks>(stream, tiles, table, early);
+      }
   }
 }
 
@@ -167,7 +187,7 @@ void CudaBackend::add_products(std::span<const Product> products) {
   TableBuilder builder(Form::kNT, activation_);
   for (const Product& product : products) builder.add<Shape>(product);
   if (builder.tiles() == 0) return;
-  commands_.open(std::is_same_v<Shape, Narrow> ? PhaseTile::kNarrow : PhaseTile::kMiddle);
+  commands_.open(std::is_same_v<Shape, Narrow> ? PhaseTile::kNarrow : PhaseTile::kMiddle, any_blocks(products));
   const std::vector<char> bytes = builder.bytes();
   ProductPhase phase{builder.table(commands_.put(std::span<const char>(bytes))), builder.tiles(), 0, true};
   for (const Product& product : products) {
@@ -197,21 +217,26 @@ void CudaBackend::multiply(Form form, DType type, std::span<const Product> early
     }
     return;
   }
-  choose_shape(form, early, products, runtime_->limits().multiprocessors, [&](auto chosen) {
-    using Shape = decltype(chosen);
-    TableBuilder builder(form, type);
-    for (const Product& product : early) builder.add<Shape>(product);
-    const int64_t early_tiles = builder.tiles();
-    for (const Product& product : products) builder.add<Shape>(product);
-    if (builder.tiles() == 0) return;
-    const std::vector<char> bytes = builder.bytes();
-    const char* staged = stage(std::span<const char>(bytes));
-    const ProductTable table = builder.table(staged);
-    const EarlyTiles first = builder.early(staged, early_tiles);
-    dispatch(type, [&](auto element) {
-      launch_form<decltype(element), Shape>(stream(), form, builder.tiles(), table, first);
+  const auto run = [&](auto has_blocks) {
+    constexpr bool kBlocks = decltype(has_blocks)::value;
+    choose_shape<kBlocks>(form, early, products, runtime_->limits().multiprocessors, [&](auto chosen) {
+      using Shape = decltype(chosen);
+      TableBuilder builder(form, type);
+      for (const Product& product : early) builder.add<Shape>(product);
+      const int64_t early_tiles = builder.tiles();
+      for (const Product& product : products) builder.add<Shape>(product);
+      if (builder.tiles() == 0) return;
+      const std::vector<char> bytes = builder.bytes();
+      const char* staged = stage(std::span<const char>(bytes));
+      const ProductTable table = builder.table(staged);
+      const EarlyTiles first = builder.early(staged, early_tiles);
+      dispatch(type, [&](auto element) {
+        launch_form<decltype(element), Shape, kBlocks>(stream(), form, builder.tiles(), table, first);
+      });
     });
-  });
+  };
+  if (any_blocks(products)) run(std::true_type());
+  else run(std::false_type());
 }
 
 }  // namespace at_moe::cuda

@@ -12,7 +12,9 @@ namespace at_moe::cuda {
 
 using Narrow = TileShape<16, 32, 256, 1, 4, 4>;  // decode: deep copies of few weight rows, bound by memory
 using Middle = TileShape<64, 32, 128, 2, 2, 4>;  // batched decode, and where wide tiles would be too few
-using Wide = TileShape<128, 128, 64, 2, 4, 3>;   // prefill and training
+// Prefill and training; blocks need registers of their own.
+template <bool has_blocks>
+using Wide = TileShape<128, has_blocks ? 64 : 128, 64, 2, 4, 3>;
 
 struct Target {
   void* data;
@@ -127,7 +129,8 @@ __device__ inline bool is_open(const Gates& gates, int begin, int end, int first
 //   late()      when that of late terms and all gates can
 //   finish()    when all else can, and what the product writes is read by nobody before it
 //   selects()   whether gates are worth waiting for: those of `operands()` can be read with it
-template <typename T, Form form, typename Shape, typename Waits>
+// `has_blocks`: there may be weights of q8.
+template <typename T, Form form, typename Shape, bool has_blocks, typename Waits>
 __device__ inline void multiply_tile(const ProductTable& table, int tile, Waits& waits) {
   using Tile = ProductTile<T, form, Shape>;
   using A = typename Tile::A;
@@ -165,6 +168,11 @@ __device__ inline void multiply_tile(const ProductTable& table, int tile, Waits&
   };
   const auto copy_b = [&](const typename Tile::Cursor& at, int index) {
     const TermRecord& term = *at.term;
+    T* to = stages + index * Tile::kStage + A::kElements;
+    if (has_blocks && term.blocks.values) {
+      const bool turned = B::kTransposed;
+      return Tile::Blocks::copy(to, term.blocks, turned ? at.k : col0, turned ? col0 : at.k);
+    }
     bool needs_column = true;
     if (kSelects && term.gates.column) {
       const int begin = row0 > term.begin ? row0 : term.begin;
@@ -172,7 +180,6 @@ __device__ inline void multiply_tile(const ProductTable& table, int tile, Waits&
       const int first = at.k + threadIdx.x % B::kLinePieces * B::kPiece;
       needs_column = is_open(term.gates, begin, end, first, first + B::kPiece < term.k ? first + B::kPiece : term.k);
     }
-    T* to = stages + index * Tile::kStage + A::kElements;
     B::copy(to, term.b, col0, 0, product.cols, at.k, term.k, {needed_lines, needs_column});
   };
 
@@ -200,7 +207,18 @@ __device__ inline void multiply_tile(const ProductTable& table, int tile, Waits&
       ahead.advance();
     }
     cp_async_commit();
-    Tile::multiply(acc, stages + stage * Tile::kStage, now.term->k - now.k);
+    const T *a = stages + stage * Tile::kStage, *b = a + A::kElements;
+    const int left = now.term->k - now.k;
+    if (!has_blocks || !now.term->blocks.values) {
+      Tile::template multiply<B>(acc, a, b, left);
+    } else if constexpr (form == Form::kNT) {
+      Tile::template multiply<typename Tile::Blocks>(acc, a, b, left);
+    } else {
+      T* wide = stages + Shape::kStages * Tile::kStage;
+      Tile::Blocks::template widen<B::kLine>(wide, b);
+      __syncthreads();
+      Tile::template multiply<B>(acc, a, wide, left);
+    }
     if constexpr (form == Form::kTN) {
       if (now.ends_term() || (now.k + Tile::kDepth) % kGradientRun == 0) {
         Tile::visit_pairs(acc, row0, col0, [&](int row, int col, float* sums) {
@@ -253,11 +271,11 @@ struct EarlyTiles {
   __device__ void finish() const {}
 };
 
-template <typename T, Form form, typename Shape>
+template <typename T, Form form, typename Shape, bool has_blocks>
 __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads * 2)
     multiply_tiles(ProductTable table, EarlyTiles early) {
   const int tile = early.draw();
-  multiply_tile<T, form, Shape>(table, tile, early);
+  multiply_tile<T, form, Shape, has_blocks>(table, tile, early);
   early.announce(tile);
 }
 

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <variant>
 #include <vector>
 
 #include "core/matrix.h"
+#include "cuda/block_matrix.h"
 #include "cuda/piece.h"
 
 namespace at_moe::cuda {
@@ -25,10 +27,14 @@ struct Gates {
   const int32_t* column = nullptr;
 };
 
-// Row 0 of `a` (column 0 for kTN) is row 0 of the product; rows outside of [begin, end) get nothing. Both operands are
+// A weight as an operand: numbers, or blocks of q8, which have [n, k] in kNT and [k, n] in kNN.
+using WeightView = std::variant<Matrix, BlockMatrix>;
+
+// Row 0 of `a` (column 0 for kTN) is row 0 of the product; rows outside of [begin, end) get nothing. Matrices are
 // `is_operand` of the product's type.
 struct Term {
-  Matrix a, b;
+  Matrix a;
+  WeightView b;
   int64_t begin = 0, end = 0;
   bool late = false;  // `a` is written by an early product of the same launch
   Gates gates = {};   // where the gate of a column k is zero, so is `a`

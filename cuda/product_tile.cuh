@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "backend/ops/linear.h"
+#include "cuda/block_tile.cuh"
 #include "cuda/piece.h"
 #include "cuda/product.h"
 
@@ -19,6 +20,7 @@ struct Operand {
 
 struct TermRecord {
   Operand a, b;
+  BlockOperand blocks;  // instead of b
   int begin, end, k;
   bool late;
   Gates gates;
@@ -92,6 +94,9 @@ struct ProductTile {
   static constexpr int kRowBlocks = kWarpRows / 16, kColBlocks = kWarpCols / 8;
   using A = OperandTile<T, form == Form::kTN, Shape::kRows, kDepth, Shape::kThreads>;
   using B = OperandTile<T, form != Form::kNT, Shape::kCols, kDepth, Shape::kThreads>;
+  using Blocks =
+      BlockTile<T, B::kTransposed ? kDepth : Shape::kCols, B::kTransposed ? Shape::kCols : kDepth, Shape::kThreads>;
+  static_assert(static_cast<int>(sizeof(T)) * B::kElements >= Blocks::kBytes);
   static constexpr int kStage = A::kElements + B::kElements;
   static constexpr size_t kSharedBytes = sizeof(T) * kStage * Shape::kStages;
   static_assert(kGradientRun % kDepth == 0);
@@ -120,26 +125,28 @@ struct ProductTile {
     }
   };
 
-  // acc += the staged columns; `left` of them have values.
-  __device__ static void multiply(Accumulators& acc, const T* stage, int left) {
+  // acc += the columns staged in tiles of A and W; `left` of them have values.
+  template <typename W>
+  __device__ static void multiply(Accumulators& acc, const T* a, const T* w, int left) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int row = warp % Shape::kWarpRows * kWarpRows, col = warp / Shape::kWarpRows * kWarpCols;
-    if constexpr (sizeof(T) == sizeof(float)) multiply_floats(acc, stage, left, row + lane / 4, col + lane % 4 * 2);
-    else multiply_fragments(acc, stage, left, row, col);
+    if constexpr (sizeof(T) == sizeof(float)) multiply_floats<W>(acc, a, w, left, row + lane / 4, col + lane % 4 * 2);
+    else multiply_fragments<W>(acc, a, w, left, row, col);
   }
 
-  __device__ static void multiply_floats(Accumulators& acc, const T* stage, int left, int row, int col) {
+  template <typename W>
+  __device__ static void multiply_floats(Accumulators& acc, const T* a_tile, const T* w, int left, int row, int col) {
 #pragma unroll 1
     for (int k = 0; k < kDepth && k < left; k += 2) {
       float2 b[kColBlocks][2];
 #pragma unroll
       for (int j = 0; j < kColBlocks; ++j) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) b[j][e] = B::two(stage + A::kElements, col + 8 * j + e, k);
+        for (int e = 0; e < 2; ++e) b[j][e] = W::two(w, col + 8 * j + e, k);
       }
 #pragma unroll
       for (int i = 0; i < 2 * kRowBlocks; ++i) {
-        const float2 a = A::two(stage, row + 8 * i, k);
+        const float2 a = A::two(a_tile, row + 8 * i, k);
 #pragma unroll
         for (int j = 0; j < kColBlocks; ++j) {
 #pragma unroll
@@ -155,9 +162,12 @@ struct ProductTile {
 
   // Lane 8 q + i of an ldmatrix names line i of block q. The blocks of a: rows + 8 (q odd), k + 8 (q >= 2); of b, two
   // fragments: k + 8 (q odd), columns + 8 (q >= 2).
-  __device__ static void multiply_fragments(Accumulators& acc, const T* stage, int left, int row, int col) {
+  template <typename W>
+  __device__ static void multiply_fragments(Accumulators& acc, const T* a_tile, const T* w, int left, int row,
+                                            int col) {
     const int lane = threadIdx.x % 32, i8 = lane % 8, odd = lane / 8 % 2 * 8, upper = lane / 16 * 8;
     const int a_row = row + odd + (A::kTransposed ? 0 : i8), a_k = upper + (A::kTransposed ? i8 : 0);
+    if constexpr (std::is_same_v<W, Blocks>) return Blocks::template multiply<A>(acc, a_tile, w, left, a_row, a_k, col);
     const int b_col = col + (kColBlocks > 1 ? upper : 0) + (B::kTransposed ? 0 : i8);
     const int b_k = odd + (B::kTransposed ? i8 : 0);
 #pragma unroll
@@ -166,12 +176,12 @@ struct ProductTile {
       uint32_t b[(kColBlocks + 1) / 2][4];
 #pragma unroll
       for (int j = 0; j < kColBlocks; j += 2) {
-        B::fragment(b[j / 2], stage + A::kElements, b_col + 8 * j, k + b_k);
+        B::fragment(b[j / 2], w, b_col + 8 * j, k + b_k);
       }
 #pragma unroll
       for (int i = 0; i < kRowBlocks; ++i) {
         uint32_t a[4];
-        A::fragment(a, stage, a_row + 16 * i, k + a_k);
+        A::fragment(a, a_tile, a_row + 16 * i, k + a_k);
 #pragma unroll
         for (int j = 0; j < kColBlocks; ++j) {
           const uint32_t own[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};

@@ -1,18 +1,20 @@
 import { readFile, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { f32Source } from './adapter-tensors.js';
-import { type AdapterModule, linearModules, type TensorSource } from './descriptors.js';
+import { type AdapterModule, linearModules, type QuantizedSource, type StorageType } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import { fileVersions } from './formats/file-version.js';
 import { fromFloat32, toFloat32 } from './formats/float-types.js';
 import type { MixtureData } from './formats/mixture-folder.js';
-import { modulePath, moduleShape, readCompanions, writeModel } from './formats/model-folder.js';
+import { modulePath, moduleShape, readCompanions, tensorKey, writeModel } from './formats/model-folder.js';
 import { writeAdapter } from './formats/peft.js';
+import { plainConfig, widenQ8 } from './formats/q8.js';
+import { readSource, type WritableTensor } from './formats/safetensors.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-types.js';
 
 export interface ExportOptions {
-  /** 'merged': a plain model in the base's stored types. 'peft': one adapter, of the ranks' sum per module. */
+  /** 'merged': a plain model in the base's stored types, 8-bit weights in the embedding's. 'peft': one adapter, of the ranks' sum per module. */
   as: 'merged' | 'peft';
   /** Weight of each named expert, in every layer; experts not named get 0. */
   weights: Record<string, number>;
@@ -32,11 +34,15 @@ export async function exportMerged(
       modules.map(({ layer, module }) => `layers.${layer}.${modulePath(module)}.weight`),
     ),
   );
-  const tensors: TensorSource[] = [];
+  const numbers = core.descriptor.tensors.find(({ name }) => name === 'embed_tokens.weight')?.dtype as StorageType;
+  const tensors: WritableTensor[] = [];
   for (const tensor of core.descriptor.tensors) {
-    const name = tensor.name === 'lm_head.weight' ? tensor.name : `model.${tensor.name}`;
+    const name = tensorKey(tensor.name);
+    const { shape } = tensor;
+    const dtype = tensor.dtype === 'q8' ? numbers : tensor.dtype;
     if (!targeted.has(tensor.name)) {
-      tensors.push({ ...tensor, name });
+      if (tensor.dtype === 'q8') tensors.push({ name, dtype, shape, data: () => widened(tensor, dtype) });
+      else tensors.push({ ...tensor, name });
       continue;
     }
     const layer = Number(tensor.name.split('.')[1]);
@@ -44,10 +50,16 @@ export async function exportMerged(
       tensor.name.endsWith(`.${candidate}.weight`),
     ) as AdapterModule['module'];
     const values = await core.engine.merged({ mixture, base: tensor, layer, module, weights, alone: false });
-    tensors.push({ name, dtype: tensor.dtype, shape: tensor.shape, data: fromFloat32(tensor.dtype, values) });
+    tensors.push({ name, dtype, shape, data: fromFloat32(dtype, values) });
   }
   const config = JSON.parse(await readFile(join(core.path, 'config.json'), 'utf8')) as Record<string, unknown>;
-  await writeModel(dir, config, tensors, await readCompanions(core.path));
+  await writeModel(dir, plainConfig(config), tensors, await readCompanions(core.path));
+}
+
+async function widened(tensor: QuantizedSource, dtype: StorageType): Promise<Uint8Array> {
+  const { scale, ...values } = tensor;
+  const bytes = await Promise.all([readSource({ ...values, dtype: 'I8' }), readSource(scale)]);
+  return fromFloat32(dtype, widenQ8(...bytes, tensor.shape));
 }
 
 /** The weights are read again from the model's files, which must still be those that were loaded, and stay. */

@@ -1,6 +1,6 @@
 export { Adapter } from './adapter.js';
 export type { ExampleRow, ExampleSource, WeightSpan } from './data/rows.js';
-export type { ModelConfig, StorageType } from './descriptors.js';
+export type { ModelConfig, StorageType, WeightFormat } from './descriptors.js';
 export { AtMoeError, type AtMoeErrorCode } from './errors.js';
 export type { ExportOptions } from './export.js';
 export type { LoraOptions } from './formats/lora-options.js';
@@ -13,6 +13,7 @@ export { type ExpertSpec, Mixture, type MixtureOptions } from './mixture.js';
 export { type LoadModelOptions, loadModel, Model } from './model.js';
 export { devices } from './native.js';
 export type { DeviceDescription, MemoryStatement } from './native-types.js';
+export { type QuantizeOptions, quantizeModel } from './quantize.js';
 export type { RoutingControls } from './routing-controls.js';
 export type { RoutingOptions } from './routing-options.js';
 export { type LayerRouting, type RenderOptions, type RoutingTrace, renderTrace } from './routing-trace.js';

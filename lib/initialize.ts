@@ -3,7 +3,8 @@ import { f32Source } from './adapter-tensors.js';
 import { checkSeed } from './arguments.js';
 import { randomBits } from './data/random.js';
 import { parseModelConfig } from './formats/model-config.js';
-import { expectedTensors, writeModel } from './formats/model-folder.js';
+import { expectedTensors, tensorKey, writeModel } from './formats/model-folder.js';
+import { plainConfig } from './formats/q8.js';
 
 export interface InitializeOptions {
   /** Of the weights; default 0. */
@@ -45,7 +46,7 @@ export async function initializeModel(
     const count = shape.reduce((product, extent) => product * extent, 1);
     const constant = new Float32Array(count).fill(name.endsWith('.bias') ? 0 : 1);
     const values = shape.length === 2 ? normal(count, deviation, seed, stream) : constant;
-    return f32Source(name === 'lm_head.weight' ? name : `model.${name}`, shape, values);
+    return f32Source(tensorKey(name), shape, values);
   });
-  await writeModel(dir, { ...config, torch_dtype: 'float32' }, tensors, files);
+  await writeModel(dir, { ...plainConfig(config), torch_dtype: 'float32' }, tensors, files);
 }

@@ -1,12 +1,13 @@
 import { z } from 'zod';
 import { checkArgument } from './arguments.js';
-import { linearModules, type ModelConfig, type StorageType } from './descriptors.js';
+import { linearModules, type ModelConfig, type WeightFormat } from './descriptors.js';
 import { bytesPerElement } from './formats/float-types.js';
 import { moduleShape } from './formats/model-folder.js';
+import { numberType, storedBytes } from './formats/q8.js';
 
 export interface MemoryOptions {
-  /** Storage of the base weights; default the checkpoint's. */
-  weights?: StorageType;
+  /** Storage of the base weights; default the checkpoint's. With q8, embedding and experts are taken to be bf16. */
+  weights?: WeightFormat;
   /** Tokens in the KV cache, all sequences together; default one full context. */
   kvTokens?: number;
   /** Experts (and the general adapter) of this rank on all linear modules; default none. */
@@ -28,7 +29,7 @@ export interface MemoryEstimate {
 }
 
 const count = z.int().min(0);
-const storage = z.enum(['f32', 'f16', 'bf16']);
+const storage = z.enum(['f32', 'f16', 'bf16', 'q8']);
 const shapeSchema = z.looseObject({
   hiddenSize: count,
   numLayers: count,
@@ -65,14 +66,15 @@ export function estimateMemory(config: ModelConfig, options: MemoryOptions = {})
   } = options;
   const shapes = linearModules.map((module) => moduleShape(config, module));
   const linears =
-    shapes.reduce((sum, { outFeatures, inFeatures }) => sum + outFeatures * inFeatures, 0) * config.numLayers;
-  const table = config.vocabSize * config.hiddenSize;
+    shapes.reduce((sum, { outFeatures, inFeatures }) => sum + storedBytes(weights, [outFeatures, inFeatures]), 0) *
+    config.numLayers;
+  const table = [config.vocabSize, config.hiddenSize];
   const norms = (2 * config.numLayers + 1) * config.hiddenSize * 4;
-  const model = (linears + 2 * table) * bytesPerElement[weights] + norms;
+  const model = linears + storedBytes(weights, table) + storedBytes(numberType(weights), table) + norms;
   const kv = 2 * kvTokens * config.numKvHeads * config.headDim * config.numLayers * 4;
   const perExpert =
     shapes.reduce((sum, { outFeatures, inFeatures }) => sum + rank * (outFeatures + inFeatures), 0) * config.numLayers;
-  const expertBytes = experts * perExpert * bytesPerElement[weights];
+  const expertBytes = experts * perExpert * bytesPerElement[numberType(weights)];
   const attention = (config.numHeads * 2 + config.numKvHeads * 2) * config.headDim;
   const kept = config.hiddenSize + attention + 2 * config.intermediateSize;
   const layers = options.recompute ? 1 : config.numLayers;

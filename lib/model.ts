@@ -6,14 +6,15 @@ import { Adapter } from './adapter.js';
 import { freshAdapter } from './adapter-tensors.js';
 import { checkArgument, checkFolder } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
-import type { ModelConfig, StorageType } from './descriptors.js';
+import type { ModelConfig, WeightFormat } from './descriptors.js';
 import { type Device, deviceSchema } from './device.js';
 import { fileVersions } from './formats/file-version.js';
 import { fromFloat32 } from './formats/float-types.js';
 import type { LoraOptions } from './formats/lora-options.js';
 import { readMixture } from './formats/mixture-folder.js';
-import { checkModelFolder, modelDescriptor, readCompanions, writeModel } from './formats/model-folder.js';
+import { checkModelFolder, modelDescriptor, readCompanions, tensorKey, writeModel } from './formats/model-folder.js';
 import { readAdapter } from './formats/peft.js';
+import { plainConfig } from './formats/q8.js';
 import type { RequestRouting } from './generation.js';
 import { type DownloadProgress, resolveModel } from './hub.js';
 import { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memory.js';
@@ -30,8 +31,11 @@ import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress
 export interface LoadModelOptions {
   /** Default 'auto': a GPU when there is one, else the CPU. */
   device?: Device;
-  /** Storage of the linear weights. 'auto' (default): as in the checkpoint. */
-  weights?: 'auto' | StorageType;
+  /**
+   * Storage of the linear weights and the head. 'auto' (default): as in the checkpoint. 'q8': 8 bits, in blocks of 32
+   * inputs with one scale; the embedding and adapters keep their types, and a GPU computes in bf16.
+   */
+  weights?: 'auto' | WeightFormat;
   /** CPU threads; default: the physical cores. */
   threads?: number;
   /** Most sequences worked on at once; default 16. */
@@ -55,7 +59,7 @@ export interface LoadModelOptions {
 const callback = z.custom<(...values: never[]) => void>((value) => typeof value === 'function').optional();
 const schema = z.strictObject({
   device: deviceSchema.default('auto'),
-  weights: z.enum(['auto', 'f32', 'f16', 'bf16']).default('auto'),
+  weights: z.enum(['auto', 'f32', 'f16', 'bf16', 'q8']).default('auto'),
   threads: z.int().min(1).max(1024).optional(),
   maxBatch: z.int().min(1).max(1024).optional(),
   contextLength: z.int().min(1).optional(),
@@ -232,13 +236,13 @@ export class Model extends TextGenerator {
   async #saveBase(trainer: number, dir: string): Promise<void> {
     const values = new Map((await this.#core.engine.baseValues(trainer)).map((tensor) => [tensor.name, tensor.values]));
     const tensors = this.#core.descriptor.tensors.map(({ name, shape }) => ({
-      name: name === 'lm_head.weight' ? name : `model.${name}`,
+      name: tensorKey(name),
       dtype: 'f32' as const,
       shape,
       data: fromFloat32('f32', values.get(name) ?? new Float32Array(0)),
     }));
     const config = JSON.parse(await readFile(join(this.path, 'config.json'), 'utf8')) as Record<string, unknown>;
-    await writeModel(dir, { ...config, torch_dtype: 'float32' }, tensors, await readCompanions(this.path));
+    await writeModel(dir, { ...plainConfig(config), torch_dtype: 'float32' }, tensors, await readCompanions(this.path));
   }
 
   /** Bytes that a use of this model takes, from its shapes. */

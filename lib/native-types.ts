@@ -2,7 +2,14 @@
  * What lib sees of native code: plain data and the `NativeEngine` interface (lib/native.ts makes one). Arguments are checked
  * by lib before they get here; native code refuses bad types with TypeError. Failures reject with AtMoeError.
  */
-import type { AdapterModule, ModelDescriptor, StorageType, TensorSource } from './descriptors.js';
+import type {
+  AdapterModule,
+  ModelDescriptor,
+  StorageType,
+  TensorSource,
+  WeightFormat,
+  WeightSource,
+} from './descriptors.js';
 import type { Device } from './device.js';
 import type { AtMoeErrorCode } from './errors.js';
 
@@ -23,8 +30,8 @@ export interface EngineOptions {
 }
 
 export interface LoadOptions {
-  /** Storage of the linear weights. */
-  weights: StorageType;
+  /** Storage of the linear weights and the head. */
+  weights: WeightFormat;
   /** Keeps f32 parameters so that the base itself can be trained; needs `weights: 'f32'`. */
   trainable?: boolean;
   /** Most sequences that are worked on at once. Default 16. */
@@ -41,7 +48,7 @@ export interface LoadOptions {
 
 export interface ModelInfo {
   device: string;
-  weights: StorageType;
+  weights: WeightFormat;
   contextLength: number;
   kvTokens: number;
   maxBatch: number;
@@ -256,11 +263,17 @@ export interface TrainerState {
 export interface MergeRequest {
   mixture: MixtureHandle;
   /** The base weight. */
-  base: TensorSource;
+  base: WeightSource;
   layer: number;
   module: AdapterModule['module'];
   weights: Float32Array;
   alone: boolean;
+}
+
+/** Bytes of a weight of 8 bits: int8 [rows, cols] and f16 [rows, ceil(cols / 32)]. */
+export interface QuantizedTensor {
+  values: Uint8Array;
+  scales: Uint8Array;
 }
 
 export interface MemoryStatement {
@@ -357,6 +370,8 @@ export interface NativeEngine {
 
   /** W + Σ λρ w_e s_e B_e A_e (+ the general adapter's share) of one module, row-major f32. */
   merged(request: MergeRequest): Promise<Float32Array>;
+  /** A matrix as 8-bit blocks; no model is needed. Rejects values that are not finite or too large (ERR_AT_MOE_UNSUPPORTED). */
+  quantize(tensor: TensorSource, job?: JobOptions): Promise<QuantizedTensor>;
   memory(): Promise<MemoryStatement>;
   /** Each step is one unit of work. */
   bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;

@@ -2,7 +2,7 @@
  * The one way to native code. The addon is loaded at the first use; loading it starts no thread and touches no device.
  * Native code never calls into the caller's code: results settle promises, events come through one dispatcher.
  */
-import type { ModelDescriptor } from './descriptors.js';
+import type { ModelDescriptor, TensorSource } from './descriptors.js';
 import { AtMoeError, type AtMoeErrorCode } from './errors.js';
 import { loadBinary } from './native-binary.js';
 import type {
@@ -218,6 +218,10 @@ class Engine implements NativeEngine {
 
   merged(request: MergeRequest) {
     return this.#run('merged', [request]);
+  }
+
+  quantize(tensor: TensorSource, job?: JobOptions) {
+    return this.#run('quantize', [tensor], job);
   }
 
   memory() {

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { copyFileSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { readSafetensorsHeader, readTensor } from '../lib/formats/safetensors.js';
-import { AtMoeError, loadModel, type Model } from '../lib/index.js';
+import { AtMoeError, loadModel, type Model, type WeightFormat } from '../lib/index.js';
 import type { RoutingRequest } from '../lib/native-types.js';
 import { devices } from './helpers/devices.js';
 import { type Device, difference } from './model/support.js';
@@ -12,8 +12,8 @@ import { readShared, sharedData, unlessPresent } from './text/shared-data.js';
 
 const tolerance = (device: string) => (device === 'cpu' ? 1e-4 : 3e-2);
 
-async function load(t: TestContext, dir: string, device: string): Promise<Model> {
-  const model = await loadModel(dir, { device: device as Device, threads: 1 });
+async function load(t: TestContext, dir: string, device: string, weights?: WeightFormat): Promise<Model> {
+  const model = await loadModel(dir, { device: device as Device, threads: 1, ...(weights && { weights }) });
   t.after(() => model.dispose());
   return model;
 }
@@ -80,6 +80,21 @@ for (const device of devices) {
         assert.deepEqual([...ids, ...byText.tokens], greedy);
         assert.deepEqual((await model.complete(ids, options)).tokens, byText.tokens);
       }
+    });
+  }
+
+  for (const name of ['stories260K', 'babyllama-tok105']) {
+    const text = 'tasks/text/tinystories_sample.txt';
+    const skip = unlessPresent(`models/${name}`) || unlessPresent(text);
+    test(`${name} on ${device}: 8 bits cost less than 0.5 % of the loss on real text`, { skip }, async (t) => {
+      const stories = readFileSync(join(sharedData, text), 'utf8').match(/.{1,200}/gs) ?? [];
+      const loss = async (weights: 'bf16' | 'q8') => {
+        const model = await load(t, join(sharedData, 'models', name), device, weights);
+        const scores = await Promise.all(stories.map((part) => model.score('\n', part)));
+        return -scores.flatMap(({ logProbs }) => [...logProbs]).reduce((sum, value) => sum + value, 0);
+      };
+      const [plain, small] = [await loss('bf16'), await loss('q8')];
+      assert.ok(Math.abs(small / plain - 1) < 5e-3, `${plain} in bf16, ${small} in 8 bits`);
     });
   }
 

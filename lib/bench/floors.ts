@@ -3,9 +3,10 @@
  * vocabulary, E experts of rank r in G groups, all on all seven linears [out, in] of a layer.
  *   P = L Σ out·in           R = L E r Σ (out + in)           Q = L (G + E) d
  */
-import { linearModules, type ModelConfig, type StorageType } from '../descriptors.js';
+import { linearModules, type ModelConfig, type WeightFormat } from '../descriptors.js';
 import { bytesPerElement } from '../formats/float-types.js';
 import { moduleShape } from '../formats/model-folder.js';
+import { numberType, storedBytes } from '../formats/q8.js';
 
 export interface MixtureShape {
   experts: number;
@@ -38,6 +39,16 @@ export function linearWeights(config: ModelConfig): number {
   return config.numLayers * layerSums(config).products;
 }
 
+/** Bytes of the decoder's linears and of the head. */
+function weightBytes(config: ModelConfig, weights: WeightFormat): number {
+  const shapes = linearModules.map((module) => moduleShape(config, module));
+  const layer = shapes.reduce(
+    (sum, { outFeatures, inFeatures }) => sum + storedBytes(weights, [outFeatures, inFeatures]),
+    0,
+  );
+  return config.numLayers * layer + storedBytes(weights, [config.vocabSize, config.hiddenSize]);
+}
+
 /** R: weights of all experts. */
 export function expertWeights(config: ModelConfig, { experts, rank }: MixtureShape): number {
   return config.numLayers * experts * rank * layerSums(config).widths;
@@ -62,21 +73,20 @@ function keysOfSequence(config: ModelConfig, tokens: number): number {
 /**
  * Bytes read by one decode step:
  *   base   (P + V d) · storage + B · keys · 2 · kv_heads · head_dim · kv type       added   R · storage + 4 Q
- * The router is f32; a sequence reads the keys of its context and its own.
+ * The router is f32, and experts are bf16 beside a base of q8; a sequence reads the keys of its context and its own.
  */
 export function decodeBytes(
   config: ModelConfig,
-  storage: StorageType,
+  weights: WeightFormat,
   mixture: MixtureShape,
   { batch, context }: StepShape,
   kvBytes: number,
 ): Work {
-  const element = bytesPerElement[storage];
   const keys = batch * keysSeen(config, context);
   const cache = keys * 2 * config.numKvHeads * config.headDim * kvBytes;
   return {
-    base: (linearWeights(config) + config.vocabSize * config.hiddenSize) * element + cache,
-    added: expertWeights(config, mixture) * element + routerWeights(config, mixture) * 4,
+    base: weightBytes(config, weights) + cache,
+    added: expertWeights(config, mixture) * bytesPerElement[numberType(weights)] + routerWeights(config, mixture) * 4,
   };
 }
 

@@ -1,8 +1,8 @@
 /** Loads a model and says what it took: node load-child.js DIR STORAGE THREADS DEVICE. A process of its own, for its peak. */
 import { readFileSync } from 'node:fs';
-import type { StorageType } from '../descriptors.js';
-import { bytesPerElement } from '../formats/float-types.js';
+import type { WeightFormat } from '../descriptors.js';
 import { modelDescriptor } from '../formats/model-folder.js';
+import { storedBytes } from '../formats/q8.js';
 import { createEngine } from '../native.js';
 import type { EngineOptions } from '../native-types.js';
 
@@ -37,7 +37,7 @@ const engine = createEngine({
 });
 const baseline = process.memoryUsage.rss();
 const start = performance.now();
-const options = { weights: weights as StorageType, maxBatch: 1, contextLength: 16, kvTokens: 16 };
+const options = { weights: weights as WeightFormat, maxBatch: 1, contextLength: 16, kvTokens: 16 };
 const info = await engine.loadModel(descriptor, options);
 const seconds = (performance.now() - start) / 1000;
 const peak = peakResident();
@@ -47,10 +47,7 @@ await engine.dispose();
 const found: LoadMeasurement = {
   device: info.device,
   seconds,
-  checkpoint_bytes: descriptor.tensors.reduce(
-    (sum, { shape, dtype }) => sum + shape.reduce((product, extent) => product * extent, 1) * bytesPerElement[dtype],
-    0,
-  ),
+  checkpoint_bytes: descriptor.tensors.reduce((sum, { shape, dtype }) => sum + storedBytes(dtype, shape), 0),
   packed_bytes: model,
   baseline_bytes: baseline,
   peak_bytes: peak,

@@ -7,7 +7,8 @@ import { promisify } from 'node:util';
 import type { ModelConfig, StorageType, TensorSource } from '../descriptors.js';
 import { AtMoeError } from '../errors.js';
 import { bytesPerElement, fromFloat32 } from '../formats/float-types.js';
-import { expectedTensors, writeModel } from '../formats/model-folder.js';
+import { expectedTensors, tensorKey, writeModel } from '../formats/model-folder.js';
+import { numberType } from '../formats/q8.js';
 import { formatBytes } from '../units.js';
 import { linearWeights } from './floors.js';
 import type { LoadMeasurement } from './load-child.js';
@@ -58,7 +59,7 @@ async function writeRandomModel(dir: string, config: ModelConfig, storage: Stora
   const bytes = fromFloat32(storage, pool);
   const tensors = expected.map(
     ([name, shape]): TensorSource => ({
-      name: name === 'lm_head.weight' ? name : `model.${name}`,
+      name: tensorKey(name),
       shape,
       dtype: storage,
       data: bytes.subarray(0, elements(shape) * bytesPerElement[storage]),
@@ -91,11 +92,11 @@ export async function benchLoad(options: BenchOptions): Promise<LoadReport> {
   const { shape, config, weights, threads } = options;
   const temporary = Object.hasOwn(shapes, shape);
   checkMemory({ ...options, experts: 0 });
-  if (temporary) await checkDisk(config, weights);
+  if (temporary) await checkDisk(config, numberType(weights));
   const parent = temporary ? await mkdtemp(join(tmpdir(), 'at-moe-bench-')) : undefined;
   try {
     const dir = parent ? join(parent, 'model') : shape;
-    if (parent) await writeRandomModel(dir, config, weights);
+    if (parent) await writeRandomModel(dir, config, numberType(weights));
     const found = await measure(dir, options);
     const rate = found.checkpoint_bytes / found.seconds;
     return {

@@ -6,10 +6,12 @@ import {
   type ModelConfig,
   type StorageType,
   type TensorSource,
+  type WeightFormat,
 } from '../descriptors.js';
 import type { Device } from '../device.js';
 import { bytesPerElement, fromFloat32 } from '../formats/float-types.js';
 import { moduleShape } from '../formats/model-folder.js';
+import { numberType } from '../formats/q8.js';
 import { estimateMemory } from '../memory.js';
 import { createEngine } from '../native.js';
 import type { MixtureDescriptor, ModelInfo, NativeEngine } from '../native-types.js';
@@ -20,7 +22,7 @@ import { checkFits } from './shapes.js';
 export interface BenchOptions extends MixtureShape, StepShape {
   shape: string;
   config: ModelConfig;
-  weights: StorageType;
+  weights: WeightFormat;
   steps: number;
   threads: number;
   device: Device;
@@ -83,13 +85,13 @@ export function mixtureOf({ config, weights, experts, groups, rank }: BenchOptio
   ]).flat();
   return {
     groups: groupSizes({ experts, groups, rank }),
-    experts: adapters(config, experts, rank, weights),
+    experts: adapters(config, experts, rank, numberType(weights)),
     scope: 'token',
     options: defaultRouterOptions,
     balance: 1,
     scale: 1,
     router,
-    storage: weights,
+    storage: numberType(weights),
   };
 }
 
@@ -97,12 +99,12 @@ export function mixtureOf({ config, weights, experts, groups, rank }: BenchOptio
 export function expertOf({ config, weights, rank }: BenchOptions): MixtureDescriptor {
   return {
     groups: [1],
-    experts: adapters(config, 1, rank, weights),
+    experts: adapters(config, 1, rank, numberType(weights)),
     scope: 'token',
     options: defaultRouterOptions,
     balance: 1,
     scale: 1,
-    storage: weights,
+    storage: numberType(weights),
   };
 }
 

@@ -7,7 +7,7 @@ import { speedText } from '../bench/report.js';
 import type { BenchOptions } from '../bench/setup.js';
 import { shapeOf, shapes } from '../bench/shapes.js';
 import { benchTrain } from '../bench/train.js';
-import type { StorageType } from '../descriptors.js';
+import type { WeightFormat } from '../descriptors.js';
 import { listedDevices, unlistedDevice } from '../device.js';
 import { type Command, type Flags, parseCommand, UsageError, type Values } from './flags.js';
 
@@ -26,7 +26,11 @@ const command = {
       value: 'NAME|DIR',
       help: `${Object.keys(shapes).join(', ')}, or a model folder; default llama-160m`,
     },
-    weights: { type: 'string', choices: ['f32', 'f16', 'bf16'], help: 'storage of base and adapters; default bf16' },
+    weights: {
+      type: 'string',
+      choices: ['f32', 'f16', 'bf16', 'q8'],
+      help: 'storage of base and adapters (beside q8: bf16); default bf16',
+    },
     experts: { type: 'integer', help: 'default 8' },
     groups: { type: 'integer', help: 'default 2, 1 for a single expert' },
     rank: { type: 'integer', help: 'of every expert, on all linears; default 16' },
@@ -69,7 +73,7 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
   return {
     shape,
     config: await shapeOf(shape),
-    weights: (values.weights ?? 'bf16') as StorageType,
+    weights: (values.weights ?? 'bf16') as WeightFormat,
     experts,
     groups,
     rank: atLeastOne('rank', values.rank ?? 16),

@@ -1,12 +1,12 @@
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { ModelConfig } from '../descriptors.js';
-import { bytesPerElement } from '../formats/float-types.js';
+import type { ModelConfig, WeightFormat } from '../descriptors.js';
 import { readJson } from '../formats/json.js';
 import type { LoraConfig } from '../formats/lora-targets.js';
 import { readMixtureFile } from '../formats/mixture-folder.js';
 import { modelDescriptor } from '../formats/model-folder.js';
 import { parseAdapterConfig } from '../formats/peft-config.js';
+import { storedBytes } from '../formats/q8.js';
 import { readSafetensorsHeader } from '../formats/safetensors.js';
 import { resolveModel } from '../hub.js';
 import { estimateMemory } from '../memory.js';
@@ -51,7 +51,7 @@ interface ModelDescription {
   bytes: number;
   tokenizer: boolean;
   /** Bytes on the device by storage, with a KV cache of one context. */
-  memory: Record<'f32' | 'bf16' | 'f16', number>;
+  memory: Record<WeightFormat, number>;
 }
 
 export type Description = AdapterDescription | MixtureDescription | ModelDescription;
@@ -117,15 +117,15 @@ async function describeMixture(dir: string): Promise<MixtureDescription> {
 async function describeModel(dir: string): Promise<ModelDescription> {
   const { descriptor } = await modelDescriptor(dir);
   const { config, tensors } = descriptor;
-  const total = (weights: 'f32' | 'bf16' | 'f16') => estimateMemory(config, { weights }).total;
+  const total = (weights: WeightFormat) => estimateMemory(config, { weights }).total;
   return {
     kind: 'model',
     path: dir,
     config,
     parameters: tensors.reduce((sum, { shape }) => sum + elements(shape), 0),
-    bytes: tensors.reduce((sum, { shape, dtype }) => sum + elements(shape) * bytesPerElement[dtype], 0),
+    bytes: tensors.reduce((sum, { shape, dtype }) => sum + storedBytes(dtype, shape), 0),
     tokenizer: await exists(join(dir, 'tokenizer.json')),
-    memory: { f32: total('f32'), bf16: total('bf16'), f16: total('f16') },
+    memory: { f32: total('f32'), bf16: total('bf16'), f16: total('f16'), q8: total('q8') },
   };
 }
 

@@ -27,6 +27,10 @@ const commands: Record<string, { summary: string; load: () => Promise<Run> }> = 
     summary: 'measure speed against what this machine can do at best',
     load: async () => (await import('./bench.js')).bench,
   },
+  quantize: {
+    summary: 'write a model folder with its weights in 8 bits',
+    load: async () => (await import('./quantize.js')).quantize,
+  },
   devices: {
     summary: 'list the devices and why one cannot be used',
     load: async () => (await import('./devices.js')).devices,

@@ -14,7 +14,11 @@ export const modelFlags = {
     unlisted: unlistedDevice,
     help: 'default auto: a GPU when there is one; cuda:1 is the second',
   },
-  storage: { type: 'string', choices: ['auto', 'f32', 'f16', 'bf16'], help: 'of the base weights; default as stored' },
+  storage: {
+    type: 'string',
+    choices: ['auto', 'f32', 'f16', 'bf16', 'q8'],
+    help: 'of the base weights; q8: 8 bits; default as stored',
+  },
   threads: { type: 'integer', help: 'CPU threads; default the physical cores' },
   'context-length': { type: 'integer', help: 'longest sequence in tokens' },
   revision: { type: 'string', help: 'branch, tag or commit of a Hub model' },

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import type { ModelConfig, RopeScaling, StorageType } from '../descriptors.js';
 import { badFile, checkSchema, parseJson, readBytes, unsupported } from './json.js';
+import { isQuantizationConfig } from './q8.js';
 
 const architectures = ['llama', 'mistral', 'qwen2', 'qwen3'] as const;
 type Architecture = (typeof architectures)[number];
@@ -57,6 +58,8 @@ type RawConfig = z.infer<typeof configSchema>;
 export interface ModelConfigFile {
   path: string;
   config: ModelConfig;
+  /** The linears are stored in 8 bits (formats/q8.ts). */
+  quantized: boolean;
   attentionBias: 'none' | 'qkv' | 'qkvo';
   mlpBias: boolean;
   sha256: string;
@@ -171,8 +174,12 @@ function storedTypeOf(path: string, raw: RawConfig): StorageType {
 export function parseModelConfig(path: string, value: unknown): Omit<ModelConfigFile, 'sha256'> {
   const architecture = architectureOf(path, value);
   const raw = checkSchema(path, configSchema, value);
-  if (raw.quantization_config !== undefined && raw.quantization_config !== null) {
-    throw unsupported(path, 'quantization_config; supported are checkpoints in float32, float16, bfloat16');
+  const quantized = isQuantizationConfig(raw.quantization_config);
+  if (raw.quantization_config !== undefined && raw.quantization_config !== null && !quantized) {
+    throw unsupported(
+      path,
+      'quantization_config; supported are checkpoints in float32, float16, bfloat16, and what at-moe quantize writes',
+    );
   }
   if (raw.hidden_act !== 'silu') {
     throw unsupported(path, `hidden_act ${JSON.stringify(raw.hidden_act)}; supported is silu`);
@@ -211,6 +218,7 @@ export function parseModelConfig(path: string, value: unknown): Omit<ModelConfig
       maxPositionEmbeddings: raw.max_position_embeddings ?? defaults.context,
       storedType: storedTypeOf(path, raw),
     },
+    quantized,
     attentionBias: architecture === 'qwen2' ? 'qkv' : mayHaveBias && raw.attention_bias ? 'qkvo' : 'none',
     mlpBias: architecture === 'llama' && raw.mlp_bias,
   };

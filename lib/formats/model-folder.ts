@@ -5,13 +5,22 @@ import {
   linearModules,
   type ModelConfig,
   type ModelDescriptor,
+  type StorageType,
   type TensorSource,
+  type WeightSource,
 } from '../descriptors.js';
 import { AtMoeError } from '../errors.js';
 import { checkReplaceable, replaceFolder } from './atomic.js';
-import { readCheckpoint } from './checkpoint.js';
+import { type CheckpointTensor, readCheckpoint } from './checkpoint.js';
 import { type ModelConfigFile, readModelConfig } from './model-config.js';
-import { storageType, writeSafetensors } from './safetensors.js';
+import { isQuantizable, scaleName, scaleShape } from './q8.js';
+import {
+  type SafetensorsDtype,
+  type SafetensorsEntry,
+  storageType,
+  type WritableTensor,
+  writeSafetensors,
+} from './safetensors.js';
 
 export interface BaseModel {
   descriptor: ModelDescriptor;
@@ -19,7 +28,7 @@ export interface BaseModel {
   sha256: string;
 }
 
-type ModelShapes = Omit<ModelConfigFile, 'sha256'>;
+type ModelShapes = Pick<ModelConfigFile, 'path' | 'config' | 'attentionBias' | 'mlpBias'>;
 
 /** Path of a linear module inside its decoder layer: `self_attn.q_proj`, `mlp.up_proj`. */
 export function modulePath(module: LinearModule): string {
@@ -82,34 +91,72 @@ function mismatch(message: string): AtMoeError {
   return new AtMoeError('ERR_AT_MOE_MISMATCH', message);
 }
 
+/** The key of a tensor in a checkpoint. */
+export function tensorKey(name: string): string {
+  return name.startsWith('lm_head.') ? name : `model.${name}`;
+}
+
+/** A tensor of a checkpoint: its shape, and its dtype where only one will do. */
+interface Wanted {
+  shape: number[];
+  dtype?: SafetensorsDtype;
+}
+
+function wantedTensors(file: ModelConfigFile): Map<string, Wanted> {
+  const wanted = new Map<string, Wanted>();
+  for (const [name, shape] of expectedTensors(file)) {
+    const blocks = file.quantized && isQuantizable(name);
+    wanted.set(name, { shape, ...(blocks && { dtype: 'I8' }) });
+    if (blocks) wanted.set(scaleName(name), { shape: scaleShape(shape), dtype: 'F16' });
+  }
+  return wanted;
+}
+
+/** Errors as modelDescriptor's: of one tensor. */
+function checkTensor(file: ModelConfigFile, label: string, entry: SafetensorsEntry, wanted: Wanted): void {
+  if (wanted.shape.join() !== entry.shape.join()) {
+    throw mismatch(`${label} has shape [${entry.shape}], by ${file.path} it is [${wanted.shape}]`);
+  }
+  if (wanted.dtype !== undefined && wanted.dtype !== entry.dtype) {
+    throw mismatch(`${label} is ${entry.dtype}, by ${file.path} it is ${wanted.dtype}`);
+  }
+  if (wanted.dtype === undefined && !storageType(entry.dtype)) {
+    const message = `${label} is ${entry.dtype}; supported are F32, F16, BF16`;
+    throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', message);
+  }
+}
+
+function weightSource(name: string, found: ReadonlyMap<string, CheckpointTensor>): WeightSource {
+  const { dtype, shape, file, offset } = found.get(name) as CheckpointTensor;
+  const place = { name, shape, file, offset };
+  if (dtype !== 'I8') return { ...place, dtype: storageType(dtype) as StorageType };
+  return { ...place, dtype: 'q8', scale: weightSource(scaleName(name), found) as TensorSource };
+}
+
 /**
  * The descriptor of a base model in Hugging Face layout: config.json and exactly the tensors it implies, each by file and offset.
- * Errors: those of readModelConfig and readCheckpoint; MISMATCH naming file, tensor and both shapes.
+ * Errors: those of readModelConfig and readCheckpoint; MISMATCH naming file, tensor and both shapes or types.
  */
 export async function modelDescriptor(dir: string): Promise<BaseModel> {
   const file = await readModelConfig(dir);
-  const expected = expectedTensors(file);
-  const tensors: TensorSource[] = [];
+  const wanted = wantedTensors(file);
+  const found = new Map<string, CheckpointTensor>();
   for (const [key, entry] of await readCheckpoint(dir)) {
     const name = key.startsWith('model.') ? key.slice('model.'.length) : key;
     if (isIgnored(file.config, name)) continue;
     const label = `${entry.file}: tensor ${JSON.stringify(key)}`;
-    const shape = expected.get(name);
-    if (!shape || (name === key) !== (name === 'lm_head.weight'))
-      throw mismatch(`${label} has no place in the model of ${file.path}`);
-    if (shape.join() !== entry.shape.join()) {
-      throw mismatch(`${label} has shape [${entry.shape}], by ${file.path} it is [${shape}]`);
-    }
-    const dtype = storageType(entry.dtype);
-    if (!dtype)
-      throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', `${label} is ${entry.dtype}; supported are F32, F16, BF16`);
-    tensors.push({ name, dtype, shape, file: entry.file, offset: entry.offset });
-    expected.delete(name);
+    const own = wanted.get(name);
+    if (!own || key !== tensorKey(name)) throw mismatch(`${label} has no place in the model of ${file.path}`);
+    checkTensor(file, label, entry, own);
+    found.set(name, entry);
   }
-  for (const [name, shape] of expected) {
-    const key = name === 'lm_head.weight' ? name : `model.${name}`;
-    throw mismatch(`${dir}: no tensor ${JSON.stringify(key)} of shape [${shape}], which ${file.path} asks for`);
+  for (const [name, { shape }] of wanted) {
+    if (found.has(name)) continue;
+    const key = JSON.stringify(tensorKey(name));
+    throw mismatch(`${dir}: no tensor ${key} of shape [${shape}], which ${file.path} asks for`);
   }
+  const scales = new Set([...found.keys()].map(scaleName));
+  const tensors = [...found.keys()].filter((name) => !scales.has(name)).map((name) => weightSource(name, found));
   const linear = tensors.filter(({ name }) => name.endsWith('_proj.weight')).map(({ dtype }) => dtype);
   const types = new Set(linear);
   const storedType = types.size === 1 ? (linear[0] ?? 'f32') : 'f32';
@@ -130,7 +177,7 @@ export async function checkModelFolder(dir: string, files: Record<string, string
 export async function writeModel(
   dir: string,
   config: Record<string, unknown>,
-  tensors: TensorSource[],
+  tensors: WritableTensor[],
   files: Record<string, string | Uint8Array> = {},
 ): Promise<void> {
   await replaceFolder(dir, [...modelFiles, ...Object.keys(files)], async (folder) => {

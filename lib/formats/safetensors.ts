@@ -56,8 +56,11 @@ export type TensorArray =
   | BigInt64Array
   | BigUint64Array;
 
-/** A tensor to write: its bytes in memory (`data`) or in a file (`file`, `offset`). */
-export type WritableTensor = Omit<TensorSource, 'dtype'> & { dtype: StorageType | SafetensorsDtype };
+/** A tensor to write: its bytes in memory (`data`), made when their turn comes, or in a file (`file`, `offset`). */
+export type WritableTensor = Omit<TensorSource, 'dtype' | 'data'> & {
+  dtype: StorageType | SafetensorsDtype;
+  data?: Uint8Array | (() => Promise<Uint8Array>);
+};
 
 /** The dtype of a tensor that can hold weights, in the spelling of the descriptors; undefined for the others. */
 export function storageType(dtype: SafetensorsDtype): StorageType | undefined {
@@ -214,10 +217,20 @@ export async function readTensor(file: SafetensorsFile, name: string): Promise<T
   return typedArray(entry.dtype, bytes.buffer);
 }
 
-async function readEntry(path: string, handle: FileHandle, entry: SafetensorsEntry): Promise<Uint8Array<ArrayBuffer>> {
+async function readEntry(
+  path: string,
+  handle: FileHandle,
+  entry: Pick<SafetensorsEntry, 'offset' | 'byteLength'>,
+): Promise<Uint8Array<ArrayBuffer>> {
   const bytes = new Uint8Array(entry.byteLength);
   await readFully(path, handle, bytes, entry.offset);
   return bytes;
+}
+
+/** The bytes of a tensor that lies in a file. Errors: NOT_FOUND, IO, BAD_FILE. */
+export async function readSource({ file = '', offset = 0, dtype, shape }: WritableTensor): Promise<Uint8Array> {
+  const byteLength = (elementCount(shape) ?? 0) * dtypeBytes[dtype.toUpperCase() as SafetensorsDtype];
+  return await withFile(file, (handle) => readEntry(file, handle, { offset, byteLength }));
 }
 
 /** All tensors of a file of weights (F32, F16, BF16), in memory, in the order of their offsets. Errors: BAD_FILE (another dtype), IO. */
@@ -243,14 +256,19 @@ export function checkFinite(path: string, tensor: TensorSource): void {
   }
 }
 
+/** Error: INTERNAL when a tensor to write has not the bytes its shape asks for. */
+function checkLength(path: string, { name, shape, dtype }: WritableTensor, wanted: number, found: number): void {
+  if (Number.isSafeInteger(wanted) && found === wanted) return;
+  const problem = `shape ${JSON.stringify(shape)} of ${dtype} does not fit ${found} bytes`;
+  throw new AtMoeError('ERR_AT_MOE_INTERNAL', `${path}: tensor ${JSON.stringify(name)}: ${problem}`);
+}
+
 function layout(path: string, tensors: WritableTensor[], metadata: Record<string, string>) {
   const rows = tensors.map((tensor) => {
     const dtype = tensor.dtype.toUpperCase() as SafetensorsDtype;
     const byteLength = (elementCount(tensor.shape) ?? Number.NaN) * dtypeBytes[dtype];
-    if (!Number.isSafeInteger(byteLength) || (tensor.data && tensor.data.byteLength !== byteLength)) {
-      const problem = `shape ${JSON.stringify(tensor.shape)} of ${dtype} does not fit ${tensor.data?.byteLength} bytes`;
-      throw new AtMoeError('ERR_AT_MOE_INTERNAL', `${path}: tensor ${JSON.stringify(tensor.name)}: ${problem}`);
-    }
+    const known = tensor.data instanceof Uint8Array ? tensor.data.byteLength : byteLength;
+    checkLength(path, tensor, byteLength, known);
     return { tensor, dtype, byteLength, key: Buffer.from(tensor.name) };
   });
   rows.sort((a, b) => dtypeOrder.indexOf(b.dtype) - dtypeOrder.indexOf(a.dtype) || Buffer.compare(a.key, b.key));
@@ -309,7 +327,9 @@ export async function writeSafetensors(
     try {
       await write(header);
       for (const { tensor, byteLength } of rows) {
-        if (tensor.data) await write(tensor.data);
+        const data = typeof tensor.data === 'function' ? await tensor.data() : tensor.data;
+        if (data) checkLength(path, tensor, byteLength, data.byteLength);
+        if (data) await write(data);
         else await copyRange(tensor, byteLength, write);
       }
     } finally {

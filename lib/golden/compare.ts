@@ -1,4 +1,4 @@
-import type { StorageType } from '../descriptors.js';
+import type { WeightFormat } from '../descriptors.js';
 import type { ExpectedTensor } from './case.js';
 
 /** Errors relative to the tensor's largest value, but where `cosine` says otherwise. */
@@ -41,7 +41,7 @@ const half: Tolerances = {
 };
 
 /** By the type of the activations: the CPU computes in f32 whatever the weights are. */
-export function tolerancesOf(device: string, weights: StorageType): Tolerances {
+export function tolerancesOf(device: string, weights: WeightFormat): Tolerances {
   return device === 'cpu' || weights === 'f32' ? float32 : half;
 }
 

@@ -219,6 +219,14 @@ Napi::Value EngineWrap::merged(const Info& info) {
   });
 }
 
+Napi::Value EngineWrap::quantize(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    TensorReader reader;
+    TensorSource source = reader.read(Fields(info[1], "tensor"));
+    return [source = std::move(source)](Worker& worker, JobResult& result) { return worker.quantize(source, result); };
+  });
+}
+
 Napi::Value EngineWrap::memory(const Info& info) {
   return job(info, kCommonLane,
              []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });

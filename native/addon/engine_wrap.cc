@@ -59,6 +59,7 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::base_values>("baseValues"),
                       InstanceMethod<&Self::end_training>("endTraining"),
                       InstanceMethod<&Self::merged>("merged"),
+                      InstanceMethod<&Self::quantize>("quantize"),
                       InstanceMethod<&Self::memory>("memory"),
                       InstanceMethod<&Self::bench>("bench"),
                       InstanceMethod<&Self::probe>("probe"),

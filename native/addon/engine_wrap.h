@@ -46,6 +46,7 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value base_values(const Info& info);
   Napi::Value end_training(const Info& info);
   Napi::Value merged(const Info& info);
+  Napi::Value quantize(const Info& info);
   Napi::Value memory(const Info& info);
   Napi::Value bench(const Info& info);
   Napi::Value probe(const Info& info);

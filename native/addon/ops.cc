@@ -23,7 +23,8 @@ Napi::Value run_op(const OpEntry& op, Backends& backends, const Napi::CallbackIn
     std::unique_ptr<Backend>& backend = backends[{device, threads}];
     if (!backend) {
       const size_t slash = device.find('/');
-      const DType activation = slash == std::string::npos ? DType::f32 : dtype_named(device.substr(slash + 1));
+      const DType activation =
+          slash == std::string::npos ? DType::f32 : number_type(storage_named(device.substr(slash + 1)));
       backend = create_backend(device.substr(0, slash), {.threads = threads, .activation = activation});
     }
     OpCall call(*backend, info[1].As<Napi::Object>());

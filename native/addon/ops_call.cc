@@ -132,16 +132,16 @@ float* OpCall::update_array(const char* name) {
   return data;
 }
 
-DType dtype_named(const std::string& name) {
-  for (const DType candidate : {DType::f32, DType::f16, DType::bf16}) {
+Storage storage_named(const std::string& name) {
+  for (const Storage candidate : {Storage::f32, Storage::f16, Storage::bf16, Storage::q8}) {
     if (name == name_of(candidate)) return candidate;
   }
   fail(Code::kMismatch, "no dtype '", name, "'");
 }
 
-DType OpCall::dtype_of(const Napi::Object& from) {
-  if (!has(from, "dtype")) return DType::f32;
-  return dtype_named(from.Get("dtype").As<Napi::String>());
+Storage OpCall::storage_of(const Napi::Object& from) {
+  if (!has(from, "dtype")) return Storage::f32;
+  return storage_named(from.Get("dtype").As<Napi::String>());
 }
 
 const Weight* OpCall::weight(const Napi::Object& from, const char* name) {
@@ -150,7 +150,7 @@ const Weight* OpCall::weight(const Napi::Object& from, const char* name) {
   const int64_t rows = integer(source, "rows"), cols = integer(source, "cols");
   const std::vector<float> data = values<float>(source, "data");
   if (static_cast<int64_t>(data.size()) != rows * cols) wrong(from, concat("'", name, "' does not fit its shape"));
-  weights_.push_back(backend_.create_weight(rows, cols, dtype_of(from)));
+  weights_.push_back(backend_.create_weight(rows, cols, storage_of(from)));
   backend_.pack(*weights_.back(), 0, rows, data.data(), DType::f32);
   return weights_.back().get();
 }

@@ -53,10 +53,10 @@ class OpCall {
   // Returns a matrix already uploaded.
   void keep(const std::string& name, const Matrix& value) { outputs_.emplace_back(name, value); }
 
-  // The DType that `dtype` names; f32 unless given.
-  static DType dtype_of(const Napi::Object& from);
+  // What `dtype` names; f32 unless given.
+  static Storage storage_of(const Napi::Object& from);
 
-  // A weight packed from the matrix `name` (null when absent), stored as dtype_of(from).
+  // A weight packed from the matrix `name` (null when absent), stored as storage_of(from).
   const Weight* weight(const Napi::Object& from, const char* name);
 
   Napi::Object result() { return result_; }
@@ -74,7 +74,7 @@ class OpCall {
   std::vector<std::pair<std::string, Matrix>> outputs_;
 };
 
-DType dtype_named(const std::string& name);
+Storage storage_named(const std::string& name);
 
 // One table of ops: name and what to run.
 struct OpEntry {

@@ -5,7 +5,7 @@ namespace at_moe {
 namespace {
 
 void embedding_forward(OpCall& call) {
-  const Matrix table = call.matrix(call.args(), "table", OpCall::dtype_of(call.args()), true);
+  const Matrix table = call.matrix(call.args(), "table", number_type(OpCall::storage_of(call.args())), true);
   const int64_t rows = call.integer("rows");
   call.backend().forward(EmbeddingForward{table.data, table.dtype, call.array<int32_t>("ids"),
                                           call.out("y", rows, table.cols, call.activation())});

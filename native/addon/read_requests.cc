@@ -140,7 +140,7 @@ MergeRequest read_merge_request(const Fields& from) {
   MergeRequest request;
   TensorReader reader;
   request.mixture = from.integer("mixture");
-  request.base = reader.read(from.child("base"));
+  request.base = reader.read_weight(from.child("base"));
   if (request.base.shape.size() != 2) from.wrong("base", "a matrix");
   request.layer = static_cast<int>(from.integer("layer"));
   request.module = module_by_name(from.text("module"));

@@ -8,7 +8,9 @@ namespace {
 
 constexpr int64_t kMostElements = int64_t{1} << 46;
 
-const Fields::Choice<DType> kStorage[] = {{"f32", DType::f32}, {"f16", DType::f16}, {"bf16", DType::bf16}};
+const Fields::Choice<DType> kNumbers[] = {{"f32", DType::f32}, {"f16", DType::f16}, {"bf16", DType::bf16}};
+const Fields::Choice<Storage> kStorages[] = {
+    {"f32", Storage::f32}, {"f16", Storage::f16}, {"bf16", Storage::bf16}, {"q8", Storage::q8}};
 
 RopeScaling read_rope_scaling(const Fields& from) {
   using Type = RopeScaling::Type;
@@ -51,13 +53,29 @@ bool read_learned(const Fields& from, const char* name, float& constant) {
 
 }  // namespace
 
-DType read_storage(const Fields& from, const char* name) { return from.choice(name, kStorage); }
-
 TensorSource TensorReader::read(const Fields& from) {
   TensorSource source;
+  source.storage = storage_of(from.choice("dtype", kNumbers));
+  locate(from, source);
+  return source;
+}
+
+TensorSource TensorReader::read_weight(const Fields& from) {
+  TensorSource source;
+  source.storage = from.choice("dtype", kStorages);
+  locate(from, source);
+  if (!is_blocks(source.storage)) return source;
+  TensorSource scales = read(from.child("scale"));
+  const std::vector<int64_t> blocks = {source.rows(), q8_blocks(source.cols())};
+  if (scales.storage != Storage::f16 || scales.shape != blocks) from.wrong("scale", "f16 of one scale per block");
+  source.scales = std::make_shared<const TensorSource>(std::move(scales));
+  return source;
+}
+
+void TensorReader::locate(const Fields& from, TensorSource& source) {
   source.name = from.text("name");
-  source.dtype = read_storage(from, "dtype");
   source.shape = from.integers("shape");
+  if (source.shape.empty()) from.wrong("shape", "extents of a tensor");
   int64_t elements = 1;
   for (int64_t extent : source.shape) {
     if (extent < 1 || extent > kMostElements / elements) from.wrong("shape", "extents of a tensor");
@@ -65,7 +83,7 @@ TensorSource TensorReader::read(const Fields& from) {
   }
   if (from.has("data")) {
     source.memory = std::make_shared<const std::vector<uint8_t>>(from.values<uint8_t>("data"));
-    return source;
+    return;
   }
   const std::string path = from.text("file");
   const int64_t offset = from.integer("offset");
@@ -74,7 +92,6 @@ TensorSource TensorReader::read(const Fields& from) {
   std::shared_ptr<const MappedFile>& file = files_[path];
   if (!file) file = std::make_shared<const MappedFile>(path);
   source.file = file;
-  return source;
 }
 
 ModelConfig read_model_config(const Fields& from) {
@@ -104,7 +121,7 @@ ModelConfig read_model_config(const Fields& from) {
 LoadOptions read_load_options(const Fields& from) {
   const LoadOptions defaults;
   LoadOptions options;
-  options.weights = read_storage(from, "weights");
+  options.weights = from.choice("weights", kStorages);
   options.trainable = from.flag("trainable", false);
   options.max_batch = from.integer("maxBatch", defaults.max_batch);
   options.context_length = from.integer("contextLength", 0);
@@ -123,7 +140,7 @@ LoadRequest read_load_request(const Fields& descriptor, const Fields& options) {
   request.options = read_load_options(options);
   TensorReader reader;
   for (const Fields& tensor : descriptor.list("tensors")) {
-    TensorSource source = reader.read(tensor);
+    TensorSource source = reader.read_weight(tensor);
     request.tensors[source.name] = std::move(source);
   }
   return request;
@@ -173,7 +190,7 @@ MixtureSource read_mixture_source(const Fields& from) {
       source.router[value.name] = std::move(value);
     }
   }
-  if (from.has("storage")) source.storage = read_storage(from, "storage");
+  if (from.has("storage")) source.storage = from.choice("storage", kNumbers);
   return source;
 }
 

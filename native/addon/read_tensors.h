@@ -12,14 +12,16 @@
 
 namespace at_moe {
 
-DType read_storage(const Fields& from, const char* name);
-
 // Maps each file once. Fails with kIo when one cannot be mapped.
 class TensorReader {
  public:
   TensorSource read(const Fields& from);
+  // A tensor of the base, which may be of q8.
+  TensorSource read_weight(const Fields& from);
 
  private:
+  void locate(const Fields& from, TensorSource& source);
+
   std::map<std::string, std::shared_ptr<const MappedFile>> files_;
 };
 

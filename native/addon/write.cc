@@ -105,6 +105,12 @@ struct ResultWriter {
     object.Set("mixture", array_of(env, result.mixture));
     return object;
   }
+  Napi::Value operator()(const QuantizedTensor& result) const {
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("values", array_of(env, result.values));
+    object.Set("scales", array_of(env, result.scales));
+    return object;
+  }
   Napi::Value operator()(const ProbeResult& result) const {
     return numbers(env, {{"readRate", result.read_rate}, {"fmaRate", result.fma_rate}});
   }

@@ -18,6 +18,7 @@
 #include "backend/ops/sampling.h"
 #include "backend/ops/segments.h"
 #include "core/matrix.h"
+#include "core/q8.h"
 
 namespace at_moe {
 
@@ -88,9 +89,11 @@ class Backend {
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void zero(void* device, size_t bytes) = 0;
 
-  // Weights. `pack` converts `count` rows of row-major host memory, or of f32 device memory, into rows from `row` on.
-  virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) = 0;
+  // Weights. `pack` converts `count` rows of row-major host memory, or of f32 device memory, into rows from `row` on. Rows
+  // of q8 go into a weight of q8 as they are, and into no other.
+  virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) = 0;
   virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) = 0;
+  virtual void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) = 0;
   virtual void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) = 0;
   virtual std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) = 0;
   virtual size_t kv_bytes(const KvPool::Shape& shape) const = 0;

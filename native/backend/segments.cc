@@ -19,4 +19,12 @@ std::vector<AdapterSegment> merge_segments(std::span<const AdapterSegment> segme
   return merged;
 }
 
+void check_gradients(const LinearBackward& args) {
+  for (size_t m = 0; m < args.gradients.size(); ++m) {
+    const LinearModule& module = args.modules[m];
+    require(!args.gradients[m].weight || !is_blocks(module.weight->storage()), "linear backward: module ", m,
+            " has a weight of ", name_of(module.weight->storage()), ", which is not trained");
+  }
+}
+
 }  // namespace at_moe

@@ -1,4 +1,4 @@
-// What the linear ops of every device derive from the adapter segments of a call.
+// What the linear ops of every device derive from their arguments.
 #pragma once
 
 #include <span>
@@ -10,5 +10,8 @@ namespace at_moe {
 
 // Segments with adapters and rows, neighbours of one stack joined.
 std::vector<AdapterSegment> merge_segments(std::span<const AdapterSegment> segments, int64_t rows);
+
+// Fails with kInternal when a weight in blocks is to be trained.
+void check_gradients(const LinearBackward& args);
 
 }  // namespace at_moe

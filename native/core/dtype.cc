@@ -1,20 +1,12 @@
 #include "core/dtype.h"
 
-#include <bit>
 #include <cmath>
+
+#include "core/status.h"
 
 namespace at_moe {
 
 namespace {
-
-float half_to_float(uint16_t bits) {
-  const int exponent = (bits >> 10) & 31;
-  const int mantissa = bits & 1023;
-  const float sign = (bits & 0x8000) ? -1.0f : 1.0f;
-  if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), -24);
-  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
-  return sign * std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
-}
 
 uint16_t float_to_half(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
@@ -35,20 +27,30 @@ uint16_t to_half_bits(DType type, float value) {
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-const char* name_of(DType type) {
-  switch (type) {
-    case DType::f32: return "f32";
-    case DType::f16: return "f16";
-    case DType::bf16: return "bf16";
+const char* name_of(DType type) { return name_of(storage_of(type)); }
+
+const char* name_of(Storage storage) {
+  switch (storage) {
+    case Storage::f32: return "f32";
+    case Storage::f16: return "f16";
+    case Storage::bf16: return "bf16";
+    case Storage::q8: return "q8";
   }
   return "?";
 }
 
+DType number_type(Storage storage) {
+  require(!is_blocks(storage), "a weight in blocks is not made of numbers");
+  return static_cast<DType>(storage);
+}
+
 float to_float(DType type, const void* values, int64_t index) {
-  if (type == DType::f32) return static_cast<const float*>(values)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(values)[index];
-  if (type == DType::bf16) return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-  return half_to_float(bits);
+  switch (type) {
+    case DType::f32: return to_float<DType::f32>(values, index);
+    case DType::f16: return to_float<DType::f16>(values, index);
+    case DType::bf16: return to_float<DType::bf16>(values, index);
+  }
+  return 0;
 }
 
 }  // namespace at_moe

@@ -5,7 +5,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 
 #include "core/status.h"
@@ -55,49 +57,94 @@ const void* TensorSource::data() const {
   return file->data() + offset;
 }
 
+size_t TensorSource::bytes() const {
+  return static_cast<size_t>(elements()) * (is_blocks(storage) ? sizeof(int8_t) : size_of(dtype()));
+}
+
+Q8Rows TensorSource::blocks() const {
+  return {static_cast<const int8_t*>(data()), static_cast<const uint16_t*>(scales->data()), cols()};
+}
+
 void TensorSource::release() const {
   if (file) file->release(offset, bytes());
+  if (scales) scales->release();
 }
 
 namespace {
 
-// A value is not finite exactly when all exponent bits are set.
+// The first whose magnitude is above `most`, all given as bits: magnitudes are ordered as their bits are.
 template <typename Bits>
-int64_t find_not_finite(const Bits* values, int64_t count, Bits exponent) {
+int64_t find_larger(const Bits* values, int64_t count, Bits most) {
+  constexpr Bits kMagnitude = static_cast<Bits>(~Bits{0}) >> 1;
   constexpr int64_t kRun = 4096;
   for (int64_t begin = 0; begin < count; begin += kRun) {
     const int64_t end = begin + kRun < count ? begin + kRun : count;
     Bits any = 0;
-    for (int64_t i = begin; i < end; ++i) any |= static_cast<Bits>((values[i] & exponent) == exponent);
+    for (int64_t i = begin; i < end; ++i) any |= static_cast<Bits>((values[i] & kMagnitude) > most);
     if (!any) continue;
     for (int64_t i = begin; i < end; ++i) {
-      if ((values[i] & exponent) == exponent) return i;
+      if ((values[i] & kMagnitude) > most) return i;
     }
   }
   return -1;
 }
 
-}  // namespace
-
-void check_finite(const TensorSource& source, int64_t first, int64_t count) {
-  const char* data = static_cast<const char*>(source.data()) + static_cast<size_t>(first) * size_of(source.dtype);
-  int64_t at = -1;
-  if (source.dtype == DType::f32) {
-    at = find_not_finite(reinterpret_cast<const uint32_t*>(data), count, uint32_t{0x7f800000});
-  } else {
-    const uint16_t exponent = source.dtype == DType::f16 ? 0x7c00 : 0x7f80;
-    at = find_not_finite(reinterpret_cast<const uint16_t*>(data), count, exponent);
-  }
-  if (at < 0) return;
-  const std::string where = source.file ? source.file->path() + ": " : std::string();
-  fail(Code::kNotFinite, where, "tensor ", source.name, " has a value that is not finite at element ", first + at);
+int64_t find_larger(DType type, const void* values, int64_t count, float most) {
+  if (type == DType::f32)
+    return find_larger(static_cast<const uint32_t*>(values), count, std::bit_cast<uint32_t>(most));
+  const auto* halves = static_cast<const uint16_t*>(values);
+  const uint32_t of_bf16 = std::bit_cast<uint32_t>(most) >> 16;
+  // No f16 that is finite reaches a bound that anyone sets.
+  return find_larger(halves, count, static_cast<uint16_t>(type == DType::f16 ? 0x7BFF : of_bf16));
 }
 
-std::vector<float> widen(const TensorSource& source) {
-  check_finite(source, 0, source.elements());
-  std::vector<float> values(static_cast<size_t>(source.elements()));
-  const void* data = source.data();
-  for (size_t i = 0; i < values.size(); ++i) values[i] = to_float(source.dtype, data, static_cast<int64_t>(i));
+std::string place_of(const TensorSource& source) {
+  return concat(source.file ? source.file->path() + ": " : std::string(), "tensor ", source.name);
+}
+
+void check_blocks(const TensorSource& source, int64_t row, int64_t count) {
+  const Q8Rows rows = source.blocks().from_row(row);
+  const int64_t blocks = q8_blocks(rows.cols);
+  const uint16_t* last = rows.scales + count * blocks;
+  const uint16_t* bad = std::find_if(rows.scales, last, [](uint16_t scale) { return scale >= 0x7C00; });
+  if (bad != last) {
+    fail(Code::kNotFinite, place_of(source), " has a scale that is negative or not finite at element ",
+         row * blocks + (bad - rows.scales));
+  }
+  const int8_t* end = rows.values + count * rows.cols;
+  const int8_t* lowest = std::find(rows.values, end, int8_t{-128});
+  if (lowest != end) {
+    fail(Code::kBadFile, place_of(source), " has the value -128 at element ", row * rows.cols + (lowest - rows.values),
+         "; values of 8 bits are -127 to 127");
+  }
+}
+
+}  // namespace
+
+void check_rows(const TensorSource& source, int64_t row, int64_t count, float most) {
+  if (is_blocks(source.storage)) return check_blocks(source, row, count);
+  const int64_t first = row * source.cols(), elements = count * source.cols();
+  const DType type = source.dtype();
+  const char* data = static_cast<const char*>(source.data()) + static_cast<size_t>(first) * size_of(type);
+  const int64_t at = find_larger(type, data, elements, most);
+  if (at < 0) return;
+  const float value = to_float(type, data, at);
+  if (!std::isfinite(value)) {
+    fail(Code::kNotFinite, place_of(source), " has a value that is not finite at element ", first + at);
+  }
+  fail(Code::kUnsupported, place_of(source), " has the value ", value, " at element ", first + at,
+       ", beyond the largest that can be stored, ", most);
+}
+
+std::vector<float> widen(const TensorSource& source) { return widen(source, 0, source.rows()); }
+
+std::vector<float> widen(const TensorSource& source, int64_t row, int64_t count) {
+  check_rows(source, row, count);
+  if (is_blocks(source.storage)) return source.blocks().from_row(row).widen(count);
+  const DType type = source.dtype();
+  const char* data = static_cast<const char*>(source.data()) + static_cast<size_t>(row * source.cols()) * size_of(type);
+  std::vector<float> values(static_cast<size_t>(count * source.cols()));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = to_float(type, data, static_cast<int64_t>(i));
   return values;
 }
 

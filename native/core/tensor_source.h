@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/q8.h"
 
 namespace at_moe {
 
@@ -33,22 +35,29 @@ class MappedFile {
 
 struct TensorSource {
   std::string name;
-  DType dtype = DType::f32;
+  Storage storage = Storage::f32;
   std::vector<int64_t> shape;
   std::shared_ptr<const MappedFile> file;  // either file and offset …
   size_t offset = 0;
   std::shared_ptr<const std::vector<uint8_t>> memory;  // … or memory
+  std::shared_ptr<const TensorSource> scales;          // of q8, whose own bytes are the values: f16 [rows, blocks]
 
+  DType dtype() const { return number_type(storage); }
+  int64_t rows() const { return shape.size() == 1 ? 1 : shape.front(); }
+  int64_t cols() const { return shape.back(); }
   int64_t elements() const;
-  size_t bytes() const { return static_cast<size_t>(elements()) * size_of(dtype); }
+  size_t bytes() const;      // of the elements; without the scales of q8
   const void* data() const;  // fails with kBadFile when the file is too short
+  Q8Rows blocks() const;     // of q8
   void release() const;      // after the last read
 };
 
-// Fails with kNotFinite naming the tensor when one of the elements [first, first + count) is infinite or NaN.
-void check_finite(const TensorSource& source, int64_t first, int64_t count);
+// Fails naming the tensor and the first of the rows' elements that is infinite or NaN (kNotFinite), or whose magnitude is
+// above `most` (kUnsupported). The values of q8 are checked to be what core/q8.h says (kBadFile).
+void check_rows(const TensorSource& source, int64_t row, int64_t count, float most = std::numeric_limits<float>::max());
 
-// All elements widened, checked to be finite.
+// All elements, or those of some rows, widened and checked.
 std::vector<float> widen(const TensorSource& source);
+std::vector<float> widen(const TensorSource& source, int64_t row, int64_t count);
 
 }  // namespace at_moe

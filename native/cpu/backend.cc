@@ -72,8 +72,8 @@ void CpuBackend::zero(void* device, size_t bytes) {
   });
 }
 
-std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, DType dtype) {
-  return std::make_unique<CpuWeight>(rows, cols, dtype, allocate_aligned(CpuWeight::bytes(rows, cols, dtype)));
+std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, Storage storage) {
+  return std::make_unique<CpuWeight>(rows, cols, storage, allocate_aligned(CpuWeight::bytes(rows, cols, storage)));
 }
 
 std::unique_ptr<KvPool> CpuBackend::create_kv(const KvPool::Shape& shape) {

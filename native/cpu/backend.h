@@ -36,8 +36,9 @@ class CpuBackend : public Backend {
   void copy(void* to, const void* from, size_t bytes) override;
   void zero(void* device, size_t bytes) override;
 
-  std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) override;
+  std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
   std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
   size_t kv_bytes(const KvPool::Shape& shape) const override;

@@ -21,9 +21,10 @@ struct Tile {
   int64_t acc_row = 0, acc_panel = 16;
 };
 
-// acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] over packed panels (see weight.h) read once: few rows, bound by memory.
+// acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] over packed panels (see weight.h) read once: few rows, bound by memory. The
+// inputs are [begin, begin + k) of the panels; begin is even, in q8 the start of a block.
 struct Lines {
-  int64_t rows = 0, panels = 0, k = 0;  // rows <= line_rows
+  int64_t rows = 0, panels = 0, begin = 0, k = 0;  // rows <= line_rows
   const char* w = nullptr;
   int64_t w_panel = 0;  // bytes
   const float* a = nullptr;
@@ -43,11 +44,11 @@ struct Kernels {
   int64_t tile_panels;             // panels that `multiply` takes at once
   int64_t line_rows;               // most rows of `lines`
   void (*multiply)(const Tile&);   // any number of rows and panels
-  void (*lines[3])(const Lines&);  // by dtype
-  // Inputs [begin, begin + count) of a packed panel as f32 [count][16]; begin even.
-  void (*widen[3])(const char* panel, int64_t begin, int64_t count, float* out);
+  void (*lines[4])(const Lines&);  // by storage
+  // Inputs [begin, begin + count) of a packed panel as f32 [count][16]; begin even, in q8 a multiple of 4.
+  void (*widen[4])(const char* panel, int64_t begin, int64_t count, float* out);
   // The same, transposed: out[o * out_row + i] for 16 outputs o, and inputs i < 16, zero from count on.
-  void (*widen_transposed[3])(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
+  void (*widen_transposed[4])(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
   // in [16][16] -> out[j][i].
   void (*transpose)(const float* in, int64_t in_row, float* out, int64_t out_row);
   // 16 rows of `cols` values of `source_type`, `source_row` bytes apart, into a packed panel; rows from `rows` on are zero.

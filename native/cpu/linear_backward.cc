@@ -78,6 +78,7 @@ void add_bias_gradient(const Matrix& g, float* bias, int64_t first, int64_t last
 void CpuBackend::backward(const LinearBackward& args) {
   const int64_t rows = args.x ? args.x.rows : args.modules.front().y.rows;
   if (rows == 0) return;
+  check_gradients(args);
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
   std::vector<BlockedRows> blocked;
   for (size_t m = 0; m < args.modules.size(); ++m) {

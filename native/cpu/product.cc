@@ -62,22 +62,23 @@ std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int
 void load_panels(const Kernels& kernels, const Term& term, int64_t first, int64_t count, int64_t k, int64_t n,
                  float* scratch, Tile* tile) {
   const CpuWeight& w = *term.weight;
-  const int type = static_cast<int>(w.dtype());
+  const int storage = static_cast<int>(w.storage());
   tile->b = scratch;
   tile->b_panel = kBlockK * kPanel;
   if (term.transposed) {
     for (int64_t p = 0; p < count; ++p) {
       const int64_t input = (first + p) * kPanel;
       for (int64_t i = 0; i < n; i += kPanel) {
-        kernels.widen_transposed[type](w.panel((k + i) / kPanel), input, std::min(kPanel, w.cols() - input),
-                                       scratch + p * kBlockK * kPanel + i * kPanel, kPanel);
+        kernels.widen_transposed[storage](w.panel((k + i) / kPanel), input, std::min(kPanel, w.cols() - input),
+                                          scratch + p * kBlockK * kPanel + i * kPanel, kPanel);
       }
     }
-  } else if (w.dtype() == DType::f32) {
+  } else if (w.storage() == Storage::f32) {
     tile->b = reinterpret_cast<const float*>(w.panel(first)) + k * kPanel;
     tile->b_panel = w.panel_bytes() / static_cast<int64_t>(sizeof(float));
   } else {
-    for (int64_t p = 0; p < count; ++p) kernels.widen[type](w.panel(first + p), k, n, scratch + p * kBlockK * kPanel);
+    for (int64_t p = 0; p < count; ++p)
+      kernels.widen[storage](w.panel(first + p), k, n, scratch + p * kBlockK * kPanel);
   }
 }
 
@@ -90,11 +91,12 @@ void add_lines(const Kernels& kernels, const Term& term, const Block& block, int
   const auto add = [&](int64_t row, int64_t rows, int64_t panel, int64_t panels, int64_t k, int64_t n) {
     lines.rows = rows;
     lines.panels = panels;
+    lines.begin = k;
     lines.k = n;
-    lines.w = w.panel(block.col / kPanel + panel) + k * kPanel * static_cast<int64_t>(size_of(w.dtype()));
+    lines.w = w.panel(block.col / kPanel + panel);
     lines.a = term.a.row(row) + k;
     lines.acc = block.at(row) + panel * kPanel;
-    kernels.lines[static_cast<int>(w.dtype())](lines);
+    kernels.lines[static_cast<int>(w.storage())](lines);
   };
   const int64_t panels = divide_up(block.cols, kPanel), rows = end - begin;
   for (const auto& [from, to] : term.ranges) {

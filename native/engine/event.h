@@ -54,7 +54,7 @@ struct ProgressEvent {
 
 struct ModelInfo {
   std::string device;
-  DType weights = DType::f32;
+  Storage weights = Storage::f32;
   int64_t context_length = 0, kv_tokens = 0, max_batch = 0;
 };
 
@@ -82,13 +82,17 @@ struct BenchResult {
   std::vector<double> base, mixture;  // seconds per step
 };
 
+struct QuantizedTensor {
+  std::vector<uint8_t> values, scales;  // the bytes of Q8Rows
+};
+
 struct ProbeResult {
   double read_rate = 0, fma_rate = 0;  // bytes and f32 operations per second
 };
 
-using JobResult =
-    std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
-                 std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement, BenchResult, ProbeResult>;
+using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,
+                               StepResult, std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement,
+                               BenchResult, ProbeResult, QuantizedTensor>;
 
 struct JobDone {
   int64_t job = 0;

@@ -74,7 +74,7 @@ std::vector<float> merge(Backend& backend, const Mixture& mixture, const MergeRe
     return buffer;
   };
   const Buffer a = send(factors.a), b = send(factors.b), weight = send(values);
-  const std::unique_ptr<Weight> shape_only = backend.create_weight(outputs, inputs, DType::f32);
+  const std::unique_ptr<Weight> shape_only = backend.create_weight(outputs, inputs, Storage::f32);
   const LinearModule module{shape_only.get(), nullptr, matrix(b.as<void>(), factors.ranks, outputs)};
   const LinearGradients gradient{weight.as<float>(), nullptr};
   LinearBackward args;

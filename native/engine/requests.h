@@ -19,7 +19,7 @@ struct EngineOptions {
 };
 
 struct LoadOptions {
-  DType weights = DType::f32;
+  Storage weights = Storage::f32;  // of the linears and the head
   bool trainable = false;
   int64_t max_batch = 16;
   int64_t context_length = 0;  // 0 = the model's, or what the KV cache holds

@@ -9,6 +9,7 @@
 #include "engine/limits.h"
 #include "engine/logits.h"
 #include "engine/merge.h"
+#include "engine/quantize.h"
 
 namespace at_moe {
 
@@ -52,10 +53,12 @@ std::shared_ptr<SequenceRouting> Worker::routing(const RoutingRequest& request) 
 
 Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   if (model_) fail(Code::kBusy, "the engine has a model already");
-  backend_ = create_backend(options_.device, {.threads = options_.threads, .activation = request.options.weights});
+  const Storage weights = request.options.weights;
+  const DType activation = is_blocks(weights) ? DType::bf16 : number_type(weights);
+  backend_ = create_backend(options_.device, {.threads = options_.threads, .activation = activation});
   backend_->begin_step();
   working_ = true;
-  auto model = std::make_unique<Model>(*backend_, request.config, request.options.weights, request.options.trainable);
+  auto model = std::make_unique<Model>(*backend_, request.config, weights, request.options.trainable);
   if (request.random_seed) {
     co_await model->load_random(*request.random_seed);
   } else {
@@ -108,6 +111,12 @@ Pass Worker::merged(MergeRequest request, JobResult& result) {
   }
   result = merge(*on, *of, request);
   co_return;
+}
+
+Pass Worker::quantize(TensorSource source, JobResult& result) {
+  QuantizedTensor made;
+  co_await quantize_tensor(std::move(source), made);
+  result = std::move(made);
 }
 
 Pass Worker::memory(JobResult& result) {

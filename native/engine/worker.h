@@ -27,6 +27,7 @@ class Worker {
   Pass read_mixture(int64_t mixture, std::string prefix, JobResult& result);
   Pass begin_training(int64_t mixture, TrainOptions options, JobResult& result);  // mixture 0: the base
   Pass merged(MergeRequest request, JobResult& result);
+  Pass quantize(TensorSource source, JobResult& result);  // needs no model
   Pass memory(JobResult& result);
   Pass logits(ScoreRequest request, JobResult& result);
   Pass bench(BenchRequest request, JobResult& result);

@@ -90,14 +90,14 @@ DType Mixture::storage_type() const {
   if (source_.storage) return *source_.storage;
   auto widest = [](const AdapterSource& adapter, DType type) {
     for (const LoraSource& lora : adapter.modules) {
-      if (lora.a.dtype != type || lora.b.dtype != type) return DType::f32;
+      if (lora.a.dtype() != type || lora.b.dtype() != type) return DType::f32;
     }
     return type;
   };
   const AdapterSource* any = source_.general ? &*source_.general : nullptr;
   for (const AdapterSource& expert : source_.experts) any = expert.modules.empty() ? any : &expert;
   if (!any || any->modules.empty()) return DType::f32;
-  DType type = any->modules.front().a.dtype;
+  DType type = any->modules.front().a.dtype();
   for (const AdapterSource& expert : source_.experts) type = widest(expert, type);
   return source_.general ? widest(*source_.general, type) : type;
 }
@@ -130,7 +130,7 @@ void Mixture::load_group(Group& group) {
     group.stack.modules[m].first = first;
     first += group.ranks[m];
     for (const Block& block : group.blocks[m]) {
-      if (!group.a) group.a = backend_.create_weight(group.columns, block.source->a.shape[1], storage);
+      if (!group.a) group.a = backend_.create_weight(group.columns, block.source->a.shape[1], storage_of(storage));
       const std::vector<float> a = widen(block.source->a);
       backend_.pack(*group.a, block.column, block.source->rank, a.data(), DType::f32);
       std::fill_n(gate_column.begin() + block.column, block.source->rank, shape().gate() + block.expert);
@@ -139,7 +139,7 @@ void Mixture::load_group(Group& group) {
     if (group.blocks[m].empty()) continue;
     const std::vector<float> b = adapter_values(group, static_cast<int>(m));
     const int64_t outputs = static_cast<int64_t>(b.size()) / group.ranks[m];
-    group.b[m] = backend_.create_weight(outputs, group.ranks[m], storage);
+    group.b[m] = backend_.create_weight(outputs, group.ranks[m], storage_of(storage));
     backend_.pack(*group.b[m], 0, outputs, b.data(), DType::f32);
     group.stack.modules[m].b = group.b[m].get();
   }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <limits>
 
 #include "core/rng.h"
 #include "core/status.h"
@@ -22,6 +22,16 @@ std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint
   return values;
 }
 
+void pack_rows(Backend& backend, Weight& weight, const TensorSource& source, int64_t row, int64_t count) {
+  if (!is_blocks(source.storage)) {
+    const size_t skip = static_cast<size_t>(row * source.cols()) * size_of(source.dtype());
+    return backend.pack(weight, row, count, static_cast<const char*>(source.data()) + skip, source.dtype());
+  }
+  const Q8Rows rows = source.blocks().from_row(row);
+  if (is_blocks(weight.storage())) return backend.pack(weight, row, count, rows);
+  backend.pack(weight, row, count, rows.widen(count).data(), DType::f32);
+}
+
 }  // namespace
 
 // Where the rows of one checkpoint tensor go.
@@ -32,13 +42,13 @@ struct Model::Target {
   bool embedding = false;
 };
 
-Model::Model(Backend& backend, ModelConfig config, DType storage, bool trainable)
+Model::Model(Backend& backend, ModelConfig config, Storage storage, bool trainable)
     : backend_(backend),
       config_(std::move(config)),
       storage_(storage),
       trainable_(trainable),
       layers_(static_cast<size_t>(config_.num_layers)) {
-  require(!trainable || storage == DType::f32, "training the base needs f32 storage");
+  require(!trainable || storage == Storage::f32, "training the base needs f32 storage");
   const std::vector<double> frequencies = config_.inverse_frequencies();
   inverse_frequencies_ = backend_.allocate(frequencies.size() * sizeof(double));
   backend_.upload(inverse_frequencies_.as<void>(), frequencies.data(), frequencies.size() * sizeof(double));
@@ -76,27 +86,27 @@ Model::Target Model::target(const std::string& name) {
 
 void Model::place(const TensorSource& source, int64_t row, int64_t count) {
   const Target to = target(source.name);
-  const int64_t cols = source.shape.back();
-  const size_t skip = static_cast<size_t>(row * cols) * size_of(source.dtype);
-  const void* data = static_cast<const char*>(source.data()) + skip;
-  check_finite(source, row * cols, count * cols);
-  if (to.weight) backend_.pack(*to.weight, row, count, data, source.dtype);
-  if (to.also) backend_.pack(*to.also, row, count, data, source.dtype);
+  const int64_t cols = source.cols();
+  check_rows(source, row, count, to.weight || to.also ? largest_weight() : std::numeric_limits<float>::max());
+  for (Weight* weight : {to.weight, to.also}) {
+    if (weight) pack_rows(backend_, *weight, source, row, count);
+  }
   const bool wide = to.vector || trainable_;
-  std::vector<float> values(wide ? static_cast<size_t>(count * cols) : 0);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = to_float(source.dtype, data, static_cast<int64_t>(i));
+  const std::vector<float> values = wide ? widen(source, row, count) : std::vector<float>();
   if (to.vector) backend_.upload(to.vector->as<void>(), values.data(), values.size() * sizeof(float));
   if (to.embedding) {
-    const DType type = trainable_ ? DType::f32 : source.dtype;
-    const size_t at = static_cast<size_t>(row * cols) * size_of(type);
-    const void* bytes = trainable_ ? static_cast<const void*>(values.data()) : data;
-    backend_.upload(embedding_.as<char>() + at, bytes, static_cast<size_t>(count * cols) * size_of(type));
+    const size_t at = static_cast<size_t>(row * cols), size = size_of(embedding_type_);
+    const void* from =
+        trainable_ ? static_cast<const void*>(values.data()) : static_cast<const char*>(source.data()) + at * size;
+    backend_.upload(embedding_.as<char>() + at * size, from, static_cast<size_t>(count * cols) * size);
   }
   if (trainable_) {
     backend_.upload(arena_.as<float>() + parameter_offset(source.name) + row * cols, values.data(),
                     values.size() * sizeof(float));
   }
 }
+
+float Model::largest_weight() const { return is_blocks(storage_) ? kQ8Largest : std::numeric_limits<float>::max(); }
 
 void Model::prepare(const TensorSource& source) {
   const Target to = target(source.name);
@@ -105,12 +115,11 @@ void Model::prepare(const TensorSource& source) {
     bytes_ += to.vector->bytes();
   }
   if (to.embedding) {
-    embedding_type_ = trainable_ ? DType::f32 : source.dtype;
+    embedding_type_ = trainable_ ? DType::f32 : source.dtype();
     embedding_ = backend_.allocate(static_cast<size_t>(source.elements()) * size_of(embedding_type_));
     bytes_ += embedding_.bytes();
   }
-  const bool vector = source.shape.size() == 1;
-  parameters_.push_back({source.name, parameter_count_, vector ? 1 : source.shape[0], source.shape.back()});
+  parameters_.push_back({source.name, parameter_count_, source.rows(), source.cols()});
   parameter_count_ += source.elements();
 }
 
@@ -123,10 +132,8 @@ Pass Model::load(std::map<std::string, TensorSource> tensors, std::function<void
   }
   if (trainable_) arena_ = backend_.allocate(static_cast<size_t>(parameter_count_) * sizeof(float));
   for (const auto& [name, source] : tensors) {
-    const bool vector = source.shape.size() == 1;
-    const int64_t rows = vector ? 1 : source.shape[0];
-    const int64_t row_bytes = source.shape.back() * static_cast<int64_t>(size_of(source.dtype));
-    const int64_t slab = std::max<int64_t>(16, kSlabBytes / row_bytes / 16 * 16);
+    const int64_t rows = source.rows();
+    const int64_t slab = std::max<int64_t>(16, kSlabBytes / (static_cast<int64_t>(source.bytes()) / rows) / 16 * 16);
     for (int64_t row = 0; row < rows; row += slab) {
       place(source, row, std::min(slab, rows - row));
       co_await unit_end();
@@ -164,8 +171,9 @@ Pass Model::load_random(uint64_t seed) {
     }
   }
   vector(final_norm_, config_.hidden_size, 1);
-  embedding_type_ = storage_;
-  embedding_ = backend_.allocate(static_cast<size_t>(config_.vocab_size * config_.hidden_size) * size_of(storage_));
+  embedding_type_ = is_blocks(storage_) ? DType::bf16 : number_type(storage_);
+  const auto table_elements = static_cast<size_t>(config_.vocab_size * config_.hidden_size);
+  embedding_ = backend_.allocate(table_elements * size_of(embedding_type_));
   bytes_ += embedding_.bytes();
   // The table's values do not matter to speed; this byte pattern is a small finite number in every stored type.
   const std::vector<uint8_t> table(embedding_.bytes(), 0x3c);

@@ -27,8 +27,9 @@ class Model {
     std::array<Buffer, kModules> bias;  // f32, empty when there is none
   };
 
+  // `storage` is of the linears and the head; the embedding keeps the type it is read in, norms and biases are f32.
   // `trainable` (f32 storage only) keeps an f32 arena of all parameters, in the order of `parameters`.
-  Model(Backend& backend, ModelConfig config, DType storage, bool trainable);
+  Model(Backend& backend, ModelConfig config, Storage storage, bool trainable);
 
   // Reads the tensors one after the other; a unit per slab of rows. `progress` gets bytes done and in all.
   Pass load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress);
@@ -37,7 +38,7 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
   Backend& backend() const { return backend_; }
-  DType storage() const { return storage_; }
+  Storage storage() const { return storage_; }
   const Layer& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
   const Weight& head() const { return *head_; }
   const void* embedding() const { return embedding_.as<void>(); }
@@ -59,10 +60,11 @@ class Model {
   Target target(const std::string& name);
   void prepare(const TensorSource& source);
   void place(const TensorSource& source, int64_t row, int64_t count);
+  float largest_weight() const;
 
   Backend& backend_;
   ModelConfig config_;
-  DType storage_;
+  Storage storage_;
   bool trainable_;
   std::vector<Layer> layers_;
   Buffer embedding_;

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { cli } from '../helpers/cli.js';
 
-const commands = ['train', 'generate', 'inspect', 'evaluate', 'bench', 'devices', 'golden'];
+const commands = ['train', 'generate', 'inspect', 'evaluate', 'bench', 'quantize', 'devices', 'golden'];
 
 test('help names every command, and every command has its own help', async () => {
   const help = await cli(['--help']);
@@ -58,6 +58,7 @@ test('wrong use exits 2 with one line on stderr', async () => {
     ['bench'],
     ['bench', 'decode', '--shape', 'no-such-shape'],
     ['bench', 'decode', '--experts', '2', '--groups', '3'],
+    ['quantize', 'm'],
     ['devices', 'all'],
     ['golden', '--device', 'tpu'],
     ['golden'],

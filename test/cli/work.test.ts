@@ -214,6 +214,23 @@ test('inspect describes folders of all kinds', async () => {
   assert.match(adapter.stdout, /^rank +4, alpha 4$/m);
 });
 
+test('a base in 8 bits, made at load or before, answers alike', async () => {
+  const small = join(folder, 'q8');
+  const made = await cli(['quantize', base, small]);
+  assert.deepEqual([made.status, made.stdout, made.stderr], [0, '', '']);
+  const loss = async (...model: string[]) => {
+    const { stdout } = await cli(['evaluate', '--model', ...model, '--data', data, '--json']);
+    return (JSON.parse(stdout) as { loss: number }).loss;
+  };
+  const before = await loss(small);
+  assert.equal(before, await loss(base, '--storage', 'q8'));
+  assert.ok(Math.abs(before - (await loss(base))) < 0.02 * before);
+  assert.match((await cli(['inspect', small])).stdout, /^stored .* in q8, /m);
+  const again = await cli(['quantize', small, join(folder, 'again')]);
+  assert.equal(again.status, 1);
+  assert.match(again.stderr, /8 bits already \[ERR_AT_MOE_UNSUPPORTED\]/);
+});
+
 test('one adapter and a base are trained without a mixture', async () => {
   const adapter = join(folder, 'adapter');
   const steps = ['--data', data, '--steps', '2'];

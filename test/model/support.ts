@@ -1,8 +1,9 @@
+import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import type { ModelDescriptor, TensorSource } from '../../lib/descriptors.js';
+import type { ModelConfig, ModelDescriptor, TensorSource, WeightSource } from '../../lib/descriptors.js';
 import { toFloat32 } from '../../lib/formats/float-types.js';
 import { modelDescriptor } from '../../lib/formats/model-folder.js';
 import { type GoldenCase, readCase } from '../../lib/golden/case.js';
@@ -88,8 +89,14 @@ export function bits(result: { tokens: number[]; logProbs?: number[] }): object 
   return { tokens: result.tokens, logProbs: result.logProbs };
 }
 
-/** The tensors of a descriptor, in memory. */
-export function inMemory(descriptor: ModelDescriptor): ModelDescriptor {
+/** A tensor of numbers. */
+export function numbers(source: WeightSource | undefined): TensorSource {
+  assert.ok(source && source.dtype !== 'q8');
+  return source;
+}
+
+/** The tensors of a descriptor of numbers, in memory. */
+export function inMemory(descriptor: ModelDescriptor): { config: ModelConfig; tensors: TensorSource[] } {
   const files = new Map<string, Buffer>();
   const load = (tensor: TensorSource): TensorSource => {
     const { file, offset = 0, ...rest } = tensor;
@@ -100,7 +107,7 @@ export function inMemory(descriptor: ModelDescriptor): ModelDescriptor {
     const width = tensor.dtype === 'f32' ? 4 : 2;
     return { ...rest, data: Uint8Array.from(bytes.subarray(offset, offset + count * width)) };
   };
-  return { config: descriptor.config, tensors: descriptor.tensors.map(load) };
+  return { config: descriptor.config, tensors: descriptor.tensors.map((tensor) => load(numbers(tensor))) };
 }
 
 /** The values of a tensor in memory, as a copy. */

@@ -9,6 +9,11 @@
 // residual, one float accumulator with fused multiply-adds; never dependent on the other rows. Row segments of different
 // mixtures share a call. Columns whose gate is 0 in all rows of a segment may be skipped (adding 0 changes no bits).
 //
+// A W of q8 (core/q8.h) is its exact values s q. Where activations are f32 they are multiplied as such, in the same chain.
+// Where they are f16 or bf16, which do not hold s q but do hold q, each block of 32 inputs is summed from zero, over q
+// alone, and joins the accumulator in f32 as s · sum. dx = g W takes W rounded to the type of the activations. A stack's
+// weights are not of q8, and dW of a W that is cannot be asked for.
+//
 // Backward, given g_m = dL/dy_m:
 //   u_m = g_m B_m;  dhg = [u_m];  dh = dhg ⊙ gate ⊙ scale;  dgate[gate_column_j] += dhg_j scale_j h_j
 //   dx (+)= Σ_m g_m W_m + dh A_cat;  dA += dhᵀ x;  dB_m += g_mᵀ hg_m;  dW_m += g_mᵀ x;  dbias_m += Σ_n g_m
@@ -29,19 +34,19 @@ inline constexpr int64_t kGradientRun = 256;
 // A [rows, cols] matrix in a layout of the backend's own. Rows = outputs.
 class Weight {
  public:
-  Weight(int64_t rows, int64_t cols, DType dtype) : rows_(rows), cols_(cols), dtype_(dtype) {}
+  Weight(int64_t rows, int64_t cols, Storage storage) : rows_(rows), cols_(cols), storage_(storage) {}
   virtual ~Weight() = default;
   Weight(const Weight&) = delete;
   Weight& operator=(const Weight&) = delete;
 
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
-  DType dtype() const { return dtype_; }
+  Storage storage() const { return storage_; }
   virtual size_t bytes() const = 0;
 
  private:
   int64_t rows_, cols_;
-  DType dtype_;
+  Storage storage_;
 };
 
 // The adapters of one mixture for one linear group.

@@ -18,53 +18,95 @@ constexpr int panels_for(int rows) {
   return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 }
 
-template <DType T, int R, int P>
-void block(const Lines& l) {
-  using S = Step<T>;
+template <int R, int P>
+using Sums = Vec[R][P * kVectors];
+
+template <Storage S>
+using LineOf = typename Step<S>::Line[kVectors];
+template <Storage S>
+using ScaleOf = typename Step<S>::Scale[kVectors];
+
+template <Storage S, int R>
+HWY_INLINE void load_line(LineOf<S>& line, const char* w) {
+  if constexpr (R >= 4) hwy::Prefetch(w + kPrefetchBytes);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) line[v] = Step<S>::load(w, v);
+}
+
+// Adds the products of input i of a line of panel p.
+template <Storage S, int R, int P>
+HWY_INLINE void add_input(Sums<R, P>& acc, int p, int i, const LineOf<S>& line, const ScaleOf<S>& scale, const float* a,
+                          int64_t a_row) {
   const F32 d;
-  constexpr int I = S::kInputs;
-  Vec acc[R][P * kVectors];
+  Vec inputs[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) inputs[v] = Step<S>::input(line[v], i, scale[v]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vec value = hn::Set(d, a[r * a_row + i]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      acc[r][p * kVectors + v] = hn::MulAdd(value, inputs[v], acc[r][p * kVectors + v]);
+    }
+  }
+}
+
+// Adds the products of a line of each panel: all its inputs, or the first `count` at the end of a row.
+template <Storage S, int R, int P, bool whole>
+HWY_INLINE void add_line(Sums<R, P>& acc, const char* w, int64_t w_panel, const ScaleOf<S> (&scales)[P], const float* a,
+                         int64_t a_row, int64_t count) {
+  constexpr int I = Step<S>::kInputs;
+  if constexpr (is_blocks(S)) {
+    // By inputs: four inputs' activations of many rows would not fit the registers, which panel by panel shares.
+    LineOf<S> lines[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) load_line<S, R>(lines[p], w + p * w_panel);
+#pragma GCC unroll 4
+    for (int i = 0; i < I; ++i) {
+      if (!whole && i == count) break;
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) add_input<S, R, P>(acc, p, i, lines[p], scales[p], a, a_row);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      LineOf<S> line;
+      load_line<S, R>(line, w + p * w_panel);
+#pragma GCC unroll 2
+      for (int i = 0; i < I; ++i) {
+        if (!whole && i == count) break;
+        add_input<S, R, P>(acc, p, i, line, scales[p], a, a_row);
+      }
+    }
+  }
+}
+
+template <Storage S, int R, int P>
+void block(const Lines& l) {
+  const F32 d;
+  using Own = Step<S>;
+  constexpr int I = Own::kInputs;
+  Sums<R, P> acc;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 32
     for (int v = 0; v < P * kVectors; ++v) acc[r][v] = hn::LoadU(d, l.acc + r * l.acc_row + v * kLanes);
   }
-  const char* w = l.w;
   const float* a = l.a;
-  for (int64_t k = l.k / I; k > 0; --k, w += S::kBytes, a += I) {
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      const char* line = w + p * l.w_panel;
-      if constexpr (R >= 4) hwy::Prefetch(line + kPrefetchBytes);
-      Vec inputs[kVectors][I];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) S::load(line, v, inputs[v]);
-#pragma GCC unroll 2
-      for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Vec value = hn::Set(d, a[r * l.a_row + i]);
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            acc[r][p * kVectors + v] = hn::MulAdd(value, inputs[v][i], acc[r][p * kVectors + v]);
-          }
-        }
-      }
-    }
-  }
-  if (l.k % I != 0) {
+  for (int64_t begin = l.begin, end = l.begin + l.k; begin < end;) {
+    const int64_t inputs = is_blocks(S) && end - begin > kQ8Block ? kQ8Block : end - begin;
+    ScaleOf<S> scales[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        Vec inputs[I];
-        S::load(w + p * l.w_panel, v, inputs);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          acc[r][p * kVectors + v] = hn::MulAdd(hn::Set(d, a[r * l.a_row]), inputs[0], acc[r][p * kVectors + v]);
-        }
-      }
+      for (int v = 0; v < kVectors; ++v) scales[p][v] = Own::scale(l.w + p * l.w_panel, begin, v);
     }
+    const char* w = l.w + Own::place(begin);
+    for (int64_t line = inputs / I; line > 0; --line, w += Own::kBytes, a += I) {
+      add_line<S, R, P, true>(acc, w, l.w_panel, scales, a, l.a_row, I);
+    }
+    if (inputs % I != 0) add_line<S, R, P, false>(acc, w, l.w_panel, scales, a, l.a_row, inputs % I);
+    begin += inputs;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -73,7 +115,7 @@ void block(const Lines& l) {
   }
 }
 
-template <DType T, int R>
+template <Storage S, int R>
 void all_panels(const Lines& all) {
   constexpr int P = panels_for(R);
   Lines l = all;
@@ -81,8 +123,8 @@ void all_panels(const Lines& all) {
     l.w = all.w + p * all.w_panel;
     l.acc = all.acc + p * 16;
     const bool whole = all.panels - p >= P;
-    if (whole) block<T, R, P>(l);
-    else block<T, R, 1>(l);
+    if (whole) block<S, R, P>(l);
+    else block<S, R, 1>(l);
     p += whole ? P : 1;
   }
 }
@@ -92,21 +134,22 @@ void all_panels(const Lines& all) {
 extern const int64_t kLineRows;
 const int64_t kLineRows = kLanes == 4 && HWY_TARGET != HWY_NEON ? 3 : 6;
 
-template <DType T>
+template <Storage S>
 void lines(const Lines& l) {
   switch (l.rows) {
-    case 1: return all_panels<T, 1>(l);
-    case 2: return all_panels<T, 2>(l);
-    case 3: return all_panels<T, 3>(l);
-    case 4: return all_panels<T, 4>(l);
-    case 5: return all_panels<T, 5>(l);
-    case 6: return all_panels<T, 6>(l);
+    case 1: return all_panels<S, 1>(l);
+    case 2: return all_panels<S, 2>(l);
+    case 3: return all_panels<S, 3>(l);
+    case 4: return all_panels<S, 4>(l);
+    case 5: return all_panels<S, 5>(l);
+    case 6: return all_panels<S, 6>(l);
   }
 }
 
-template void lines<DType::f32>(const Lines&);
-template void lines<DType::f16>(const Lines&);
-template void lines<DType::bf16>(const Lines&);
+template void lines<Storage::f32>(const Lines&);
+template void lines<Storage::f16>(const Lines&);
+template void lines<Storage::bf16>(const Lines&);
+template void lines<Storage::q8>(const Lines&);
 
 }  // namespace at_moe::cpu::AT_MOE_SIMD_NS
 HWY_AFTER_NAMESPACE();

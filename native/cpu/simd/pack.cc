@@ -105,42 +105,43 @@ void pack(const char* source, int64_t source_row, DType source_type, int64_t row
   }
 }
 
-template <DType T>
+template <Storage S>
 void widen(const char* panel, int64_t begin, int64_t count, float* out) {
-  using S = Step<T>;
-  const char* line = panel + begin / S::kInputs * S::kBytes;
-  for (int64_t k = 0; k < count; k += S::kInputs, line += S::kBytes) {
+  constexpr int I = Step<S>::kInputs;
+  for (int64_t k = 0; k < count; k += I) {
     for (int v = 0; v < kVectors; ++v) {
-      Vec inputs[S::kInputs];
-      S::load(line, v, inputs);
-      hn::Store(inputs[0], F32(), out + k * 16 + v * kLanes);
-      if (S::kInputs == 2 && k + 1 < count) {
-        hn::Store(inputs[S::kInputs - 1], F32(), out + (k + 1) * 16 + v * kLanes);
+      const auto line = Step<S>::load(panel + Step<S>::place(begin + k), v);
+      const auto scale = Step<S>::scale(panel, begin + k, v);
+#pragma GCC unroll 4
+      for (int i = 0; i < I; ++i) {
+        if (k + i < count) hn::Store(Step<S>::input(line, i, scale), F32(), out + (k + i) * 16 + v * kLanes);
       }
     }
   }
 }
 
-template <DType T>
+template <Storage S>
 void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row) {
   alignas(64) float block[16 * 16];
   if (count < 16) hwy::ZeroBytes<sizeof(block)>(block);
   // The next 16 inputs of the panel are wanted next, after other panels: too far apart for the hardware to foresee.
-  constexpr int64_t kBytes = 16 / Step<T>::kInputs * Step<T>::kBytes;
-  const char* next = panel + begin / Step<T>::kInputs * Step<T>::kBytes + kBytes;
+  constexpr int64_t kBytes = 16 / Step<S>::kInputs * Step<S>::kBytes;
+  const char* next = panel + Step<S>::place(begin) + kBytes;
   for (int64_t at = 0; at < kBytes; at += 64) hwy::Prefetch(next + at);
-  widen<T>(panel, begin, count, block);
+  widen<S>(panel, begin, count, block);
   transpose16(block, 16, out, out_row);
 }
 
 void transpose(const float* in, int64_t in_row, float* out, int64_t out_row) { transpose16(in, in_row, out, out_row); }
 
-template void widen<DType::f32>(const char*, int64_t, int64_t, float*);
-template void widen<DType::f16>(const char*, int64_t, int64_t, float*);
-template void widen<DType::bf16>(const char*, int64_t, int64_t, float*);
-template void widen_transposed<DType::f32>(const char*, int64_t, int64_t, float*, int64_t);
-template void widen_transposed<DType::f16>(const char*, int64_t, int64_t, float*, int64_t);
-template void widen_transposed<DType::bf16>(const char*, int64_t, int64_t, float*, int64_t);
+template void widen<Storage::f32>(const char*, int64_t, int64_t, float*);
+template void widen<Storage::f16>(const char*, int64_t, int64_t, float*);
+template void widen<Storage::bf16>(const char*, int64_t, int64_t, float*);
+template void widen<Storage::q8>(const char*, int64_t, int64_t, float*);
+template void widen_transposed<Storage::f32>(const char*, int64_t, int64_t, float*, int64_t);
+template void widen_transposed<Storage::f16>(const char*, int64_t, int64_t, float*, int64_t);
+template void widen_transposed<Storage::bf16>(const char*, int64_t, int64_t, float*, int64_t);
+template void widen_transposed<Storage::q8>(const char*, int64_t, int64_t, float*, int64_t);
 
 }  // namespace at_moe::cpu::AT_MOE_SIMD_NS
 HWY_AFTER_NAMESPACE();

@@ -7,11 +7,11 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 extern const int64_t kTilePanels, kLineRows;
 void multiply(const Tile&);
-template <DType T>
+template <Storage S>
 void lines(const Lines&);
-template <DType T>
+template <Storage S>
 void widen(const char* panel, int64_t begin, int64_t count, float* out);
-template <DType T>
+template <Storage S>
 void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
 void transpose(const float* in, int64_t in_row, float* out, int64_t out_row);
 void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
@@ -29,9 +29,10 @@ const Kernels& kernels() {
       kTilePanels,
       kLineRows,
       multiply,
-      {lines<DType::f32>, lines<DType::f16>, lines<DType::bf16>},
-      {widen<DType::f32>, widen<DType::f16>, widen<DType::bf16>},
-      {widen_transposed<DType::f32>, widen_transposed<DType::f16>, widen_transposed<DType::bf16>},
+      {lines<Storage::f32>, lines<Storage::f16>, lines<Storage::bf16>, lines<Storage::q8>},
+      {widen<Storage::f32>, widen<Storage::f16>, widen<Storage::bf16>, widen<Storage::q8>},
+      {widen_transposed<Storage::f32>, widen_transposed<Storage::f16>, widen_transposed<Storage::bf16>,
+       widen_transposed<Storage::q8>},
       transpose,
       pack,
       softmax,

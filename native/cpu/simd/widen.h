@@ -1,38 +1,87 @@
-// One step of a packed panel as f32 vectors: a pair of inputs for bf16, one input for f16 and f32.
+// One line of a packed panel as f32 vectors: four inputs for q8, a pair for bf16, one input for f16 and f32.
 #pragma once
 
+#include "cpu/q8_panel.h"
 #include "cpu/simd/vector.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
-template <DType T>
+// Lines of numbers: no scales, and one place after the other.
+template <int inputs, int bytes>
+struct NumberStep {
+  static constexpr int kInputs = inputs, kBytes = bytes;
+  struct Scale {};
+  static constexpr int64_t place(int64_t input) { return input / kInputs * kBytes; }
+  static Scale scale(const char*, int64_t, int) { return {}; }
+};
+
+template <Storage S>
 struct Step;
 
 template <>
-struct Step<DType::bf16> {
-  static constexpr int kInputs = 2, kBytes = 64;
-  static HWY_INLINE void load(const char* line, int v, Vec* inputs) {
-    const auto pair = hn::Load(U32(), reinterpret_cast<const uint32_t*>(line) + v * kLanes);
-    inputs[0] = hn::BitCast(F32(), hn::ShiftLeft<16>(pair));
-    inputs[1] = hn::BitCast(F32(), hn::And(pair, hn::Set(U32(), 0xFFFF0000u)));
+struct Step<Storage::bf16> : NumberStep<2, 64> {
+  using Line = hn::Vec<U32>;
+  static HWY_INLINE Line load(const char* line, int v) {
+    return hn::Load(U32(), reinterpret_cast<const uint32_t*>(line) + v * kLanes);
+  }
+  static HWY_INLINE Vec input(Line line, int i, Scale) {
+    return hn::BitCast(F32(), i == 0 ? hn::ShiftLeft<16>(line) : hn::And(line, hn::Set(U32(), 0xFFFF0000u)));
   }
 };
 
 template <>
-struct Step<DType::f16> {
-  static constexpr int kInputs = 1, kBytes = 32;
-  static HWY_INLINE void load(const char* line, int v, Vec* inputs) {
+struct Step<Storage::f16> : NumberStep<1, 32> {
+  using Line = Vec;
+  static HWY_INLINE Line load(const char* line, int v) {
     const hn::Rebind<hwy::float16_t, F32> half;
-    inputs[0] = hn::PromoteTo(F32(), hn::Load(half, reinterpret_cast<const hwy::float16_t*>(line) + v * kLanes));
+    return hn::PromoteTo(F32(), hn::Load(half, reinterpret_cast<const hwy::float16_t*>(line) + v * kLanes));
   }
+  static HWY_INLINE Vec input(Line line, int, Scale) { return line; }
 };
 
 template <>
-struct Step<DType::f32> {
-  static constexpr int kInputs = 1, kBytes = 64;
-  static HWY_INLINE void load(const char* line, int v, Vec* inputs) {
-    inputs[0] = hn::Load(F32(), reinterpret_cast<const float*>(line) + v * kLanes);
+struct Step<Storage::f32> : NumberStep<1, 64> {
+  using Line = Vec;
+  static HWY_INLINE Line load(const char* line, int v) {
+    return hn::Load(F32(), reinterpret_cast<const float*>(line) + v * kLanes);
+  }
+  static HWY_INLINE Vec input(Line line, int, Scale) { return line; }
+};
+
+// q + 128 in the upper byte of a mantissa's lower half is the float 2^15 + q + 128, so that s q is one fused multiply-add
+// with -s (2^15 + 128), and exact.
+template <>
+struct Step<Storage::q8> {
+  static constexpr int kInputs = 4, kBytes = Q8Panel::kLine;
+  struct Scale {
+    Vec step, shift;
+  };
+  using Line = hn::Vec<U32>;
+  static constexpr int64_t place(int64_t input) { return Q8Panel::line(input); }
+  // Of the block of an input.
+  static HWY_INLINE Scale scale(const char* panel, int64_t input, int v) {
+    const hn::Rebind<hwy::float16_t, F32> half;
+    const auto* scales = reinterpret_cast<const hwy::float16_t*>(panel + Q8Panel::scales(input));
+    const Vec step = hn::PromoteTo(F32(), hn::Load(half, scales + v * kLanes));
+    return {step, hn::Mul(step, hn::Set(F32(), -32896.0f))};
+  }
+  static HWY_INLINE Line load(const char* line, int v) {
+    return hn::Load(U32(), reinterpret_cast<const uint32_t*>(line) + v * kLanes);
+  }
+  static HWY_INLINE Vec input(Line line, int i, const Scale& scale) {
+    constexpr uint8_t kNone = 0x80;
+    alignas(16) static constexpr uint8_t kPlaces[4][16] = {
+        {kNone, 0, kNone, kNone, kNone, 4, kNone, kNone, kNone, 8, kNone, kNone, kNone, 12, kNone, kNone},
+        {kNone, 1, kNone, kNone, kNone, 5, kNone, kNone, kNone, 9, kNone, kNone, kNone, 13, kNone, kNone},
+        {kNone, 2, kNone, kNone, kNone, 6, kNone, kNone, kNone, 10, kNone, kNone, kNone, 14, kNone, kNone},
+        {kNone, 3, kNone, kNone, kNone, 7, kNone, kNone, kNone, 11, kNone, kNone, kNone, 15, kNone, kNone}};
+    const hn::Repartition<uint8_t, U32> bytes;
+    const auto one = hn::TableLookupBytesOr0(hn::BitCast(bytes, line), hn::LoadDup128(bytes, kPlaces[i]));
+    const auto number = hn::Xor(hn::BitCast(U32(), one), hn::Set(U32(), 0x47008000u));
+    const Vec shifted = hn::BitCast(F32(), number);
+    if (HWY_NATIVE_FMA) return hn::MulAdd(shifted, scale.step, scale.shift);
+    return hn::Mul(hn::Sub(shifted, hn::Set(F32(), 32896.0f)), scale.step);
   }
 };
 
