@@ -300,10 +300,23 @@ export interface BenchRequest {
   interleave: boolean;
 }
 
-/** Seconds per step, measured inside the engine. */
+/** What was sent to a GPU. A CPU works inside the calls: zeros. */
+export interface DeviceWork {
+  /** Kernels, those of graphs included. */
+  launches: number;
+  /** Graphs replayed, and captured. */
+  graphs: number;
+  captures: number;
+  /** Copies to the device, and back. */
+  uploads: number;
+  downloads: number;
+}
+
+/** Seconds per step, measured inside the engine, and the work of all these steps. */
 export interface BenchResult {
   base: Float64Array;
   mixture: Float64Array;
+  work: DeviceWork;
 }
 
 export interface ProbeResult {

@@ -103,6 +103,12 @@ struct ResultWriter {
     Napi::Object object = Napi::Object::New(env);
     object.Set("base", array_of(env, result.base));
     object.Set("mixture", array_of(env, result.mixture));
+    const DeviceWork& work = result.work;
+    object.Set("work", numbers(env, {{"launches", number(work.launches)},
+                                     {"graphs", number(work.graphs)},
+                                     {"captures", number(work.captures)},
+                                     {"uploads", number(work.uploads)},
+                                     {"downloads", number(work.downloads)}}));
     return object;
   }
   Napi::Value operator()(const QuantizedTensor& result) const {

@@ -67,6 +67,11 @@ struct DeviceWork {
   uint64_t graphs = 0;    // replayed
   uint64_t captures = 0;  // of graphs
   uint64_t uploads = 0, downloads = 0;
+
+  DeviceWork operator-(const DeviceWork& before) const {
+    return {launches - before.launches, graphs - before.graphs, captures - before.captures, uploads - before.uploads,
+            downloads - before.downloads};
+  }
 };
 
 class Backend {

@@ -80,6 +80,7 @@ Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, 
     if (!request.decode) continue;
     run_step(model, decode, scheduler.pool(), rows_of(variant, lease, request.context, 1, vocab));
   }
+  const DeviceWork before = model.backend().work();
   const int64_t total = request.steps * static_cast<int64_t>(variants.size());
   for (int64_t step = 0; step < total; ++step) {
     const int64_t turn = request.interleave ? step % static_cast<int64_t>(variants.size()) : step / request.steps;
@@ -90,6 +91,7 @@ Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, 
     variant.times->push_back(run_step(model, request.decode ? decode : prefill, scheduler.pool(), rows));
     co_await unit_end();
   }
+  result.work = model.backend().work() - before;
 }
 
 ProbeResult measure_rates(int threads) {

@@ -80,6 +80,7 @@ struct MemoryStatement {
 
 struct BenchResult {
   std::vector<double> base, mixture;  // seconds per step
+  DeviceWork work;                    // of all these steps
 };
 
 struct QuantizedTensor {

@@ -143,8 +143,10 @@ Pass Worker::logits(ScoreRequest request, JobResult& result) {
 
 Pass Worker::bench(BenchRequest request, JobResult& result) {
   BenchResult times;
-  co_await time_steps(
-      *model_, scheduler(), request, [this, request] { return routing(request.routing); }, times);
+  const auto make_routing = [this, &request] { return routing(request.routing); };
+  // Not in one expression: GCC 12 destroys the arguments of an awaited call twice.
+  Pass steps = time_steps(*model_, scheduler(), request, make_routing, times);
+  co_await steps;
   result = std::move(times);
 }
 
