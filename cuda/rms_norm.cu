@@ -33,9 +33,8 @@ struct Rows {
   }
 };
 
-template <typename T>
+template <typename T, int n = kPieceElements<T>>
 Rows<T> rows_of(const Matrix& matrix, int64_t dim) {
-  constexpr int n = kPieceElements<T>;
   return {matrix.row<T>(0), matrix.stride, in_pieces(matrix, n) && dim % n == 0};
 }
 
@@ -82,13 +81,13 @@ __device__ inline float inverse_rms(const T* x, const Norm& norm, bool aligned) 
   return rsqrtf(team_sum<kTeam>(squares) / static_cast<float>(norm.dim) + norm.eps);
 }
 
-template <int kTeam, typename T>
-__global__ void __launch_bounds__(kThreads) normalize(Rows<const T> x, Rows<T> y, Norm norm) {
-  constexpr int n = kPieceElements<T>;
+template <int kTeam, typename X, typename Y>
+__global__ void __launch_bounds__(kThreads) normalize(Rows<const X> x, Rows<Y> y, Norm norm) {
+  constexpr int n = kPieceElements<X>;
   const int64_t group = my_group<kTeam>();
   if (group >= norm.rows * norm.groups) return;
-  const T* from = x.group(group, norm.groups, norm.dim);
-  T* to = y.group(group, norm.groups, norm.dim);
+  const X* from = x.group(group, norm.groups, norm.dim);
+  Y* to = y.group(group, norm.groups, norm.dim);
   const float r = inverse_rms<kTeam>(from, norm, x.aligned);
   each_piece<kTeam, n>(norm.dim, [&](int64_t first) {
     float values[n], gamma[n];
@@ -176,11 +175,12 @@ void with_team(int64_t dim, F&& f) {
 
 void CudaBackend::forward(const RmsNormForward& args) {
   const Norm norm = norm_of(args.x, args.gamma, args.dim, args.eps);
-  dispatch(args.x.dtype, [&](auto element) {
-    using T = decltype(element);
+  dispatch(args.x.dtype, args.y.dtype, [&](auto input, auto output) {
+    using X = decltype(input);
+    using Y = decltype(output);
     with_team(norm.dim, [&](auto team) {
-      launch(stream(), team_shape<team()>(norm), normalize<team(), T>, rows_of<const T>(args.x, norm.dim),
-             rows_of<T>(args.y, norm.dim), norm);
+      launch(stream(), team_shape<team()>(norm), normalize<team(), X, Y>, rows_of<const X>(args.x, norm.dim),
+             rows_of<Y, kPieceElements<X>>(args.y, norm.dim), norm);
     });
   });
 }

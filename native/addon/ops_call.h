@@ -21,6 +21,8 @@ class OpCall {
   Napi::Env env() const { return args_.Env(); }
   Napi::Object args() const { return args_; }
   DType activation() const { return backend_.activation_type(); }
+  // Of matrices that may be f32 beside 16-bit activations: so with the flag `floats`.
+  DType stream() const { return flag("floats") ? DType::f32 : activation(); }
 
   static bool has(const Napi::Object& from, const char* name) { return !from.Get(name).IsUndefined(); }
   static double number(const Napi::Object& from, const char* name, double fallback = 0);

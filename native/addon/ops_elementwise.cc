@@ -8,34 +8,36 @@ void embedding_forward(OpCall& call) {
   const Matrix table = call.matrix(call.args(), "table", OpCall::dtype_of(call.args()), true);
   const int64_t rows = call.integer("rows");
   call.backend().forward(EmbeddingForward{table.data, table.dtype, call.array<int32_t>("ids"),
-                                          call.out("y", rows, table.cols, call.activation())});
+                                          call.out("y", rows, table.cols, DType::f32)});
 }
 
 void embedding_backward(OpCall& call) {
-  call.backend().backward(EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", call.activation()),
+  call.backend().backward(EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", DType::f32),
                                             call.update("dtable", DType::f32)});
 }
 
+// With `floats`, x is f32.
 void rms_norm_forward(OpCall& call) {
-  const Matrix x = call.matrix("x", call.activation());
+  const Matrix x = call.matrix("x", call.stream());
   const Matrix y = call.flag("inPlace") ? x : call.out("y", x.rows, x.cols, call.activation());
   if (call.flag("inPlace")) call.keep("y", x);
   call.backend().forward(RmsNormForward{x, y, call.array<float>("gamma"), call.integer("dim", x.cols),
                                         static_cast<float>(call.number("eps"))});
 }
 
+// With `floats`, x, dy and dx are f32.
 void rms_norm_backward(OpCall& call) {
   RmsNormBackward args;
-  args.x = call.matrix("x", call.activation());
-  args.dy = call.matrix("dy", call.activation());
+  args.x = call.matrix("x", call.stream());
+  args.dy = call.matrix("dy", call.stream());
   args.accumulate = OpCall::has(call.args(), "dx");
   if (args.accumulate) {
-    args.dx = call.update("dx", call.activation());
+    args.dx = call.update("dx", call.stream());
   } else if (call.flag("inPlace")) {
     args.dx = args.dy;
     call.keep("dx", args.dx);
   } else {
-    args.dx = call.out("dx", args.x.rows, args.x.cols, call.activation());
+    args.dx = call.out("dx", args.x.rows, args.x.cols, call.stream());
   }
   args.gamma = call.array<float>("gamma");
   args.dgamma = call.update_array("dgamma");
@@ -80,9 +82,10 @@ void swiglu_backward(OpCall& call) {
   call.backend().backward(SwigluBackward{gate, up, call.matrix("dy", call.activation()), dgate, dup});
 }
 
+// With `floats`, x is f32.
 void dropout(OpCall& call) {
   Dropout args;
-  args.x = call.matrix("x", call.activation());
+  args.x = call.matrix("x", call.stream());
   args.accumulate = OpCall::has(call.args(), "y");
   args.y = args.accumulate ? call.update("y", call.activation())
                            : call.out("y", args.x.rows, args.x.cols, call.activation());

@@ -11,6 +11,7 @@
 
 namespace at_moe {
 
+// in, mid and out are f32, as the residual stream is; lse, records, h and hg too.
 struct LayerViews {
   Matrix in, z, q_raw, k_raw, q, k, v, attention, lse, mid, z2, gate, up, act, out;
   Matrix records;                           // routing records of the rows

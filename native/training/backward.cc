@@ -105,7 +105,7 @@ void TrainingStep::mlp_backward(int64_t layer, int64_t row, int64_t count) {
   backend_.backward(SwigluBackward{views.gate, views.up, d_act, views.gate, views.up});
   const float* gamma = model_.layer(layer).post_norm.as<float>();
   backend_.forward(RmsNormForward{views.mid, views.z2, gamma, config_.hidden_size, config_.rms_norm_eps});
-  const Matrix d_z2 = views.z;
+  const Matrix d_z2 = tape_.d_z.row_range(row, count);
   product_backward(layer, kGroupGateUp, row, count, views.z2, views,
                    std::array{module(kGate, views.gate), module(kUp, views.up)}, d_z2);
   float* d_gamma =

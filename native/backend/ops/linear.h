@@ -12,6 +12,7 @@
 // Backward, given g_m = dL/dy_m:
 //   u_m = g_m B_m;  dhg = [u_m];  dh = dhg ⊙ gate ⊙ scale;  dgate[gate_column_j] += dhg_j scale_j h_j
 //   dx (+)= Σ_m g_m W_m + dh A_cat;  dA += dhᵀ x;  dB_m += g_mᵀ hg_m;  dW_m += g_mᵀ x;  dbias_m += Σ_n g_m
+// Of a backend with 16-bit activations every y, residual, g, dx and shrink_dx may be f32 instead; a product reads g rounded.
 // Weight gradients accumulate in f32; rows are summed in ascending order in runs of kGradientRun rows, the runs in order.
 // Source: mixture-spec section 3 and the equations that follow from it.
 #pragma once
