@@ -42,10 +42,18 @@ void* CudaBackend::grow(Buffer& buffer, size_t bytes) {
 }
 
 std::unique_ptr<Weight> CudaBackend::create_weight(int64_t rows, int64_t cols, DType) {
-  const size_t bytes = CudaWeight::bytes(rows, cols, activation_);
+  return make_weight(rows, cols, activation_);
+}
+
+std::unique_ptr<Weight> CudaBackend::create_router_weight(int64_t rows, int64_t cols) {
+  return make_weight(rows, cols, DType::f32);
+}
+
+std::unique_ptr<Weight> CudaBackend::make_weight(int64_t rows, int64_t cols, DType type) {
+  const size_t bytes = CudaWeight::bytes(rows, cols, type);
   Buffer memory = runtime_->allocate(bytes);
   runtime_->zero(memory.as<void>(), bytes);
-  return std::make_unique<CudaWeight>(rows, cols, activation_, std::move(memory));
+  return std::make_unique<CudaWeight>(rows, cols, type, std::move(memory));
 }
 
 std::unique_ptr<KvPool> CudaBackend::create_kv(const KvPool::Shape& shape) {

@@ -1,5 +1,5 @@
-// The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are all
-// of one type: f32, f16 or bf16; sums are f32. Every op only enqueues, unless it returns values to the host.
+// The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are of
+// one type: f32, f16 or bf16; sums, the residual stream and the router are f32. Every op only enqueues, unless it returns values to the host.
 #pragma once
 
 #include <span>
@@ -31,6 +31,7 @@ class CudaBackend : public Backend {
   void zero(void* device, size_t bytes) override { runtime_->zero(device, bytes); }
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, DType dtype) override;
+  std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
   std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
@@ -39,6 +40,7 @@ class CudaBackend : public Backend {
   void forward(const LinearForward& args) override;
   void backward(const LinearBackward& args) override;
   void forward(const RouterLogits& args) override;
+  void backward(const RouterLogitsBackward& args) override;
   void forward(const RouterForward& args) override;
   void backward(const RouterBackward& args) override;
   void forward(const AttentionForward& args) override;
@@ -76,6 +78,7 @@ class CudaBackend : public Backend {
   }
   void* grow(Buffer& buffer, size_t bytes);
 
+  std::unique_ptr<Weight> make_weight(int64_t rows, int64_t cols, DType type);
   // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
   void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
   // Replaces the matrices that a product of the type cannot read by copies in a slot of the scratch memory.

@@ -1,4 +1,4 @@
-// Forward of a linear group, and router logits (contracts: backend/ops/linear.h, backend/ops/router.h). N rows, d_in
+// Forward of a linear group (contract: backend/ops/linear.h). N rows, d_in
 // inputs, S stacked ranks; one launch of products (cuda/product.h), their elements each one chain over k:
 //   early     h = A_cat x, hg = h ⊙ gate ⊙ scale          [N, S]    per segment and module, experts stacked
 //   products  y_m = bias + W_m x + B_m hg + residual       [N, d_m]  terms: W over all rows, then B per segment
@@ -84,29 +84,6 @@ void CudaBackend::forward(const LinearForward& args) {
     }
   }
   multiply(Form::kNT, activation_, shrinks, products);
-}
-
-void CudaBackend::forward(const RouterLogits& args) {
-  std::vector<Matrix> inputs = {args.x};
-  make_operands(kInputSlot, activation_, inputs);
-  std::vector<Product> products;
-  const RouterLayer* last = nullptr;
-  for (const RouterLogits::Segment& segment : args.segments) {
-    if (segment.begin >= segment.end) continue;
-    if (segment.layer == last && products.back().end == segment.begin) {
-      products.back().end = products.back().terms.front().end = segment.end;
-      continue;
-    }
-    last = segment.layer;
-    Product& product = products.emplace_back();
-    product.begin = segment.begin;
-    product.end = segment.end;
-    product.cols = last->weight->rows();
-    product.terms.push_back({inputs[0], matrix_of(*last->weight), segment.begin, segment.end});
-    product.bias = last->bias;
-    product.out = args.logits;
-  }
-  multiply(Form::kNT, activation_, {}, products);
 }
 
 }  // namespace at_moe::cuda

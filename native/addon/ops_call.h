@@ -58,13 +58,16 @@ class OpCall {
   // The DType that `dtype` names; f32 unless given.
   static DType dtype_of(const Napi::Object& from);
 
-  // A weight packed from the matrix `name` (null when absent), stored as dtype_of(from).
+  // A weight packed from the matrix `name` (null when absent), stored as dtype_of(from), or a router's.
   const Weight* weight(const Napi::Object& from, const char* name);
+  const Weight* router_weight(const Napi::Object& from, const char* name);
 
   Napi::Object result() { return result_; }
   void download();
 
  private:
+  template <typename Create>
+  const Weight* pack(const Napi::Object& from, const char* name, Create create);
   Matrix allocate(int64_t rows, int64_t cols, DType dtype, bool packed = false);
   Napi::Value to_array(const std::string& name, const Matrix& value);
 

@@ -76,6 +76,10 @@ std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, DT
   return std::make_unique<CpuWeight>(rows, cols, dtype, allocate_aligned(CpuWeight::bytes(rows, cols, dtype)));
 }
 
+std::unique_ptr<Weight> CpuBackend::create_router_weight(int64_t rows, int64_t cols) {
+  return create_weight(rows, cols, DType::f32);
+}
+
 std::unique_ptr<KvPool> CpuBackend::create_kv(const KvPool::Shape& shape) {
   return std::make_unique<CpuKvPool>(shape, allocate_aligned(CpuKvPool::bytes(shape)));
 }

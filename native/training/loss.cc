@@ -39,11 +39,21 @@ void TrainingStep::select_rows() {
   selected_ = floats(count * config_.hidden_size);
   normed_ = backend_.allocate(static_cast<size_t>(head_run_ * config_.hidden_size) * size_of(backend_.activation_type()));
   logits_ = floats(head_run_ * config_.vocab_size);
-  std::vector<float> kl_factors;
+  std::vector<float> factors = loss_weight_, kl_factors;
   for (float weight : kl_weight_) kl_factors.push_back(weight * state_.options.base_kl);
+  if (backward_) {
+    double largest = 0;
+    for (const auto* list : {&factors, &kl_factors}) {
+      for (const float factor : *list) largest = std::max<double>(largest, std::fabs(factor));
+    }
+    loss_scale_ = state_.scale_losses(largest > 0 ? largest : 1.0 / std::max(batch_.step_tokens, 1.0));
+    for (auto* list : {&factors, &kl_factors}) {
+      for (float& factor : *list) factor *= loss_scale_;
+    }
+  }
   backend_.upload(loss_index_.as<void>(), loss_rows_.data(), loss_rows_.size() * sizeof(int32_t));
   backend_.upload(loss_labels_.as<void>(), labels_.data(), labels_.size() * sizeof(int32_t));
-  backend_.upload(loss_weights_.as<void>(), loss_weight_.data(), loss_weight_.size() * sizeof(float));
+  backend_.upload(loss_weights_.as<void>(), factors.data(), factors.size() * sizeof(float));
   backend_.upload(kl_weights_.as<void>(), kl_factors.data(), kl_factors.size() * sizeof(float));
   if (state_.options.base_kl > 0) {
     base_selected_ = floats(count * config_.hidden_size);
