@@ -78,6 +78,7 @@ class TableBuilder {
     record.add = target_of(product.add, type_);
     record.raw = target_of(product.raw, type_);
     record.operand = target_of(product.operand, type_);
+    record.rest = target_of(product.rest, type_);
     record.gates = product.gates;
     record.scale = product.scale;
     products_.push_back(record);

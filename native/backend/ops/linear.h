@@ -7,7 +7,7 @@
 //
 // Order of summation of an output element: bias, then W over ascending inputs, then B over ascending ranks, then the
 // residual, one float accumulator with fused multiply-adds; never dependent on the other rows. Row segments of different
-// mixtures share a call. Columns whose gate is 0 in all rows of a segment may be skipped (adding 0 changes no bits).
+// mixtures share a call. hg is f32 for B, too: a backend of 16 bits takes it as a sum of two. Columns whose gate is 0 in all rows of a segment may be skipped (adding 0 changes no bits).
 //
 // Backward, given g_m = dL/dy_m:
 //   u_m = g_m B_m;  dhg = [u_m];  dh = dhg ⊙ gate ⊙ scale;  dgate[gate_column_j] += dhg_j scale_j h_j
