@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(kThreads) inverse_of_groups(Rows<const T> x, N
 }
 
 // partial[b][j] = Σ dy_j x_j r over the groups of block b, ascending.
-template <typename T>
-__global__ void gamma_partials(Rows<const T> x, Rows<const T> dy, Norm norm, const float* inverse, float* partial) {
+template <typename X, typename T>
+__global__ void gamma_partials(Rows<const X> x, Rows<const T> dy, Norm norm, const float* inverse, float* partial) {
   const int64_t column = int64_t{blockIdx.y} * kColumnThreads + threadIdx.x;
   if (column >= norm.dim) return;
   const int64_t begin = int64_t{blockIdx.x} * kGroupBlock, last = norm.rows * norm.groups;
@@ -130,13 +130,13 @@ __global__ void add_partials(const float* partial, int64_t blocks, int64_t dim, 
   dgamma[column] += sum;
 }
 
-template <int kTeam, typename T>
+template <int kTeam, typename X, typename T>
 __global__ void __launch_bounds__(kThreads)
-    input_gradient(Rows<const T> x, Rows<const T> dy, Rows<T> dx, Norm norm, bool accumulate) {
-  constexpr int n = kPieceElements<T>;
+    input_gradient(Rows<const X> x, Rows<const T> dy, Rows<T> dx, Norm norm, bool accumulate) {
+  constexpr int n = kPieceElements<X>;
   const int64_t group = my_group<kTeam>();
   if (group >= norm.rows * norm.groups) return;
-  const T* input = x.group(group, norm.groups, norm.dim);
+  const X* input = x.group(group, norm.groups, norm.dim);
   const T* gradient = dy.group(group, norm.groups, norm.dim);
   T* to = dx.group(group, norm.groups, norm.dim);
 
@@ -187,23 +187,25 @@ void CudaBackend::forward(const RmsNormForward& args) {
 
 void CudaBackend::backward(const RmsNormBackward& args) {
   const Norm norm = norm_of(args.x, args.gamma, args.dim, args.eps);
-  dispatch(args.x.dtype, [&](auto element) {
-    using T = decltype(element);
-    const auto x = rows_of<const T>(args.x, norm.dim), dy = rows_of<const T>(args.dy, norm.dim);
+  dispatch(args.x.dtype, args.dy.dtype, [&](auto input, auto output) {
+    using X = decltype(input);
+    using T = decltype(output);
+    const auto x = rows_of<const X>(args.x, norm.dim);
+    const auto dy = rows_of<const T, kPieceElements<X>>(args.dy, norm.dim);
     with_team(norm.dim, [&](auto team) {
       if (args.dgamma) {
         const int64_t items = norm.rows * norm.groups, blocks = (items + kGroupBlock - 1) / kGroupBlock;
         const auto columns = static_cast<unsigned>((norm.dim + kColumnThreads - 1) / kColumnThreads);
         float* inverse = scratch(kInverseSlot, items);
         float* partial = scratch(kPartialSlot, blocks * norm.dim);
-        launch(stream(), team_shape<team()>(norm), inverse_of_groups<team(), T>, x, norm, inverse);
-        launch(stream(), {dim3(static_cast<unsigned>(blocks), columns), dim3(kColumnThreads)}, gamma_partials<T>, x, dy,
+        launch(stream(), team_shape<team()>(norm), inverse_of_groups<team(), X>, x, norm, inverse);
+        launch(stream(), {dim3(static_cast<unsigned>(blocks), columns), dim3(kColumnThreads)}, gamma_partials<X, T>, x, dy,
                norm, inverse, partial);
         launch(stream(), {dim3(columns), dim3(kColumnThreads)}, add_partials, partial, blocks, norm.dim, args.dgamma);
       }
       if (!args.dx) return;
-      launch(stream(), team_shape<team()>(norm), input_gradient<team(), T>, x, dy, rows_of<T>(args.dx, norm.dim), norm,
-             args.accumulate);
+      launch(stream(), team_shape<team()>(norm), input_gradient<team(), X, T>, x, dy,
+             rows_of<T, kPieceElements<X>>(args.dx, norm.dim), norm, args.accumulate);
     });
   });
 }

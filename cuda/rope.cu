@@ -15,11 +15,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <typename T>
+template <typename X, typename T>
 struct RopeArguments {
+  const X *q_in, *k_in;
   T *q, *k;
   const T* v;
-  int64_t q_stride, k_stride, v_stride;
+  int64_t q_in_stride, k_in_stride, q_stride, k_stride, v_stride;
   int q_heads, kv_heads, half;
   const double* inv_freq;
   const int32_t *position, *sequence, *page_table;
@@ -38,54 +39,56 @@ __device__ void fill_table(int32_t position, const double* inv_freq, int half, f
   __syncthreads();
 }
 
-// Calls put(head, i, value) with every element of the rotated heads, which are written back to x as well.
-template <typename T, typename Put>
-__device__ void rotate(T* x, int heads, int half, const float* table, float direction, Put&& put) {
+// Calls put(head, i, value) with every element of the rotated heads, which are written to y as well.
+template <typename X, typename T, typename Put>
+__device__ void rotate(const X* x, T* y, int heads, int half, const float* table, float direction, Put&& put) {
   for (int pair = threadIdx.x; pair < heads * half; pair += kThreads) {
-    const int head = pair / half, i = pair % half;
-    T *low = x + head * 2 * half + i, *high = low + half;
-    const float c = table[i], s = direction * table[half + i], a = widen(*low), b = widen(*high);
-    *low = narrow<T>(a * c - b * s);
-    *high = narrow<T>(b * c + a * s);
-    put(head, i, *low);
-    put(head, i + half, *high);
+    const int head = pair / half, i = pair % half, low = head * 2 * half + i, high = low + half;
+    const float c = table[i], s = direction * table[half + i], a = widen(x[low]), b = widen(x[high]);
+    y[low] = narrow<T>(a * c - b * s);
+    y[high] = narrow<T>(b * c + a * s);
+    put(head, i, y[low]);
+    put(head, i + half, y[high]);
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) rotate_and_store(RopeArguments<T> args) {
+template <typename X, typename T>
+__global__ void __launch_bounds__(kThreads) rotate_and_store(RopeArguments<X, T> args) {
   float* table = shared_memory<float>();
   const int64_t row = blockIdx.x;
   const int32_t position = args.position[row];
   fill_table(position, args.inv_freq, args.half, table);
-  rotate(args.q + row * args.q_stride, args.q_heads, args.half, table, 1, [](int, int, T) {});
+  rotate(args.q_in + row * args.q_in_stride, args.q + row * args.q_stride, args.q_heads, args.half, table, 1,
+         [](int, int, T) {});
+  const X* k_in = args.k_in + row * args.k_in_stride;
   T* k = args.k + row * args.k_stride;
   if (!args.keys) {
-    rotate(k, args.kv_heads, args.half, table, 1, [](int, int, T) {});
+    rotate(k_in, k, args.kv_heads, args.half, table, 1, [](int, int, T) {});
     return;
   }
   const int dim = 2 * args.half;
   const int64_t page = args.page_table[args.sequence[row] * args.page_stride + position / kPageTokens];
   const int64_t slot = (page * args.kv_heads * kPageTokens + position % kPageTokens) * dim;
   const auto at = [slot, dim](int head, int i) { return slot + int64_t{head} * kPageTokens * dim + i; };
-  rotate(k, args.kv_heads, args.half, table, 1, [&](int head, int i, T value) { args.keys[at(head, i)] = value; });
+  rotate(k_in, k, args.kv_heads, args.half, table, 1, [&](int head, int i, T value) { args.keys[at(head, i)] = value; });
   const T* v = args.v + row * args.v_stride;
   for (int j = threadIdx.x; j < args.kv_heads * dim; j += kThreads) args.values[at(j / dim, j % dim)] = v[j];
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) rotate_back(RopeArguments<T> args) {
+__global__ void __launch_bounds__(kThreads) rotate_back(RopeArguments<T, T> args) {
   float* table = shared_memory<float>();
   const int64_t row = blockIdx.x;
   fill_table(args.position[row], args.inv_freq, args.half, table);
-  rotate(args.q + row * args.q_stride, args.q_heads, args.half, table, -1, [](int, int, T) {});
-  rotate(args.k + row * args.k_stride, args.kv_heads, args.half, table, -1, [](int, int, T) {});
+  T *q = args.q + row * args.q_stride, *k = args.k + row * args.k_stride;
+  rotate(q, q, args.q_heads, args.half, table, -1, [](int, int, T) {});
+  rotate(k, k, args.kv_heads, args.half, table, -1, [](int, int, T) {});
 }
 
-template <typename T>
-RopeArguments<T> arguments(const Matrix& q, const Matrix& k, int64_t head_dim, const double* inv_freq,
-                           const int32_t* position) {
-  RopeArguments<T> args{};
+template <typename X, typename T>
+RopeArguments<X, T> arguments(const Matrix& q, const Matrix& k, int64_t head_dim, const double* inv_freq,
+                              const int32_t* position) {
+  RopeArguments<X, T> args{};
   args.q = q.row<T>(0);
   args.k = k.row<T>(0);
   args.q_stride = q.stride;
@@ -106,9 +109,14 @@ LaunchShape shape_of(int64_t rows, int64_t head_dim) {
 
 void CudaBackend::forward(const RopeForward& args) {
   require(args.head_dim % 2 == 0, "rope: head_dim ", args.head_dim, " is odd");
-  dispatch(args.q.dtype, [&](auto element) {
-    using T = decltype(element);
-    RopeArguments<T> to = arguments<T>(args.q, args.k, args.head_dim, args.inv_freq, args.layout.position);
+  dispatch(args.q_in.dtype, args.q.dtype, [&](auto input, auto output) {
+    using X = decltype(input);
+    using T = decltype(output);
+    auto to = arguments<X, T>(args.q, args.k, args.head_dim, args.inv_freq, args.layout.position);
+    to.q_in = args.q_in.row<X>(0);
+    to.k_in = args.k_in.row<X>(0);
+    to.q_in_stride = args.q_in.stride;
+    to.k_in_stride = args.k_in.stride;
     if (args.kv) {
       const auto& pool = static_cast<const CudaKvPool&>(*args.kv);
       to.v = args.v.row<T>(0);
@@ -119,7 +127,7 @@ void CudaBackend::forward(const RopeForward& args) {
       to.keys = static_cast<T*>(pool.keys(args.layer));
       to.values = static_cast<T*>(pool.values(args.layer));
     }
-    launch(stream(), shape_of(args.layout.rows, args.head_dim), rotate_and_store<T>, to);
+    launch(stream(), shape_of(args.layout.rows, args.head_dim), rotate_and_store<X, T>, to);
   });
 }
 
@@ -127,7 +135,7 @@ void CudaBackend::backward(const RopeBackward& args) {
   dispatch(args.dq.dtype, [&](auto element) {
     using T = decltype(element);
     launch(stream(), shape_of(args.dq.rows, args.head_dim), rotate_back<T>,
-           arguments<T>(args.dq, args.dk, args.head_dim, args.inv_freq, args.position));
+           arguments<T, T>(args.dq, args.dk, args.head_dim, args.inv_freq, args.position));
   });
 }
 

@@ -25,10 +25,10 @@ void rms_norm_forward(OpCall& call) {
                                         static_cast<float>(call.number("eps"))});
 }
 
-// With `floats`, x, dy and dx are f32.
+// With `floats`, x, dy and dx are f32; with `floatX`, x alone.
 void rms_norm_backward(OpCall& call) {
   RmsNormBackward args;
-  args.x = call.matrix("x", call.stream());
+  args.x = call.matrix("x", call.flag("floatX") ? DType::f32 : call.stream());
   args.dy = call.matrix("dy", call.stream());
   args.accumulate = OpCall::has(call.args(), "dx");
   if (args.accumulate) {
@@ -46,10 +46,18 @@ void rms_norm_backward(OpCall& call) {
   call.backend().backward(args);
 }
 
+// In place; with `floats`, q and k go in as f32 and come out elsewhere.
 void rope_forward(OpCall& call) {
   RopeForward args;
-  args.q = call.update("q", call.activation());
-  args.k = call.update("k", call.activation());
+  if (call.flag("floats")) {
+    args.q_in = call.matrix("q", DType::f32);
+    args.k_in = call.matrix("k", DType::f32);
+    args.q = call.out("q", args.q_in.rows, args.q_in.cols, call.activation());
+    args.k = call.out("k", args.k_in.rows, args.k_in.cols, call.activation());
+  } else {
+    args.q = args.q_in = call.update("q", call.activation());
+    args.k = args.k_in = call.update("k", call.activation());
+  }
   args.v = call.matrix("v", call.activation());
   args.inv_freq = call.array<double>("invFreq");
   args.head_dim = call.integer("headDim");
@@ -127,8 +135,8 @@ void attention_forward(OpCall& call) {
   int64_t begin = 0;
   for (const int32_t end : OpCall::values<int32_t>(call.args(), "cuts")) {
     const int64_t count = end - begin;
-    rope.q = attention.q = q.row_range(begin, count);
-    rope.k = k.row_range(begin, count);
+    rope.q = rope.q_in = attention.q = q.row_range(begin, count);
+    rope.k = rope.k_in = k.row_range(begin, count);
     rope.v = v.row_range(begin, count);
     attention.out = out.row_range(begin, count);
     if (lse) attention.lse = lse.row_range(begin, count);

@@ -247,8 +247,10 @@ class InferencePass {
     LayerViews views;
     views.in = views.mid = views.out = hidden(row, count);
     views.z = views.z2 = view(buffers_.z, count, config_.hidden_size);
-    views.q_raw = views.q = view(buffers_.q, count, queries);
-    views.k_raw = views.k = view(buffers_.k, count, keys);
+    views.q = view(buffers_.q, count, queries);
+    views.k = view(buffers_.k, count, keys);
+    views.q_raw = views.q_in = buffers_.q_in ? floats(buffers_.q_in, count, queries) : views.q;
+    views.k_raw = views.k_in = buffers_.k_in ? floats(buffers_.k_in, count, keys) : views.k;
     views.v = view(buffers_.v, count, keys);
     views.attention = view(buffers_.attention, count, queries);
     views.gate = views.act = view(buffers_.gate, count, config_.intermediate_size);

@@ -24,6 +24,8 @@ Workspace::Buffers::Buffers(const Model& model, int64_t rows_, int64_t sequences
   q = activations(chunk, queries);
   k = activations(chunk, keys);
   v = activations(chunk, keys);
+  if (type != DType::f32) q_in = floats(chunk * queries);
+  if (type != DType::f32) k_in = floats(chunk * keys);
   attention = activations(chunk, queries);
   gate = activations(chunk, config.intermediate_size);
   up = activations(chunk, config.intermediate_size);
@@ -55,7 +57,7 @@ void Workspace::Buffers::fit(int64_t columns_wanted, int64_t width_wanted, int64
 size_t Workspace::Buffers::bytes() const {
   size_t total = 0;
   for (const Buffer* buffer :
-       std::array{&hidden,  &z,      &q,   &k,        &v,        &attention, &gate, &up,        &gated,
+       std::array{&hidden,  &z,      &q,   &k,        &v,        &attention, &gate, &up,        &gated, &q_in, &k_in,
                   &records, &scores, &ids, &position, &sequence, &pages,     &last, &last_rows, &normed,
                   &logits,  &score_labels, &score_losses}) {
     total += buffer->bytes();

@@ -16,6 +16,7 @@ struct Workspace::Buffers {
   DType type;
   Buffer hidden;                           // [rows, d] f32
   Buffer z, q, k, v, attention, gate, up;  // [chunk, ·]
+  Buffer q_in, k_in;                       // [chunk, ·] f32; empty where q and k are
   Buffer gated;                            // [chunk, columns] f32
   Buffer records;                          // [chunk, width] f32
   Buffer scores;                           // [rows, router scores] f32

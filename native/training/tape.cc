@@ -42,8 +42,8 @@ Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t ro
   for (int64_t layer = 0; layer <= config_.num_layers; ++layer) inputs_.push_back(floats(rows * hidden));
   for (int64_t index = 0; index < slots; ++index) {
     Slot& slot = slots_[static_cast<size_t>(index)];
-    if (config_.qk_norm) slot.q_raw = activations(rows, queries_);
-    if (config_.qk_norm) slot.k_raw = activations(rows, keys_);
+    if (config_.qk_norm) slot.q_raw = floats(rows * queries_);
+    if (config_.qk_norm) slot.k_raw = floats(rows * keys_);
     slot.q = activations(rows, queries_);
     slot.k = activations(rows, keys_);
     slot.v = activations(rows, keys_);
@@ -72,6 +72,8 @@ Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t ro
   d_k = owned(rows, keys_, type);
   d_v = owned(rows, keys_, type);
   d_z = owned(rows, hidden, DType::f32);
+  if (type != DType::f32) q_in = owned(run, queries_, DType::f32);
+  if (type != DType::f32) k_in = owned(run, keys_, DType::f32);
   z = owned(run, hidden, type);
   z2 = owned(run, hidden, type);
   act = owned(run, wide, type);
@@ -138,8 +140,10 @@ LayerViews Tape::layer(int64_t index, int64_t row, int64_t count) {
   views.z = z.row_range(0, count);
   views.q = activations(kept.q, queries_);
   views.k = activations(kept.k, keys_);
-  views.q_raw = config_.qk_norm ? activations(kept.q_raw, queries_) : views.q;
-  views.k_raw = config_.qk_norm ? activations(kept.k_raw, keys_) : views.k;
+  views.q_in = q_in ? q_in.row_range(0, count) : views.q;
+  views.k_in = k_in ? k_in.row_range(0, count) : views.k;
+  views.q_raw = config_.qk_norm ? view(kept.q_raw, queries_, row, count, DType::f32) : views.q_in;
+  views.k_raw = config_.qk_norm ? view(kept.k_raw, keys_, row, count, DType::f32) : views.k_in;
   views.v = activations(kept.v, keys_);
   views.attention = activations(kept.attention, queries_);
   views.lse = view(kept.lse, config_.num_heads, row, count, DType::f32);

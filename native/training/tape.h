@@ -32,8 +32,8 @@ class Tape {
 
   // Scratch of the whole micro-batch; d_hidden and d_z f32.
   Matrix d_hidden, d_attention, d_q, d_k, d_v, d_z, d_records, d_scores, d_pooled_records, d_pooled_scores;
-  // Scratch of one run; d_dropped f32.
-  Matrix z, z2, act, d_act, dh, dropped, d_dropped;
+  // Scratch of one run; d_dropped, q_in and k_in f32.
+  Matrix q_in, k_in, z, z2, act, d_act, dh, dropped, d_dropped;
   // Layout and targets.
   Buffer ids, position, sequence, pages, row_weight, group_target, expert_target;
   std::unique_ptr<KvPool> kv;  // one layer: each layer writes over the one before

@@ -36,7 +36,7 @@ struct RmsNormForward {
 
 // dx (+)= r (gamma ⊙ dy - x r² mean(x ⊙ gamma ⊙ dy)), r = 1/sqrt(mean(x²)+eps);  dgamma += Σ_n dy ⊙ x r
 struct RmsNormBackward {
-  Matrix x, dy, dx;  // all f32, or all of the activation type; x: input of the forward; dx may be dy
+  Matrix x, dy, dx;  // x: input of the forward, f32 or of dy's type; dx of dy's type, may be dy
   bool accumulate = false;
   const float* gamma = nullptr;
   float* dgamma = nullptr;  // [dim] or null
@@ -44,10 +44,11 @@ struct RmsNormBackward {
   float eps = 0;
 };
 
-// Rotary embedding in the half-split form of Hugging Face, angle = position * inv_freq (in double), on q and k in place;
+// Rotary embedding in the half-split form of Hugging Face, angle = position * inv_freq (in double), of q_in and k_in;
 // then k and v are written to the row's slot of the pool (skipped when kv is null).
 struct RopeForward {
-  Matrix q, k, v;                    // [N, H*D], [N, Hk*D], [N, Hk*D]
+  Matrix q_in, k_in;                 // as q and k; f32 or of their type, in which they may be q and k themselves
+  Matrix q, k, v;                    // [N, H*D], [N, Hk*D], [N, Hk*D]; q and k written
   const double* inv_freq = nullptr;  // [D/2] host and device alike on CPU; device elsewhere
   int64_t head_dim = 0;
   KvPool* kv = nullptr;
