@@ -1,5 +1,6 @@
 // The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are of
-// one type: f32, f16 or bf16; sums, the residual stream and the router are f32. Every op only enqueues, unless it returns values to the host.
+// one type: f32, f16 or bf16; sums, the residual stream and routers are f32. Every op only enqueues, unless it returns
+// values to the host.
 #pragma once
 
 #include <span>

@@ -199,8 +199,8 @@ void CudaBackend::backward(const RmsNormBackward& args) {
         float* inverse = scratch(kInverseSlot, items);
         float* partial = scratch(kPartialSlot, blocks * norm.dim);
         launch(stream(), team_shape<team()>(norm), inverse_of_groups<team(), X>, x, norm, inverse);
-        launch(stream(), {dim3(static_cast<unsigned>(blocks), columns), dim3(kColumnThreads)}, gamma_partials<X, T>, x, dy,
-               norm, inverse, partial);
+        launch(stream(), {dim3(static_cast<unsigned>(blocks), columns), dim3(kColumnThreads)}, gamma_partials<X, T>, x,
+               dy, norm, inverse, partial);
         launch(stream(), {dim3(columns), dim3(kColumnThreads)}, add_partials, partial, blocks, norm.dim, args.dgamma);
       }
       if (!args.dx) return;

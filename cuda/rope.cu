@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kThreads) rotate_and_store(RopeArguments<X, T>
   const int64_t page = args.page_table[args.sequence[row] * args.page_stride + position / kPageTokens];
   const int64_t slot = (page * args.kv_heads * kPageTokens + position % kPageTokens) * dim;
   const auto at = [slot, dim](int head, int i) { return slot + int64_t{head} * kPageTokens * dim + i; };
-  rotate(k_in, k, args.kv_heads, args.half, table, 1, [&](int head, int i, T value) { args.keys[at(head, i)] = value; });
+  rotate(k_in, k, args.kv_heads, args.half, table, 1,
+         [&](int head, int i, T value) { args.keys[at(head, i)] = value; });
   const T* v = args.v + row * args.v_stride;
   for (int j = threadIdx.x; j < args.kv_heads * dim; j += kThreads) args.values[at(j / dim, j % dim)] = v[j];
 }

@@ -27,8 +27,7 @@ struct Inputs {
   int64_t stride, cols;
   bool aligned;
 
-  explicit Inputs(const Matrix& x)
-      : data(x.row<T>(0)), stride(x.stride), cols(x.cols), aligned(in_pieces(x, kPiece)) {}
+  explicit Inputs(const Matrix& x) : data(x.row<T>(0)), stride(x.stride), cols(x.cols), aligned(in_pieces(x, kPiece)) {}
   __device__ void load(float (&values)[kPiece], int64_t row, int64_t first) const {
     load_piece(values, data + row * stride, first, cols, aligned);
   }
@@ -132,9 +131,9 @@ __global__ void __launch_bounds__(kThreads)
   if (row0 < segment.end && col0 < segment.weights.rows) score_tile<Tile>(segment, x, logits, stride, row0, col0);
 }
 
-__global__ void __launch_bounds__(kThreads) add_input_gradient(Weights weights, const float* dlogits, int64_t stride,
-                                                               float* dx, int64_t dx_stride, int64_t rows, int64_t cols,
-                                                               bool aligned) {
+__global__ void __launch_bounds__(kThreads)
+    add_input_gradient(Weights weights, const float* dlogits, int64_t stride, float* dx, int64_t dx_stride,
+                       int64_t rows, int64_t cols, bool aligned) {
   const int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kPiece;
   const int64_t row0 = int64_t{blockIdx.y} * kInputRows;
   if (first >= cols) return;
@@ -163,9 +162,9 @@ __global__ void __launch_bounds__(kThreads) add_input_gradient(Weights weights, 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) add_weight_gradient(Inputs<T> x, const float* dlogits, int64_t stride,
-                                                                int64_t rows, int cols, float* dweight, float* dbias,
-                                                                bool aligned) {
+__global__ void __launch_bounds__(kThreads)
+    add_weight_gradient(Inputs<T> x, const float* dlogits, int64_t stride, int64_t rows, int cols, float* dweight,
+                        float* dbias, bool aligned) {
   const int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kPiece;
   const int col0 = static_cast<int>(blockIdx.y) * kWeightRows, own = col0 + static_cast<int>(threadIdx.x);
   const bool adds_bias = dbias && blockIdx.x == 0 && threadIdx.x < kWeightRows && own < cols;

@@ -105,8 +105,8 @@ export class EngineValues {
   }
 
   /**
-   * The case's optimiser steps, or the first few: losses before each update, norms before clipping, parameters after the
-   * last update.
+   * The case's optimiser steps, or the first few of them: losses before each update, norms before clipping, parameters
+   * after the last update.
    */
   async adamw(mixture: MixtureHandle, target: TrainTarget, steps = this.#case.optimiser.steps) {
     const { lr } = this.#case.optimiser;

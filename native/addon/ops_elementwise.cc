@@ -12,8 +12,8 @@ void embedding_forward(OpCall& call) {
 }
 
 void embedding_backward(OpCall& call) {
-  call.backend().backward(EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", DType::f32),
-                                            call.update("dtable", DType::f32)});
+  call.backend().backward(
+      EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", DType::f32), call.update("dtable", DType::f32)});
 }
 
 // With `floats`, x is f32.

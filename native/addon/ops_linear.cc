@@ -69,7 +69,7 @@ void linear_forward(OpCall& call) {
 
 // modules[m].dy, h, hg; `want` names the gradients: weight, bias, a, b. Outputs dx, shrinkDx, drouting, dweight<m>,
 // dbias<m>, da<stack>, db<stack>_<m>, all added to zeros (drouting and dx to the arguments of that name, if given). With
-// `floats`, dy, dx and shrinkDx are f32; with `floatX`, x too.
+// `floats`, dy, dx, shrinkDx are f32; with `floatX`, x too.
 void linear_backward(OpCall& call) {
   LinearGroup group(call);
   LinearBackward args;

@@ -278,8 +278,7 @@ class InferencePass {
     backend_.upload(buffers_.last_rows.as<void>(), rows.data(), rows.size() * sizeof(int32_t));
     const Matrix last = floats(buffers_.last, count, config_.hidden_size);
     const Matrix normed = view(buffers_.normed, count, config_.hidden_size);
-    backend_.forward(
-        EmbeddingForward{buffers_.hidden.as<void>(), DType::f32, buffers_.last_rows.as<int32_t>(), last});
+    backend_.forward(EmbeddingForward{buffers_.hidden.as<void>(), DType::f32, buffers_.last_rows.as<int32_t>(), last});
     backend_.forward(RmsNormForward{last, normed, model_.final_norm(), config_.hidden_size, config_.rms_norm_eps});
     const Matrix logits = floats(buffers_.logits, count, config_.vocab_size);
     const LinearModule head{&model_.head(), nullptr, logits};

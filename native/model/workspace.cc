@@ -57,9 +57,9 @@ void Workspace::Buffers::fit(int64_t columns_wanted, int64_t width_wanted, int64
 size_t Workspace::Buffers::bytes() const {
   size_t total = 0;
   for (const Buffer* buffer :
-       std::array{&hidden,  &z,      &q,   &k,        &v,        &attention, &gate, &up,        &gated, &q_in, &k_in,
-                  &records, &scores, &ids, &position, &sequence, &pages,     &last, &last_rows, &normed,
-                  &logits,  &score_labels, &score_losses}) {
+       std::array{&hidden, &z,    &q,         &k,       &v,      &attention,    &gate,        &up,
+                  &gated,  &q_in, &k_in,      &records, &scores, &ids,          &position,    &sequence,
+                  &pages,  &last, &last_rows, &normed,  &logits, &score_labels, &score_losses}) {
     total += buffer->bytes();
   }
   return total;

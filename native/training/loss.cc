@@ -37,7 +37,8 @@ void TrainingStep::select_rows() {
   loss_values_ = floats(count);
   kl_values_ = floats(count);
   selected_ = floats(count * config_.hidden_size);
-  normed_ = backend_.allocate(static_cast<size_t>(head_run_ * config_.hidden_size) * size_of(backend_.activation_type()));
+  normed_ =
+      backend_.allocate(static_cast<size_t>(head_run_ * config_.hidden_size) * size_of(backend_.activation_type()));
   logits_ = floats(head_run_ * config_.vocab_size);
   std::vector<float> factors = loss_weight_, kl_factors;
   for (float weight : kl_weight_) kl_factors.push_back(weight * state_.options.base_kl);

@@ -66,8 +66,8 @@ Trainer::State::State(Model& model_, std::shared_ptr<Mixture> mixture_, TrainOpt
   if (trains_router()) routers = make_arena(backend, "routers", mixture->router_parameters(), mixture->router_count());
 }
 
-// f16 ends at 2^-24 and 2^16; the power of two puts the largest slope of a logit at 2^7 to 2^8, with as much room above as
-// below for what is made of it. It changes no bits of a gradient in range.
+// f16 ends at 2^-24 and 2^16: the power of two puts the largest slope of a logit at 2^7 to 2^8, as most of what follows
+// from it is smaller. It changes no bits of a gradient that is in range.
 float Trainer::State::scale_losses(double largest) {
   constexpr int kLogitBits = 8;
   if (loss_scale == 0) {

@@ -64,7 +64,11 @@ onDevices('router logits backward: gradients of input, weight and bias, added to
     const x = random.matrix(rows, cols);
     const weight = inexact(random, columns, cols, 0.3);
     const dlogits = inexact(random, rows, columns);
-    const start = { dx: random.matrix(rows, cols), dweight: random.array(columns * cols), dbias: random.array(columns) };
+    const start = {
+      dx: random.matrix(rows, cols),
+      dweight: random.array(columns * cols),
+      dbias: random.array(columns),
+    };
     const out = run('routerLogitsBackward', device, { x, weight, dlogits, ...start, pad });
     const column = (m: typeof x, j: number) => range(0, m.rows).map((n) => m.data[n * m.cols + j]!);
     const slopes = range(0, columns).map((c) => column(dlogits, c));

@@ -31,7 +31,7 @@ async function startTraining(t: TestContext, device: string, weights: 'f32' | 'b
 
 for (const device of devices) {
   for (const weights of device === 'cpu' ? (['f32'] as const) : (['f32', 'bf16', 'f16'] as const)) {
-    test(`gradients of a step of 2^20 times the tokens are 2^20 times smaller, bit for bit [${device}/${weights}]`, async (t) => {
+    test(`2^20 times the tokens give 2^20 times smaller gradients, bit for bit [${device}/${weights}]`, async (t) => {
       const run = await startTraining(t, device, weights);
       const batch = microBatch(2, 12);
       const factor = 2 ** 20;

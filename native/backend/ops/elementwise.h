@@ -1,6 +1,6 @@
-// Row-wise ops around the products. N rows; statistics in f32. Matrices are of the backend's activation type where nothing
-// else is said; the residual stream is f32 whatever that type is, and so is its gradient, so that only what a product
-// reads is ever rounded to 16 bits.
+// Row-wise ops around the products. N rows; statistics in f32. Matrices are of the backend's activation type where
+// nothing else is said; the residual stream is f32 whatever that type is, and so is its gradient, so that little but what
+// a product reads is rounded to 16 bits.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // The product of a router: raw scores of groups and experts. C = G+E columns (static: G), N rows of d inputs.
 //   logits = x Wᵀ + b;   dx += dlogits W;   dW += dlogitsᵀ x;   db += Σ_n dlogits
-// Scores decide what is selected, so weights, sums and gradients are f32 whatever the activation type, and x alone is of
-// that type. An element's order of summation depends on d (logits), C (dx) or the rows before it (dW, db: runs of
-// kGradientRun rows, as in linear.h) alone.
+// Scores decide what is selected, so weights, sums and gradients are f32 whatever the activation type; x alone is of that
+// type. An element's order of summation depends on d (logits) or C (dx) alone; dW and db take the rows in ascending order
+// in runs of kGradientRun, as in linear.h.
 #pragma once
 
 #include <span>
