@@ -69,11 +69,18 @@ void* CudaBackend::grow(Buffer& buffer, size_t bytes) {
 }
 
 std::unique_ptr<Weight> CudaBackend::create_weight(int64_t rows, int64_t cols, Storage storage) {
-  const Storage own = is_blocks(storage) ? storage : storage_of(activation_);
-  const size_t bytes = CudaWeight::bytes(rows, cols, own);
+  return make_weight(rows, cols, is_blocks(storage) ? storage : storage_of(activation_));
+}
+
+std::unique_ptr<Weight> CudaBackend::create_router_weight(int64_t rows, int64_t cols) {
+  return make_weight(rows, cols, Storage::f32);
+}
+
+std::unique_ptr<Weight> CudaBackend::make_weight(int64_t rows, int64_t cols, Storage storage) {
+  const size_t bytes = CudaWeight::bytes(rows, cols, storage);
   Buffer memory = allocate(bytes);
   zero(memory.as<void>(), bytes);
-  return std::make_unique<CudaWeight>(rows, cols, own, std::move(memory));
+  return std::make_unique<CudaWeight>(rows, cols, storage, std::move(memory));
 }
 
 std::unique_ptr<KvPool> CudaBackend::create_kv(const KvPool::Shape& shape) {

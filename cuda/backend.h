@@ -1,6 +1,6 @@
-// The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are all
-// of one type, f32, f16 or bf16, but for weights of q8; sums are f32. Every op only enqueues, unless it returns values to
-// the host. Those of few rows wait in `commands_`, to be sent together.
+// The ops on CUDA kernels, for a GPU or for its emulation (cuda/runtime.h). Activations, weights and the KV pool are of
+// one type, f32, f16 or bf16, but for weights of q8; sums, the residual stream and routers are f32. Every op only
+// enqueues, unless it returns values to the host. Those of few rows wait in `commands_`, to be sent together.
 #pragma once
 
 #include <span>
@@ -35,6 +35,7 @@ class CudaBackend : public Backend {
   void zero(void* device, size_t bytes) override;
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
+  std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
   void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
@@ -44,6 +45,7 @@ class CudaBackend : public Backend {
   void forward(const LinearForward& args) override;
   void backward(const LinearBackward& args) override;
   void forward(const RouterLogits& args) override;
+  void backward(const RouterLogitsBackward& args) override;
   void forward(const RouterForward& args) override;
   void backward(const RouterBackward& args) override;
   void forward(const AttentionForward& args) override;
@@ -88,6 +90,8 @@ class CudaBackend : public Backend {
     return static_cast<T*>(grow(scratch_[slot], sizeof(T) * static_cast<size_t>(count)));
   }
   void* grow(Buffer& buffer, size_t bytes);
+
+  std::unique_ptr<Weight> make_weight(int64_t rows, int64_t cols, Storage storage);
 
   // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
   void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);

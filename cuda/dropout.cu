@@ -21,15 +21,15 @@ struct Mask {
   float p, factor;
 };
 
-template <typename T>
+template <typename X, typename Y>
 __global__ void __launch_bounds__(kThreads)
-    drop(const T* x, int64_t x_stride, T* y, int64_t y_stride, int64_t cols, Mask mask, bool accumulate, bool aligned) {
+    drop(const X* x, int64_t x_stride, Y* y, int64_t y_stride, int64_t cols, Mask mask, bool accumulate, bool aligned) {
   const int64_t row = blockIdx.x, start = (mask.first_row + row) * cols;
   const int64_t counter = start / kDraw + int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   const int64_t first = counter * kDraw - start;  // may lie before the row
   if (first >= cols) return;
-  const T* from = x + row * x_stride;
-  T* to = y + row * y_stride;
+  const X* from = x + row * x_stride;
+  Y* to = y + row * y_stride;
   const auto bits = philox(mask.seed, mask.stream, static_cast<uint64_t>(counter));
   if (aligned) {
     float values[kDraw], before[kDraw] = {};
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t j = first + i;
     if (j < 0 || j >= cols) continue;
     const float value = uniform(bits[i]) >= mask.p ? widen(from[j]) * mask.factor : 0.0f;
-    to[j] = narrow<T>(accumulate ? widen(to[j]) + value : value);
+    to[j] = narrow<Y>(accumulate ? widen(to[j]) + value : value);
   }
 }
 
@@ -58,10 +58,11 @@ void CudaBackend::forward(const Dropout& args) {
   const int64_t cols = args.x.cols, draws = cols / kDraw + 2;  // most that a row touches
   const unsigned blocks = static_cast<unsigned>((draws + kThreads - 1) / kThreads);
   const bool aligned = cols % kDraw == 0 && in_pieces(args.x, kDraw) && in_pieces(args.y, kDraw);
-  dispatch(args.x.dtype, [&](auto element) {
-    using T = decltype(element);
-    launch(stream(), {dim3(static_cast<unsigned>(args.x.rows), blocks), dim3(kThreads)}, drop<T>, args.x.row<T>(0),
-           args.x.stride, args.y.row<T>(0), args.y.stride, cols, mask, args.accumulate, aligned);
+  dispatch(args.x.dtype, args.y.dtype, [&](auto input, auto output) {
+    using X = decltype(input);
+    using Y = decltype(output);
+    launch(stream(), {dim3(static_cast<unsigned>(args.x.rows), blocks), dim3(kThreads)}, drop<X, Y>, args.x.row<X>(0),
+           args.x.stride, args.y.row<Y>(0), args.y.stride, cols, mask, args.accumulate, aligned);
   });
 }
 

@@ -11,43 +11,27 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <typename T>
-__global__ void __launch_bounds__(kPhaseThreads) gather_rows(Gather<T> phase) {
-  phase.run(blockIdx.x);
-}
+__global__ void __launch_bounds__(kPhaseThreads) gather_rows(Gather phase) { phase.run(blockIdx.x); }
 
-template <typename T, typename Table>
-__global__ void scatter_rows(const int32_t* ids, const T* dy, int64_t stride, int64_t rows, int64_t cols, Table* dtable,
-                             int64_t table_stride) {
+__global__ void scatter_rows(const int32_t* ids, const float* dy, int64_t stride, int64_t rows, int64_t cols,
+                             float* dtable, int64_t table_stride) {
   const int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (j >= cols) return;
-  for (int64_t n = 0; n < rows; ++n) {
-    Table& sum = dtable[ids[n] * table_stride + j];
-    sum = narrow<Table>(widen(sum) + widen(dy[n * stride + j]));
-  }
+  for (int64_t n = 0; n < rows; ++n) dtable[ids[n] * table_stride + j] += dy[n * stride + j];
 }
 
 }  // namespace
 
 void CudaBackend::forward(const EmbeddingForward& args) {
-  dispatch(args.y.dtype, [&](auto element) {
-    using T = decltype(element);
-    const Gather<T> phase{args.table, args.dtype, args.ids, rows_of<T>(args.y), args.y.rows, args.y.cols};
-    if (joins(args.y.rows)) return commands_.add(PhaseKind::kGather, phase, args.y);
-    launch(stream(), {dim3(static_cast<unsigned>(phase.items())), dim3(kPhaseThreads)}, gather_rows<T>, phase);
-  });
+  const Gather phase{args.table, args.dtype, args.ids, rows_of<float>(args.y), args.y.rows, args.y.cols};
+  if (joins(args.y.rows)) return commands_.add(PhaseKind::kGather, phase, args.y);
+  launch(stream(), {dim3(static_cast<unsigned>(phase.items())), dim3(kPhaseThreads)}, gather_rows, phase);
 }
 
 void CudaBackend::backward(const EmbeddingBackward& args) {
   const LaunchShape shape{dim3(static_cast<unsigned>((args.dy.cols + kThreads - 1) / kThreads)), dim3(kThreads)};
-  dispatch(args.dy.dtype, [&](auto dy) {
-    dispatch(args.dtable.dtype, [&](auto table) {
-      using T = decltype(dy);
-      using Table = decltype(table);
-      launch(stream(), shape, scatter_rows<T, Table>, args.ids, args.dy.row<T>(0), args.dy.stride, args.dy.rows,
-             args.dy.cols, args.dtable.row<Table>(0), args.dtable.stride);
-    });
-  });
+  launch(stream(), shape, scatter_rows, args.ids, args.dy.row(0), args.dy.stride, args.dy.rows, args.dy.cols,
+         args.dtable.row(0), args.dtable.stride);
 }
 
 }  // namespace at_moe::cuda

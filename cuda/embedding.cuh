@@ -8,12 +8,11 @@
 
 namespace at_moe::cuda {
 
-template <typename T>
 struct Gather {
   const void* table;
   DType dtype;  // of the table
   const int32_t* ids;
-  Rows<T> y;
+  Rows<float> y;
   int64_t rows, cols;
 
   int64_t items() const { return rows; }
@@ -29,8 +28,8 @@ struct Gather {
   template <typename Table>
   __device__ void copy(const Table* from, int64_t row) const {
     from += ids[row] * cols;
-    T* to = y.row(row);
-    for (int64_t j = threadIdx.x; j < cols; j += kPhaseThreads) to[j] = narrow<T>(widen(from[j]));
+    float* to = y.row(row);
+    for (int64_t j = threadIdx.x; j < cols; j += kPhaseThreads) to[j] = widen(from[j]);
   }
 };
 

@@ -1,9 +1,10 @@
-// Forward of a linear group, and router logits (contracts: backend/ops/linear.h, backend/ops/router.h). N rows, d_in
+// Forward of a linear group (contract: backend/ops/linear.h). N rows, d_in
 // inputs, S stacked ranks; one launch of products (cuda/product.h), their elements each one chain over k:
 //   early     h = A_cat x, hg = h ⊙ gate ⊙ scale          [N, S]    per segment and module, experts stacked
 //   products  y_m = bias + W_m x + B_m hg + residual       [N, d_m]  terms: W over all rows, then B per segment
-// Early tiles are taken first; a tile of y waits for them when it comes to its first B. B reads hg in the type of the
-// activations, which the early tiles write beside it.
+// Early tiles are taken first; a tile of y waits for them when it comes to its first B. hg, which carries all that the
+// adapters add, is not rounded to 16 bits: B reads it as two operands, the rounded values and what rounding took away,
+// which the early tiles write beside it.
 #include <algorithm>
 #include <vector>
 
@@ -32,8 +33,13 @@ Gates gates_of(const LinearForward& args, const AdapterStack& stack, const Adapt
   return {args.routing.row(0), args.routing.stride, stack.gate_column + module.first};
 }
 
+// The columns of one module in hg as operands. `rest` is empty where the operand's type holds all of it.
+struct GatedOperand {
+  Matrix rounded, rest;
+};
+
 Product shrink(const LinearForward& args, const AdapterSegment& segment, const AdapterStack::Module& module,
-               const Matrix& x, const Matrix& gated) {
+               const Matrix& x, const GatedOperand& gated) {
   const AdapterStack& stack = *segment.stack;
   Product product;
   product.begin = segment.begin;
@@ -42,7 +48,8 @@ Product shrink(const LinearForward& args, const AdapterSegment& segment, const A
   product.terms.push_back({x, matrix_of(*stack.a).row_range(module.first, product.cols), segment.begin, segment.end});
   product.out = args.hg.col_range(module.first, product.cols);
   if (args.h) product.raw = args.h.col_range(module.first, product.cols);
-  product.operand = gated;
+  product.operand = gated.rounded;
+  product.rest = gated.rest;
   product.gates = gates_of(args, stack, module);
   product.scale = stack.scale + module.first;
   return product;
@@ -69,44 +76,25 @@ void CudaBackend::forward(const LinearForward& args) {
   }
   int64_t widest = 0;
   for (const AdapterSegment& segment : segments) widest = std::max(widest, gated_cols(*segment.stack, activation_));
-  const int64_t element = static_cast<int64_t>(size_of(activation_));
-  const Matrix gated = matrix(scratch<char>(kGatedSlot, rows * widest * element), rows, widest, activation_);
+  const bool rounds = activation_ != DType::f32;
+  const int64_t cols = rounds ? 2 * widest : widest, element = static_cast<int64_t>(size_of(activation_));
+  const Matrix gated = matrix(scratch<char>(kGatedSlot, rows * cols * element), rows, cols, activation_);
   for (const AdapterSegment& segment : segments) {
     int64_t first = 0;
     for (size_t m = 0; m < products.size(); ++m) {
       const AdapterStack::Module& module = segment.stack->modules[m];
       if (!module.b) continue;
-      const Matrix own = gated.col_range(first, module.b->cols());
+      GatedOperand own{gated.col_range(first, module.b->cols()), {}};
+      if (rounds) own.rest = gated.col_range(widest + first, module.b->cols());
       shrinks.push_back(shrink(args, segment, module, shrink_x, own));
-      products[m].terms.push_back(
-          {own, matrix_of(*module.b), segment.begin, segment.end, true, gates_of(args, *segment.stack, module)});
-      first += operand_cols(own.cols, activation_);
+      const Gates gates = gates_of(args, *segment.stack, module);
+      for (const Matrix& part : {own.rounded, own.rest}) {
+        if (part) products[m].terms.push_back({part, matrix_of(*module.b), segment.begin, segment.end, true, gates});
+      }
+      first += operand_cols(module.b->cols(), activation_);
     }
   }
   multiply(Form::kNT, activation_, shrinks, products);
-}
-
-void CudaBackend::forward(const RouterLogits& args) {
-  std::vector<Matrix> inputs = {args.x};
-  make_operands(kInputSlot, activation_, inputs);
-  std::vector<Product> products;
-  const RouterLayer* last = nullptr;
-  for (const RouterLogits::Segment& segment : args.segments) {
-    if (segment.begin >= segment.end) continue;
-    if (segment.layer == last && products.back().end == segment.begin) {
-      products.back().end = products.back().terms.front().end = segment.end;
-      continue;
-    }
-    last = segment.layer;
-    Product& product = products.emplace_back();
-    product.begin = segment.begin;
-    product.end = segment.end;
-    product.cols = last->weight->rows();
-    product.terms.push_back({inputs[0], matrix_of(*last->weight), segment.begin, segment.end});
-    product.bias = last->bias;
-    product.out = args.logits;
-  }
-  multiply(Form::kNT, activation_, {}, products);
 }
 
 }  // namespace at_moe::cuda

@@ -35,4 +35,14 @@ void dispatch(DType dtype, F&& f) {
   fail(Code::kInternal, "no such number type");
 }
 
+// The same for an input and an output: the input is f32 or of the output's type.
+template <typename F>
+void dispatch(DType input, DType output, F&& f) {
+  dispatch(output, [&](auto to) {
+    if (input == DType::f32) return f(float{}, to);
+    require(input == output, "an input is neither f32 nor of the output's type");
+    f(to, to);
+  });
+}
+
 }  // namespace at_moe::cuda

@@ -28,6 +28,8 @@ enum class PhaseKind : int32_t {
   kConvert,
   kGather,
   kNormalize,
+  kNormalizeHeads,
+  kScore,
   kProduct,
   kRoute,
   kSpread,

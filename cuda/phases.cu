@@ -14,6 +14,7 @@
 #include "cuda/rms_norm.cuh"
 #include "cuda/rope.cuh"
 #include "cuda/router.cuh"
+#include "cuda/router_logits.cuh"
 #include "cuda/segments.cuh"
 #include "cuda/swiglu.cuh"
 #include "cuda/upload.cuh"
@@ -55,8 +56,10 @@ __global__ void __launch_bounds__(kPhaseThreads, 4) run_phases(const void* argum
     switch (record.kind) {
       case PhaseKind::kUpload: run(static_cast<const Upload*>(record.arguments)); break;
       case PhaseKind::kConvert: run(static_cast<const Convert<T>*>(record.arguments)); break;
-      case PhaseKind::kGather: run(static_cast<const Gather<T>*>(record.arguments)); break;
-      case PhaseKind::kNormalize: run(static_cast<const Normalize<T>*>(record.arguments)); break;
+      case PhaseKind::kGather: run(static_cast<const Gather*>(record.arguments)); break;
+      case PhaseKind::kNormalize: run(static_cast<const Normalize<float, T>*>(record.arguments)); break;
+      case PhaseKind::kNormalizeHeads: run(static_cast<const Normalize<float, float>*>(record.arguments)); break;
+      case PhaseKind::kScore: run(static_cast<const Score<T>*>(record.arguments)); break;
       case PhaseKind::kProduct: {
         const ProductPhase& product = *static_cast<const ProductPhase*>(record.arguments);
         PhaseWaits waits{progress, product, phase};
@@ -65,7 +68,7 @@ __global__ void __launch_bounds__(kPhaseThreads, 4) run_phases(const void* argum
       }
       case PhaseKind::kRoute: run(static_cast<const Route*>(record.arguments)); break;
       case PhaseKind::kSpread: run(static_cast<const Spread*>(record.arguments)); break;
-      case PhaseKind::kRotate: run(static_cast<const Rotate<T>*>(record.arguments)); break;
+      case PhaseKind::kRotate: run(static_cast<const Rotate<float, T>*>(record.arguments)); break;
       case PhaseKind::kGated: run(static_cast<const Gated<T>*>(record.arguments)); break;
       case PhaseKind::kCombine: run(static_cast<const CombineRuns<T>*>(record.arguments)); break;
     }

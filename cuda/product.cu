@@ -83,6 +83,7 @@ class TableBuilder {
     record.add = target_of(product.add, type_);
     record.raw = target_of(product.raw, type_);
     record.operand = target_of(product.operand, type_);
+    record.rest = target_of(product.rest, type_);
     record.gates = product.gates;
     record.scale = product.scale;
     products_.push_back(record);
@@ -202,7 +203,7 @@ void CudaBackend::add_products(std::span<const Product> products) {
   }
   std::vector<Matrix> written;
   for (const Product& product : products) {
-    for (const Matrix& matrix : {product.out, product.raw, product.operand}) {
+    for (const Matrix& matrix : {product.out, product.raw, product.operand, product.rest}) {
       if (matrix) written.push_back(matrix.row_range(product.begin, product.end - product.begin));
     }
   }

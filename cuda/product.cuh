@@ -27,7 +27,7 @@ struct ProductRecord {
   int first_tile, row_tiles;
   int first_term, terms;
   const float* bias;
-  Target out, add, raw, operand;
+  Target out, add, raw, operand, rest;
   Gates gates;
   const float* scale;
 };
@@ -90,6 +90,10 @@ __device__ inline void finish_pair(const ProductRecord& product, int row, int co
       if (col + e < product.cols) values[e] = values[e] * gates[product.gates.column[col + e]] * product.scale[col + e];
     }
     if (product.operand.data) store_pair<T>(values, product.operand, row, col, product.cols);
+    if (product.rest.data) {
+      const float rest[2] = {values[0] - widen(narrow<T>(values[0])), values[1] - widen(narrow<T>(values[1]))};
+      store_pair<T>(rest, product.rest, row, col, product.cols);
+    }
   }
   if (product.add.data) {
     float more[2];

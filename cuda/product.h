@@ -47,10 +47,10 @@ struct Product {
   Matrix out, add;              // `add` may be empty, or `out` itself
 
   // With gates the sum goes into `raw`, if there is one, and sum · gate · scale[n] into `out` and `operand`, which late
-  // terms read.
+  // terms read; `rest`, if there is one, gets what rounding to the operand's type took away.
   Gates gates = {};
   const float* scale = nullptr;
-  Matrix raw, operand;
+  Matrix raw, operand, rest;
 };
 
 // Can its rows be copied in pieces of 16 bytes?

@@ -18,9 +18,8 @@ constexpr int kColumnThreads = 128;
 constexpr int kLargestPiece = kPieceElements<bf16>;
 constexpr int kInverseSlot = 0, kPartialSlot = 1;
 
-template <typename T>
+template <typename T, int n = kPieceElements<T>>
 NormRows<T> norm_rows(const Matrix& matrix, int64_t dim) {
-  constexpr int n = kPieceElements<T>;
   return {rows_of<T>(matrix), in_pieces(matrix, n) && dim % n == 0};
 }
 
@@ -37,8 +36,8 @@ __device__ inline int64_t my_group() {
 
 LaunchShape shape_of(int64_t items) { return {dim3(static_cast<unsigned>(items)), dim3(kPhaseThreads)}; }
 
-template <typename T>
-__global__ void __launch_bounds__(kPhaseThreads) normalize(Normalize<T> phase) {
+template <typename X, typename Y>
+__global__ void __launch_bounds__(kPhaseThreads) normalize(Normalize<X, Y> phase) {
   phase.run(blockIdx.x);
 }
 
@@ -51,8 +50,8 @@ __global__ void __launch_bounds__(kPhaseThreads) inverse_of_groups(NormRows<cons
 }
 
 // partial[b][j] = Σ dy_j x_j r over the groups of block b, ascending.
-template <typename T>
-__global__ void gamma_partials(NormRows<const T> x, NormRows<const T> dy, Norm norm, const float* inverse,
+template <typename X, typename T>
+__global__ void gamma_partials(NormRows<const X> x, NormRows<const T> dy, Norm norm, const float* inverse,
                                float* partial) {
   const int64_t column = int64_t{blockIdx.y} * kColumnThreads + threadIdx.x;
   if (column >= norm.dim) return;
@@ -74,13 +73,13 @@ __global__ void add_partials(const float* partial, int64_t blocks, int64_t dim, 
   dgamma[column] += sum;
 }
 
-template <int kTeam, typename T>
+template <int kTeam, typename X, typename T>
 __global__ void __launch_bounds__(kPhaseThreads)
-    input_gradient(NormRows<const T> x, NormRows<const T> dy, NormRows<T> dx, Norm norm, bool accumulate) {
-  constexpr int n = kPieceElements<T>;
+    input_gradient(NormRows<const X> x, NormRows<const T> dy, NormRows<T> dx, Norm norm, bool accumulate) {
+  constexpr int n = kPieceElements<X>;
   const int64_t group = my_group<kTeam>();
   if (group >= norm.rows * norm.groups) return;
-  const T* input = x.group(group, norm);
+  const X* input = x.group(group, norm);
   const T* gradient = dy.group(group, norm);
   T* to = dx.group(group, norm);
 
@@ -119,33 +118,41 @@ void with_team(int64_t dim, F&& f) {
 
 void CudaBackend::forward(const RmsNormForward& args) {
   const Norm norm = norm_of(args.x, args.gamma, args.dim, args.eps);
-  dispatch(args.x.dtype, [&](auto element) {
-    using T = decltype(element);
-    const Normalize<T> phase{norm_rows<const T>(args.x, norm.dim), norm_rows<T>(args.y, norm.dim), norm};
-    if (joins(args.x.rows)) return commands_.add(PhaseKind::kNormalize, phase, args.y);
-    launch(stream(), shape_of(phase.items()), normalize<T>, phase);
+  dispatch(args.x.dtype, args.y.dtype, [&](auto input, auto output) {
+    using X = decltype(input);
+    using Y = decltype(output);
+    const Normalize<X, Y> phase{norm_rows<const X>(args.x, norm.dim), norm_rows<Y, kPieceElements<X>>(args.y, norm.dim),
+                                norm};
+    if (std::is_same_v<X, float> && joins(args.x.rows)) {
+      const bool rounds = args.y.dtype == activation_;
+      return commands_.add(rounds ? PhaseKind::kNormalize : PhaseKind::kNormalizeHeads, phase, args.y);
+    }
+    launch(stream(), shape_of(phase.items()), normalize<X, Y>, phase);
   });
 }
 
 void CudaBackend::backward(const RmsNormBackward& args) {
   const Norm norm = norm_of(args.x, args.gamma, args.dim, args.eps);
   const LaunchShape shape = shape_of(norm.items());
-  dispatch(args.x.dtype, [&](auto element) {
-    using T = decltype(element);
-    const auto x = norm_rows<const T>(args.x, norm.dim), dy = norm_rows<const T>(args.dy, norm.dim);
+  dispatch(args.x.dtype, args.dy.dtype, [&](auto input, auto output) {
+    using X = decltype(input);
+    using T = decltype(output);
+    const auto x = norm_rows<const X>(args.x, norm.dim);
+    const auto dy = norm_rows<const T, kPieceElements<X>>(args.dy, norm.dim);
     with_team(norm.dim, [&](auto team) {
       if (args.dgamma) {
         const int64_t items = norm.rows * norm.groups, blocks = (items + kGroupBlock - 1) / kGroupBlock;
         const auto columns = static_cast<unsigned>((norm.dim + kColumnThreads - 1) / kColumnThreads);
         float* inverse = scratch(kInverseSlot, items);
         float* partial = scratch(kPartialSlot, blocks * norm.dim);
-        launch(stream(), shape, inverse_of_groups<team(), T>, x, norm, inverse);
-        launch(stream(), {dim3(static_cast<unsigned>(blocks), columns), dim3(kColumnThreads)}, gamma_partials<T>, x, dy,
-               norm, inverse, partial);
+        launch(stream(), shape, inverse_of_groups<team(), X>, x, norm, inverse);
+        launch(stream(), {dim3(static_cast<unsigned>(blocks), columns), dim3(kColumnThreads)}, gamma_partials<X, T>, x,
+               dy, norm, inverse, partial);
         launch(stream(), {dim3(columns), dim3(kColumnThreads)}, add_partials, partial, blocks, norm.dim, args.dgamma);
       }
       if (!args.dx) return;
-      launch(stream(), shape, input_gradient<team(), T>, x, dy, norm_rows<T>(args.dx, norm.dim), norm, args.accumulate);
+      launch(stream(), shape, input_gradient<team(), X, T>, x, dy, norm_rows<T, kPieceElements<X>>(args.dx, norm.dim),
+             norm, args.accumulate);
     });
   });
 }

@@ -50,10 +50,10 @@ __device__ inline float inverse_rms(const T* x, const Norm& norm, bool aligned) 
   return rsqrtf(team_sum<kTeam>(squares) / static_cast<float>(norm.dim) + norm.eps);
 }
 
-template <typename T>
+template <typename X, typename Y>
 struct Normalize {
-  NormRows<const T> x;
-  NormRows<T> y;
+  NormRows<const X> x;
+  NormRows<Y> y;
   Norm norm;
 
   int64_t items() const { return norm.items(); }
@@ -65,10 +65,10 @@ struct Normalize {
  private:
   template <int kTeam>
   __device__ void run_team(int64_t group) const {
-    constexpr int n = kPieceElements<T>;
+    constexpr int n = kPieceElements<X>;
     if (group >= norm.rows * norm.groups) return;
-    const T* from = x.group(group, norm);
-    T* to = y.group(group, norm);
+    const X* from = x.group(group, norm);
+    Y* to = y.group(group, norm);
     const float r = inverse_rms<kTeam>(from, norm, x.aligned);
     each_piece<kTeam, n>(norm.dim, [&](int64_t first) {
       float values[n], gamma[n];

@@ -5,6 +5,8 @@
 // One block per row (cuda/rope.cuh).
 #include "cuda/rope.cuh"
 
+#include <type_traits>
+
 #include "core/status.h"
 #include "cuda/backend.h"
 #include "cuda/kv.h"
@@ -13,17 +15,19 @@ namespace at_moe::cuda {
 
 namespace {
 
-template <typename T>
-__global__ void __launch_bounds__(kPhaseThreads) rotate_rows(Rotate<T> phase) {
+template <typename X, typename T>
+__global__ void __launch_bounds__(kPhaseThreads) rotate_rows(Rotate<X, T> phase) {
   phase.run(blockIdx.x);
 }
 
-template <typename T>
-Rotate<T> rotate_of(const Matrix& q, const Matrix& k, int64_t head_dim, const double* inv_freq, float direction,
-                    const int32_t* position) {
+template <typename X, typename T>
+Rotate<X, T> rotate_of(const Matrix& q_in, const Matrix& k_in, const Matrix& q, const Matrix& k, int64_t head_dim,
+                       const double* inv_freq, float direction, const int32_t* position) {
   require(head_dim % 2 == 0, "rope: head_dim ", head_dim, " is odd");
-  Rotate<T> phase{};
+  Rotate<X, T> phase{};
   phase.rotation = {static_cast<int>(head_dim / 2), inv_freq, direction};
+  phase.q_in = rows_of<const X>(q_in);
+  phase.k_in = rows_of<const X>(k_in);
   phase.q = rows_of<T>(q);
   phase.k = rows_of<T>(k);
   phase.rows = q.rows;
@@ -33,17 +37,19 @@ Rotate<T> rotate_of(const Matrix& q, const Matrix& k, int64_t head_dim, const do
   return phase;
 }
 
-template <typename T>
-LaunchShape shape_of(const Rotate<T>& phase) {
+template <typename X, typename T>
+LaunchShape shape_of(const Rotate<X, T>& phase) {
   return {dim3(static_cast<unsigned>(phase.items())), dim3(kPhaseThreads), phase.rotation.shared_bytes()};
 }
 
 }  // namespace
 
 void CudaBackend::forward(const RopeForward& args) {
-  dispatch(args.q.dtype, [&](auto element) {
-    using T = decltype(element);
-    Rotate<T> phase = rotate_of<T>(args.q, args.k, args.head_dim, args.inv_freq, 1, args.layout.position);
+  dispatch(args.q_in.dtype, args.q.dtype, [&](auto input, auto output) {
+    using X = decltype(input);
+    using T = decltype(output);
+    auto phase =
+        rotate_of<X, T>(args.q_in, args.k_in, args.q, args.k, args.head_dim, args.inv_freq, 1, args.layout.position);
     phase.rows = args.layout.rows;
     if (args.kv) {
       const auto& pool = static_cast<const CudaKvPool&>(*args.kv);
@@ -54,16 +60,19 @@ void CudaBackend::forward(const RopeForward& args) {
       phase.keys = static_cast<T*>(pool.keys(args.layer));
       phase.values = static_cast<T*>(pool.values(args.layer));
     }
-    if (joins(phase.rows)) return commands_.add(PhaseKind::kRotate, phase, args.q, args.k);
-    launch(stream(), shape_of(phase), rotate_rows<T>, phase);
+    if (std::is_same_v<X, float> && joins(phase.rows, args.q.dtype)) {
+      return commands_.add(PhaseKind::kRotate, phase, args.q, args.k);
+    }
+    launch(stream(), shape_of(phase), rotate_rows<X, T>, phase);
   });
 }
 
 void CudaBackend::backward(const RopeBackward& args) {
   dispatch(args.dq.dtype, [&](auto element) {
     using T = decltype(element);
-    const auto phase = rotate_of<T>(args.dq, args.dk, args.head_dim, args.inv_freq, -1, args.position);
-    launch(stream(), shape_of(phase), rotate_rows<T>, phase);
+    const auto phase =
+        rotate_of<T, T>(args.dq, args.dk, args.dq, args.dk, args.head_dim, args.inv_freq, -1, args.position);
+    launch(stream(), shape_of(phase), rotate_rows<T, T>, phase);
   });
 }
 

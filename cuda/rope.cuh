@@ -26,25 +26,25 @@ struct Rotation {
     }
     __syncthreads();
   }
-  // Calls put(head, i, value) with every element of the rotated heads, which are written back to x as well.
-  template <typename T, typename Put>
-  __device__ void rotate(T* x, int heads, const float* table, Put put) const {
+  // Calls put(head, i, value) with every element of the rotated heads of x, which are written to y as well.
+  template <typename X, typename T, typename Put>
+  __device__ void rotate(const X* x, T* y, int heads, const float* table, Put put) const {
     for (int pair = threadIdx.x; pair < heads * half; pair += kPhaseThreads) {
-      const int head = pair / half, i = pair % half;
-      T *low = x + head * 2 * half + i, *high = low + half;
-      const float c = table[i], s = direction * table[half + i], a = widen(*low), b = widen(*high);
-      *low = narrow<T>(fmaf(a, c, -(b * s)));
-      *high = narrow<T>(fmaf(b, c, a * s));
-      put(head, i, *low);
-      put(head, i + half, *high);
+      const int head = pair / half, i = pair % half, low = head * 2 * half + i, high = low + half;
+      const float c = table[i], s = direction * table[half + i], a = widen(x[low]), b = widen(x[high]);
+      y[low] = narrow<T>(fmaf(a, c, -(b * s)));
+      y[high] = narrow<T>(fmaf(b, c, a * s));
+      put(head, i, y[low]);
+      put(head, i + half, y[high]);
     }
   }
 };
 
-// Rotates q and k; then k and v go to their slot of the pool, if there is one.
-template <typename T>
+// q and k are q_in and k_in rotated, which they may be; then k and v go to their slot of the pool, if there is one.
+template <typename X, typename T>
 struct Rotate {
   Rotation rotation;
+  Rows<const X> q_in, k_in;
   Rows<T> q, k;
   Rows<const T> v;
   int64_t rows;
@@ -58,16 +58,17 @@ struct Rotate {
     float* table = shared_memory<float>();
     const int32_t at_position = position[row];
     rotation.fill(at_position, table);
-    rotation.rotate(q.row(row), q_heads, table, [](int, int, T) {});
+    rotation.rotate(q_in.row(row), q.row(row), q_heads, table, [](int, int, T) {});
     if (!keys) {
-      rotation.rotate(k.row(row), kv_heads, table, [](int, int, T) {});
+      rotation.rotate(k_in.row(row), k.row(row), kv_heads, table, [](int, int, T) {});
       return;
     }
     const int dim = 2 * rotation.half;
     const int64_t page = page_table[sequence[row] * page_stride + at_position / kPageTokens];
     const int64_t slot = (page * kv_heads * kPageTokens + at_position % kPageTokens) * dim;
     const auto at = [slot, dim](int head, int i) { return slot + int64_t{head} * kPageTokens * dim + i; };
-    rotation.rotate(k.row(row), kv_heads, table, [&](int head, int i, T value) { keys[at(head, i)] = value; });
+    rotation.rotate(k_in.row(row), k.row(row), kv_heads, table,
+                    [&](int head, int i, T value) { keys[at(head, i)] = value; });
     const T* from = v.row(row);
     for (int j = threadIdx.x; j < kv_heads * dim; j += kPhaseThreads) values[at(j / dim, j % dim)] = from[j];
   }

@@ -1,6 +1,6 @@
 // A weight is either of q8 (cuda/block_matrix.h) or row-major [rows, row_stride] in the backend's activation type, whatever
-// it was loaded as; row_stride is cols padded with zeros to a multiple of 16 bytes, so that every row can be copied in
-// 16-byte pieces.
+// it was loaded as, or in f32 for a router; row_stride is cols padded with zeros to a multiple of 16 bytes, so that every
+// row can be copied in 16-byte pieces.
 #pragma once
 
 #include "backend/backend.h"

@@ -7,6 +7,8 @@ export interface Tolerances {
   losses: number;
   weights: number;
   gradients: number;
+  /** Of the norms of all gradients together, before clipping, one per step. */
+  norms: number;
   /** The error of a gradient is 1 - the cosine of the angle to the expected one. */
   cosine: boolean;
   /** Of a parameter after AdamW; `outliers` is the share of entries that may be beyond it. */
@@ -22,6 +24,7 @@ const float32: Tolerances = {
   losses: 1e-4,
   weights: 1e-4,
   gradients: 1e-3,
+  norms: 1e-3,
   cosine: false,
   parameters: 1e-3,
   outliers: 1e-3,
@@ -34,6 +37,7 @@ const half: Tolerances = {
   losses: 5e-2,
   weights: 5e-2,
   gradients: 1e-2,
+  norms: 5e-2,
   cosine: true,
   parameters: 1e-1,
   outliers: 1,

@@ -104,9 +104,12 @@ export class EngineValues {
     return { loss, auxiliary, tensors };
   }
 
-  /** The case's optimiser steps: losses before each update, norms before clipping, parameters after the last update. */
-  async adamw(mixture: MixtureHandle, target: TrainTarget) {
-    const { lr, steps } = this.#case.optimiser;
+  /**
+   * The case's optimiser steps, or the first few of them: losses before each update, norms before clipping, parameters
+   * after the last update.
+   */
+  async adamw(mixture: MixtureHandle, target: TrainTarget, steps = this.#case.optimiser.steps) {
+    const { lr } = this.#case.optimiser;
     const trainer = await this.#beginTraining(mixture, target);
     const losses: number[] = [];
     const norms: number[] = [];

@@ -145,12 +145,22 @@ Storage OpCall::storage_of(const Napi::Object& from) {
 }
 
 const Weight* OpCall::weight(const Napi::Object& from, const char* name) {
+  return pack(from, name,
+              [&](int64_t rows, int64_t cols) { return backend_.create_weight(rows, cols, storage_of(from)); });
+}
+
+const Weight* OpCall::router_weight(const Napi::Object& from, const char* name) {
+  return pack(from, name, [&](int64_t rows, int64_t cols) { return backend_.create_router_weight(rows, cols); });
+}
+
+template <typename Create>
+const Weight* OpCall::pack(const Napi::Object& from, const char* name, Create create) {
   if (!has(from, name)) return nullptr;
   const Napi::Object source = from.Get(name).As<Napi::Object>();
   const int64_t rows = integer(source, "rows"), cols = integer(source, "cols");
   const std::vector<float> data = values<float>(source, "data");
   if (static_cast<int64_t>(data.size()) != rows * cols) wrong(from, concat("'", name, "' does not fit its shape"));
-  weights_.push_back(backend_.create_weight(rows, cols, storage_of(from)));
+  weights_.push_back(create(rows, cols));
   backend_.pack(*weights_.back(), 0, rows, data.data(), DType::f32);
   return weights_.back().get();
 }

@@ -21,6 +21,8 @@ class OpCall {
   Napi::Env env() const { return args_.Env(); }
   Napi::Object args() const { return args_; }
   DType activation() const { return backend_.activation_type(); }
+  // Of matrices that may be f32 beside 16-bit activations: so with the flag `floats`.
+  DType stream() const { return flag("floats") ? DType::f32 : activation(); }
 
   static bool has(const Napi::Object& from, const char* name) { return !from.Get(name).IsUndefined(); }
   static double number(const Napi::Object& from, const char* name, double fallback = 0);
@@ -56,13 +58,16 @@ class OpCall {
   // What `dtype` names; f32 unless given.
   static Storage storage_of(const Napi::Object& from);
 
-  // A weight packed from the matrix `name` (null when absent), stored as storage_of(from).
+  // A weight packed from the matrix `name` (null when absent), stored as storage_of(from), or a router's.
   const Weight* weight(const Napi::Object& from, const char* name);
+  const Weight* router_weight(const Napi::Object& from, const char* name);
 
   Napi::Object result() { return result_; }
   void download();
 
  private:
+  template <typename Create>
+  const Weight* pack(const Napi::Object& from, const char* name, Create create);
   Matrix allocate(int64_t rows, int64_t cols, DType dtype, bool packed = false);
   Napi::Value to_array(const std::string& name, const Matrix& value);
 

@@ -8,34 +8,36 @@ void embedding_forward(OpCall& call) {
   const Matrix table = call.matrix(call.args(), "table", number_type(OpCall::storage_of(call.args())), true);
   const int64_t rows = call.integer("rows");
   call.backend().forward(EmbeddingForward{table.data, table.dtype, call.array<int32_t>("ids"),
-                                          call.out("y", rows, table.cols, call.activation())});
+                                          call.out("y", rows, table.cols, DType::f32)});
 }
 
 void embedding_backward(OpCall& call) {
-  call.backend().backward(EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", call.activation()),
-                                            call.update("dtable", DType::f32)});
+  call.backend().backward(
+      EmbeddingBackward{call.array<int32_t>("ids"), call.matrix("dy", DType::f32), call.update("dtable", DType::f32)});
 }
 
+// With `floats`, x is f32.
 void rms_norm_forward(OpCall& call) {
-  const Matrix x = call.matrix("x", call.activation());
+  const Matrix x = call.matrix("x", call.stream());
   const Matrix y = call.flag("inPlace") ? x : call.out("y", x.rows, x.cols, call.activation());
   if (call.flag("inPlace")) call.keep("y", x);
   call.backend().forward(RmsNormForward{x, y, call.array<float>("gamma"), call.integer("dim", x.cols),
                                         static_cast<float>(call.number("eps"))});
 }
 
+// With `floats`, x, dy and dx are f32; with `floatX`, x alone.
 void rms_norm_backward(OpCall& call) {
   RmsNormBackward args;
-  args.x = call.matrix("x", call.activation());
-  args.dy = call.matrix("dy", call.activation());
+  args.x = call.matrix("x", call.flag("floatX") ? DType::f32 : call.stream());
+  args.dy = call.matrix("dy", call.stream());
   args.accumulate = OpCall::has(call.args(), "dx");
   if (args.accumulate) {
-    args.dx = call.update("dx", call.activation());
+    args.dx = call.update("dx", call.stream());
   } else if (call.flag("inPlace")) {
     args.dx = args.dy;
     call.keep("dx", args.dx);
   } else {
-    args.dx = call.out("dx", args.x.rows, args.x.cols, call.activation());
+    args.dx = call.out("dx", args.x.rows, args.x.cols, call.stream());
   }
   args.gamma = call.array<float>("gamma");
   args.dgamma = call.update_array("dgamma");
@@ -44,10 +46,18 @@ void rms_norm_backward(OpCall& call) {
   call.backend().backward(args);
 }
 
+// In place; with `floats`, q and k go in as f32 and come out elsewhere.
 void rope_forward(OpCall& call) {
   RopeForward args;
-  args.q = call.update("q", call.activation());
-  args.k = call.update("k", call.activation());
+  if (call.flag("floats")) {
+    args.q_in = call.matrix("q", DType::f32);
+    args.k_in = call.matrix("k", DType::f32);
+    args.q = call.out("q", args.q_in.rows, args.q_in.cols, call.activation());
+    args.k = call.out("k", args.k_in.rows, args.k_in.cols, call.activation());
+  } else {
+    args.q = args.q_in = call.update("q", call.activation());
+    args.k = args.k_in = call.update("k", call.activation());
+  }
   args.v = call.matrix("v", call.activation());
   args.inv_freq = call.array<double>("invFreq");
   args.head_dim = call.integer("headDim");
@@ -80,9 +90,10 @@ void swiglu_backward(OpCall& call) {
   call.backend().backward(SwigluBackward{gate, up, call.matrix("dy", call.activation()), dgate, dup});
 }
 
+// With `floats`, x is f32.
 void dropout(OpCall& call) {
   Dropout args;
-  args.x = call.matrix("x", call.activation());
+  args.x = call.matrix("x", call.stream());
   args.accumulate = OpCall::has(call.args(), "y");
   args.y = args.accumulate ? call.update("y", call.activation())
                            : call.out("y", args.x.rows, args.x.cols, call.activation());
@@ -124,8 +135,8 @@ void attention_forward(OpCall& call) {
   int64_t begin = 0;
   for (const int32_t end : OpCall::values<int32_t>(call.args(), "cuts")) {
     const int64_t count = end - begin;
-    rope.q = attention.q = q.row_range(begin, count);
-    rope.k = k.row_range(begin, count);
+    rope.q = rope.q_in = attention.q = q.row_range(begin, count);
+    rope.k = rope.k_in = k.row_range(begin, count);
     rope.v = v.row_range(begin, count);
     attention.out = out.row_range(begin, count);
     if (lse) attention.lse = lse.row_range(begin, count);

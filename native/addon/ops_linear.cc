@@ -40,7 +40,7 @@ struct LinearGroup {
 
 std::string indexed(const char* name, size_t index) { return name + std::to_string(index); }
 
-// y0, y1, … and h, hg; with `floats`, y are f32 whatever the activations are.
+// y0, y1, … and h, hg; with `floats`, y and residual are f32 whatever the activations are.
 void linear_forward(OpCall& call) {
   LinearGroup group(call);
   LinearForward args;
@@ -49,15 +49,14 @@ void linear_forward(OpCall& call) {
   for (size_t m = 0; m < group.modules.size(); ++m) {
     LinearModule& module = group.modules[m];
     if (call.flag("residualInPlace")) {
-      module.y = call.matrix("residual", call.activation());
+      module.y = call.matrix("residual", call.stream());
       call.keep(indexed("y", m), module.y);
       args.residual = module.y;
     } else {
-      const DType type = call.flag("floats") ? DType::f32 : call.activation();
-      module.y = call.out(indexed("y", m), args.x.rows, module.weight->rows(), type);
+      module.y = call.out(indexed("y", m), args.x.rows, module.weight->rows(), call.stream());
     }
   }
-  if (!args.residual) args.residual = call.matrix("residual", call.activation());
+  if (!args.residual) args.residual = call.matrix("residual", call.stream());
   args.modules = group.modules;
   args.segments = group.segments;
   args.routing = call.matrix("routing", DType::f32);
@@ -70,7 +69,7 @@ void linear_forward(OpCall& call) {
 
 // modules[m].dy, h, hg; `want` names the gradients: weight, bias, a, b. Outputs dx, shrinkDx, drouting, dweight<m>,
 // dbias<m>, da<stack>, db<stack>_<m>, all added to zeros (drouting and dx to the arguments of that name, if given). With
-// `floats`, dy are f32; with `floatX`, x too.
+// `floats`, dy, dx, shrinkDx are f32; with `floatX`, x too.
 void linear_backward(OpCall& call) {
   LinearGroup group(call);
   LinearBackward args;
@@ -88,7 +87,7 @@ void linear_backward(OpCall& call) {
   };
   for (size_t m = 0; m < group.modules.size(); ++m) {
     LinearModule& module = group.modules[m];
-    module.y = call.matrix(sources[m], "dy", call.flag("floats") ? DType::f32 : call.activation());
+    module.y = call.matrix(sources[m], "dy", call.stream());
     LinearGradients gradient;
     if (call.flag("wantWeight")) gradient.weight = zeros(indexed("dweight", m), module.weight->rows(), args.x.cols);
     if (call.flag("wantBias")) gradient.bias = zeros(indexed("dbias", m), 1, module.weight->rows());
@@ -116,11 +115,11 @@ void linear_backward(OpCall& call) {
   args.segments = group.segments;
   args.accumulate_dx = OpCall::has(call.args(), "dx");
   if (args.accumulate_dx) {
-    args.dx = call.update("dx", call.activation());
+    args.dx = call.update("dx", call.stream());
   } else if (call.flag("wantDx", true)) {
-    args.dx = call.out("dx", args.x.rows, args.x.cols, call.activation());
+    args.dx = call.out("dx", args.x.rows, args.x.cols, call.stream());
   }
-  if (args.shrink_x) args.shrink_dx = call.out("shrinkDx", args.x.rows, args.x.cols, call.activation());
+  if (args.shrink_x) args.shrink_dx = call.out("shrinkDx", args.x.rows, args.x.cols, call.stream());
   if (group.rank > 0) args.dh = call.out("dh", args.x.rows, group.rank, DType::f32);
   args.drouting = call.update("drouting", DType::f32);
   if (call.flag("wantWeight") || call.flag("wantBias")) args.gradients = gradients;

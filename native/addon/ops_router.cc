@@ -37,7 +37,7 @@ RouterControls controls_of(const Napi::Object& from) {
 
 RouterLayer layer_of(OpCall& call, const Napi::Object& from) {
   RouterLayer layer;
-  layer.weight = call.weight(from, "weight");
+  layer.weight = call.router_weight(from, "weight");
   layer.bias = call.array<float>(from, "bias");
   layer.score = call.array<float>(from, "score");
   layer.balance = call.array<float>(from, "balance");
@@ -47,7 +47,7 @@ RouterLayer layer_of(OpCall& call, const Napi::Object& from) {
   return layer;
 }
 
-// x, cols, segments [{begin, end, weight, bias, dtype?}]
+// x, cols, segments [{begin, end, weight, bias}]
 void router_logits(OpCall& call) {
   const std::vector<Napi::Object> sources = OpCall::list(call.args(), "segments");
   std::vector<RouterLayer> layers;
@@ -58,6 +58,14 @@ void router_logits(OpCall& call) {
   }
   const Matrix x = call.matrix("x", call.activation());
   call.backend().forward(RouterLogits{x, call.out("logits", x.rows, call.integer("cols"), DType::f32), segments});
+}
+
+// x, dlogits, weight, bias; dx, dweight, dbias added to, each if given
+void router_logits_backward(OpCall& call) {
+  const RouterLayer layer = layer_of(call, call.args());
+  call.backend().backward(RouterLogitsBackward{&layer, call.matrix("x", call.activation()),
+                                               call.matrix("dlogits", DType::f32), call.update("dx", DType::f32),
+                                               call.update_array("dweight"), call.update_array("dbias")});
 }
 
 // logits, records, segments [{begin, end, out, pooled?, groupStart, options?, controls?, frozen?, and the layer's}]
@@ -154,6 +162,7 @@ void router_backward(OpCall& call) {
 
 std::vector<OpEntry> router_ops() {
   return {{"routerLogits", router_logits},
+          {"routerLogitsBackward", router_logits_backward},
           {"routerForward", router_forward},
           {"routerBackward", router_backward},
           {"sumRows", sum_rows},

@@ -15,6 +15,7 @@
 #include "backend/ops/loss.h"
 #include "backend/ops/optimizer.h"
 #include "backend/ops/router.h"
+#include "backend/ops/router_logits.h"
 #include "backend/ops/sampling.h"
 #include "backend/ops/segments.h"
 #include "core/matrix.h"
@@ -97,6 +98,7 @@ class Backend {
   // Weights. `pack` converts `count` rows of row-major host memory, or of f32 device memory, into rows from `row` on. Rows
   // of q8 go into a weight of q8 as they are, and into no other.
   virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) = 0;
+  virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
   virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) = 0;
   virtual void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) = 0;
   virtual void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) = 0;
@@ -107,6 +109,7 @@ class Backend {
   virtual void forward(const LinearForward& args) = 0;
   virtual void backward(const LinearBackward& args) = 0;
   virtual void forward(const RouterLogits& args) = 0;
+  virtual void backward(const RouterLogitsBackward& args) = 0;
   virtual void forward(const RouterForward& args) = 0;
   virtual void backward(const RouterBackward& args) = 0;
   virtual void forward(const AttentionForward& args) = 0;

@@ -76,6 +76,10 @@ std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, St
   return std::make_unique<CpuWeight>(rows, cols, storage, allocate_aligned(CpuWeight::bytes(rows, cols, storage)));
 }
 
+std::unique_ptr<Weight> CpuBackend::create_router_weight(int64_t rows, int64_t cols) {
+  return create_weight(rows, cols, Storage::f32);
+}
+
 std::unique_ptr<KvPool> CpuBackend::create_kv(const KvPool::Shape& shape) {
   return std::make_unique<CpuKvPool>(shape, allocate_aligned(CpuKvPool::bytes(shape)));
 }

@@ -37,6 +37,7 @@ class CpuBackend : public Backend {
   void zero(void* device, size_t bytes) override;
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
+  std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
   void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
@@ -46,6 +47,7 @@ class CpuBackend : public Backend {
   void forward(const LinearForward& args) override;
   void backward(const LinearBackward& args) override;
   void forward(const RouterLogits& args) override;
+  void backward(const RouterLogitsBackward& args) override;
   void forward(const RouterForward& args) override;
   void backward(const RouterBackward& args) override;
   void forward(const AttentionForward& args) override;

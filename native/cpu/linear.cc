@@ -128,25 +128,4 @@ void CpuBackend::forward(const LinearForward& args) {
   multiply(products);
 }
 
-void CpuBackend::forward(const RouterLogits& args) {
-  std::vector<Product> products;
-  bool many = false;
-  for (const RouterLogits::Segment& segment : args.segments)
-    many |= segment.end - segment.begin > 2 * kernels_.line_rows;
-  const BlockedRows blocked = many ? block_rows(kInputSlot, args.x) : BlockedRows();
-  for (const RouterLogits::Segment& segment : args.segments) {
-    if (segment.begin >= segment.end) continue;
-    const Weight* weight = segment.layer->weight;
-    Product product;
-    product.begin = segment.begin;
-    product.end = segment.end;
-    product.cols = weight->rows();
-    product.terms.push_back(base_term(weight, segment.begin, segment.end, args.x, blocked));
-    product.start = start_with_bias(segment.layer->bias);
-    product.finish = finish_into(args.logits, {});
-    products.push_back(std::move(product));
-  }
-  multiply(products);
-}
-
 }  // namespace at_moe

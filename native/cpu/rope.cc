@@ -25,13 +25,12 @@ void fill_table(int64_t position, const double* inv_freq, int64_t half, float* t
   }
 }
 
-void rotate(float* x, int64_t cols, int64_t half, const float* table, float direction) {
-  for (float* head = x; head < x + cols; head += 2 * half) {
-    float *low = head, *high = head + half;
-    for (int64_t i = 0; i < half; ++i) {
-      const float c = table[i], s = direction * table[half + i], a = low[i], b = high[i];
-      low[i] = a * c - b * s;
-      high[i] = b * c + a * s;
+void rotate(const float* x, float* y, int64_t cols, int64_t half, const float* table, float direction) {
+  for (int64_t head = 0; head < cols; head += 2 * half) {
+    for (int64_t i = head; i < head + half; ++i) {
+      const float c = table[i - head], s = direction * table[half + i - head], a = x[i], b = x[i + half];
+      y[i] = a * c - b * s;
+      y[i + half] = b * c + a * s;
     }
   }
 }
@@ -58,8 +57,8 @@ void CpuBackend::forward(const RopeForward& args) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t position = layout.position[n];
       fill_table(position, args.inv_freq, half, table);
-      rotate(args.q.row(n), args.q.cols, half, table, 1);
-      rotate(args.k.row(n), args.k.cols, half, table, 1);
+      rotate(args.q_in.row(n), args.q.row(n), args.q.cols, half, table, 1);
+      rotate(args.k_in.row(n), args.k.row(n), args.k.cols, half, table, 1);
       if (!pool) continue;
       const int64_t page = layout.page_table[layout.sequence[n] * layout.page_stride + position / kPageTokens];
       store(*pool, args.layer, page, position % kPageTokens, args.k.row(n), args.v.row(n));
@@ -73,8 +72,8 @@ void CpuBackend::backward(const RopeBackward& args) {
     float* table = worker_scratch(worker, 2 * half);
     for (int64_t n = begin; n < end; ++n) {
       fill_table(args.position[n], args.inv_freq, half, table);
-      rotate(args.dq.row(n), args.dq.cols, half, table, -1);
-      rotate(args.dk.row(n), args.dk.cols, half, table, -1);
+      rotate(args.dq.row(n), args.dq.row(n), args.dq.cols, half, table, -1);
+      rotate(args.dk.row(n), args.dk.row(n), args.dk.cols, half, table, -1);
     }
   });
 }

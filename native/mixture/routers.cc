@@ -63,7 +63,7 @@ void Mixture::load_router(int layer_index) {
   const std::vector<float> values = router_layer_values(layer_index);
   layer.router_values = backend_.allocate(values.size() * sizeof(float));
   backend_.upload(layer.router_values.as<void>(), values.data(), values.size() * sizeof(float));
-  layer.router_weight = backend_.create_weight(router_rows(), shapes_.hidden_size, Storage::f32);
+  layer.router_weight = backend_.create_router_weight(router_rows(), shapes_.hidden_size);
   backend_.pack(*layer.router_weight, 0, router_rows(), values.data(), DType::f32);
   bind_router(layer, layer.router_values.as<float>());
 }

@@ -107,7 +107,7 @@ class InferencePass {
     return matrix(buffer.as<void>(), rows, cols);
   }
   Matrix hidden(int64_t row, int64_t count) const {
-    return view(buffers_.hidden, buffers_.rows, config_.hidden_size).row_range(row, count);
+    return floats(buffers_.hidden, buffers_.rows, config_.hidden_size).row_range(row, count);
   }
   Matrix scores(int64_t row, int64_t count) const {
     return floats(buffers_.scores, buffers_.rows, buffers_.score_columns).row_range(row, count);
@@ -245,8 +245,10 @@ class InferencePass {
     LayerViews views;
     views.in = views.mid = views.out = hidden(row, count);
     views.z = views.z2 = view(buffers_.z, count, config_.hidden_size);
-    views.q_raw = views.q = view(buffers_.q, count, queries);
-    views.k_raw = views.k = view(buffers_.k, count, keys);
+    views.q = view(buffers_.q, count, queries);
+    views.k = view(buffers_.k, count, keys);
+    views.q_raw = views.q_in = buffers_.q_in ? floats(buffers_.q_in, count, queries) : views.q;
+    views.k_raw = views.k_in = buffers_.k_in ? floats(buffers_.k_in, count, keys) : views.k;
     views.v = view(buffers_.v, count, keys);
     views.attention = view(buffers_.attention, count, queries);
     views.gate = views.act = view(buffers_.gate, count, config_.intermediate_size);
@@ -272,14 +274,14 @@ class InferencePass {
   Matrix head_of(const std::vector<int32_t>& rows) const {
     const int64_t count = static_cast<int64_t>(rows.size());
     backend_.upload(buffers_.last_rows.as<void>(), rows.data(), rows.size() * sizeof(int32_t));
-    const Matrix last = view(buffers_.last, count, config_.hidden_size);
-    backend_.forward(
-        EmbeddingForward{buffers_.hidden.as<void>(), buffers_.type, buffers_.last_rows.as<int32_t>(), last});
-    backend_.forward(RmsNormForward{last, last, model_.final_norm(), config_.hidden_size, config_.rms_norm_eps});
+    const Matrix last = floats(buffers_.last, count, config_.hidden_size);
+    const Matrix normed = view(buffers_.normed, count, config_.hidden_size);
+    backend_.forward(EmbeddingForward{buffers_.hidden.as<void>(), DType::f32, buffers_.last_rows.as<int32_t>(), last});
+    backend_.forward(RmsNormForward{last, normed, model_.final_norm(), config_.hidden_size, config_.rms_norm_eps});
     const Matrix logits = floats(buffers_.logits, count, config_.vocab_size);
     const LinearModule head{&model_.head(), nullptr, logits};
     LinearForward args;
-    args.x = last;
+    args.x = normed;
     args.modules = std::span(&head, 1);
     backend_.forward(args);
     return logits;

@@ -61,12 +61,12 @@ void layer_forward(const Model& model, const LayerRun& run, const LayerViews& vi
           std::array{module(kQ, views.q_raw), module(kK, views.k_raw), module(kV, views.v)}, {});
   if (config.qk_norm) {
     backend.forward(
-        RmsNormForward{views.q_raw, views.q, layer.q_norm.as<float>(), config.head_dim, config.rms_norm_eps});
+        RmsNormForward{views.q_raw, views.q_in, layer.q_norm.as<float>(), config.head_dim, config.rms_norm_eps});
     backend.forward(
-        RmsNormForward{views.k_raw, views.k, layer.k_norm.as<float>(), config.head_dim, config.rms_norm_eps});
+        RmsNormForward{views.k_raw, views.k_in, layer.k_norm.as<float>(), config.head_dim, config.rms_norm_eps});
   }
-  backend.forward(RopeForward{views.q, views.k, views.v, model.inverse_frequencies(), config.head_dim, run.kv,
-                              run.kv_layer, run.layout});
+  backend.forward(RopeForward{views.q_in, views.k_in, views.q, views.k, views.v, model.inverse_frequencies(),
+                              config.head_dim, run.kv, run.kv_layer, run.layout});
   AttentionForward attend;
   attend.q = views.q;
   attend.out = views.attention;

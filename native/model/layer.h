@@ -1,5 +1,5 @@
 // One decoder layer over a run of rows, after its routing records are known: products, attention, residuals.
-//   q, k, v = z [W_q; W_k; W_v]ᵀ + adapters;  (norm per head);  rope;  attention
+//   q_raw, k_raw, v = z [W_q; W_k; W_v]ᵀ + adapters;  (q_in = norm(q_raw) per head);  q = rope(q_in);  attention
 //   mid = in + o(attention);  z2 = norm(mid);  out = mid + down(silu(gate(z2)) ⊙ up(z2))
 // Inference lets in, mid and out, z and z2, gate and act be the same memory; training keeps what backward reads.
 #pragma once
@@ -11,8 +11,10 @@
 
 namespace at_moe {
 
+// in, mid and out are f32, as the residual stream is, and so are q_raw and q_in, which no product reads. Without a norm
+// per head they are the same; where activations are f32, q_in and q are.
 struct LayerViews {
-  Matrix in, z, q_raw, k_raw, q, k, v, attention, lse, mid, z2, gate, up, act, out;
+  Matrix in, z, q_raw, k_raw, q_in, k_in, q, k, v, attention, lse, mid, z2, gate, up, act, out;
   Matrix records;                           // routing records of the rows
   std::array<Matrix, kLinearGroups> h, hg;  // h empty unless backward follows
 };

@@ -19,11 +19,13 @@ Workspace::Buffers::Buffers(const Model& model, int64_t rows_, int64_t sequences
   };
   auto indices = [&](int64_t count) { return backend.allocate(static_cast<size_t>(count) * sizeof(int32_t)); };
   auto floats = [&](int64_t count) { return backend.allocate(static_cast<size_t>(count) * sizeof(float)); };
-  hidden = activations(rows, config.hidden_size);
+  hidden = floats(rows * config.hidden_size);
   z = activations(chunk, config.hidden_size);
   q = activations(chunk, queries);
   k = activations(chunk, keys);
   v = activations(chunk, keys);
+  if (type != DType::f32) q_in = floats(chunk * queries);
+  if (type != DType::f32) k_in = floats(chunk * keys);
   attention = activations(chunk, queries);
   gate = activations(chunk, config.intermediate_size);
   up = activations(chunk, config.intermediate_size);
@@ -31,7 +33,8 @@ Workspace::Buffers::Buffers(const Model& model, int64_t rows_, int64_t sequences
   position = indices(rows);
   sequence = indices(rows);
   pages = indices(sequences * pages_per_sequence);
-  last = activations(std::max(sequences, chunk), config.hidden_size);
+  last = floats(std::max(sequences, chunk) * config.hidden_size);
+  normed = activations(std::max(sequences, chunk), config.hidden_size);
   last_rows = indices(std::max(sequences, chunk));
   logits = floats(std::max<int64_t>(sequences, std::min<int64_t>(chunk, 64)) * config.vocab_size);
   score_labels = indices(chunk);
@@ -54,9 +57,9 @@ void Workspace::Buffers::fit(int64_t columns_wanted, int64_t width_wanted, int64
 size_t Workspace::Buffers::bytes() const {
   size_t total = 0;
   for (const Buffer* buffer :
-       std::array{&hidden,       &z,           &q,   &k,        &v,        &attention, &gate, &up,        &gated,
-                  &records,      &scores,      &ids, &position, &sequence, &pages,     &last, &last_rows, &logits,
-                  &score_labels, &score_losses}) {
+       std::array{&hidden, &z,    &q,         &k,       &v,      &attention,    &gate,        &up,
+                  &gated,  &q_in, &k_in,      &records, &scores, &ids,          &position,    &sequence,
+                  &pages,  &last, &last_rows, &normed,  &logits, &score_labels, &score_losses}) {
     total += buffer->bytes();
   }
   return total;

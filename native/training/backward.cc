@@ -105,7 +105,7 @@ void TrainingStep::mlp_backward(int64_t layer, int64_t row, int64_t count) {
   backend_.backward(SwigluBackward{views.gate, views.up, d_act, views.gate, views.up});
   const float* gamma = model_.layer(layer).post_norm.as<float>();
   backend_.forward(RmsNormForward{views.mid, views.z2, gamma, config_.hidden_size, config_.rms_norm_eps});
-  const Matrix d_z2 = views.z;
+  const Matrix d_z2 = tape_.d_z.row_range(row, count);
   product_backward(layer, kGroupGateUp, row, count, views.z2, views,
                    std::array{module(kGate, views.gate), module(kUp, views.up)}, d_z2);
   float* d_gamma =
@@ -185,7 +185,7 @@ void TrainingStep::router_backward(int64_t layer) {
   args.row_weight = tape_.row_weight.as<float>();
   args.group_target = batch_.group_target.empty() ? nullptr : tape_.group_target.as<float>();
   args.expert_target = batch_.expert_target.empty() ? nullptr : tape_.expert_target.as<float>();
-  auto scaled = [&](float coefficient) { return static_cast<float>(coefficient * share); };
+  auto scaled = [&](float coefficient) { return static_cast<float>(coefficient * share * loss_scale_); };
   args.coefficients = {scaled(given.group_balance), scaled(given.expert_balance), scaled(given.z_loss),
                        scaled(given.entropy), scaled(given.supervision)};
   std::array<double, kRouterLosses> losses{};
@@ -220,19 +220,10 @@ void TrainingStep::input_backward(int64_t layer, int64_t row, int64_t count) {
                d_hidden = tape_.d_hidden.row_range(row, count);
   if (routed()) {
     norm(layer, row, count, z);
-    const RouterLayer& router = state_.mixture->router(static_cast<int>(layer));
-    const LinearModule module{router.weight, router.bias,
-                              tape_.d_scores.row_range(row, count).col_range(0, router.weight->rows())};
     const Mixture::RouterGradients own =
         state_.mixture->router_gradients(static_cast<int>(layer), state_.routers.gradients());
-    const LinearGradients gradient{own.weight, own.bias};
-    LinearBackward args;
-    args.x = z;
-    args.modules = std::span(&module, 1);
-    args.gradients = std::span(&gradient, 1);
-    args.dx = d_z;
-    args.accumulate_dx = true;
-    backend_.backward(args);
+    backend_.backward(RouterLogitsBackward{&state_.mixture->router(static_cast<int>(layer)), z,
+                                           tape_.d_scores.row_range(row, count), d_z, own.weight, own.bias});
   }
   const float* gamma = model_.layer(layer).input_norm.as<float>();
   float* d_gamma =

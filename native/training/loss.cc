@@ -30,26 +30,34 @@ void TrainingStep::select_rows() {
   const int64_t fit = kLogitBytes / (config_.vocab_size * static_cast<int64_t>(sizeof(float)));
   head_run_ = std::min(std::clamp<int64_t>(fit, 16, kTrainingRun), count);
   auto floats = [&](int64_t values) { return backend_.allocate(static_cast<size_t>(values) * sizeof(float)); };
-  auto activations = [&](int64_t rows) {
-    return backend_.allocate(static_cast<size_t>(rows * config_.hidden_size) * size_of(backend_.activation_type()));
-  };
   loss_index_ = floats(count);
   loss_labels_ = floats(count);
   loss_weights_ = floats(count);
   kl_weights_ = floats(count);
   loss_values_ = floats(count);
   kl_values_ = floats(count);
-  selected_ = activations(count);
-  normed_ = activations(head_run_);
+  selected_ = floats(count * config_.hidden_size);
+  normed_ =
+      backend_.allocate(static_cast<size_t>(head_run_ * config_.hidden_size) * size_of(backend_.activation_type()));
   logits_ = floats(head_run_ * config_.vocab_size);
-  std::vector<float> kl_factors;
+  std::vector<float> factors = loss_weight_, kl_factors;
   for (float weight : kl_weight_) kl_factors.push_back(weight * state_.options.base_kl);
+  if (backward_) {
+    double largest = 0;
+    for (const auto* list : {&factors, &kl_factors}) {
+      for (const float factor : *list) largest = std::max<double>(largest, std::fabs(factor));
+    }
+    loss_scale_ = state_.scale_losses(largest > 0 ? largest : 1.0 / std::max(batch_.step_tokens, 1.0));
+    for (auto* list : {&factors, &kl_factors}) {
+      for (float& factor : *list) factor *= loss_scale_;
+    }
+  }
   backend_.upload(loss_index_.as<void>(), loss_rows_.data(), loss_rows_.size() * sizeof(int32_t));
   backend_.upload(loss_labels_.as<void>(), labels_.data(), labels_.size() * sizeof(int32_t));
-  backend_.upload(loss_weights_.as<void>(), loss_weight_.data(), loss_weight_.size() * sizeof(float));
+  backend_.upload(loss_weights_.as<void>(), factors.data(), factors.size() * sizeof(float));
   backend_.upload(kl_weights_.as<void>(), kl_factors.data(), kl_factors.size() * sizeof(float));
   if (state_.options.base_kl > 0) {
-    base_selected_ = activations(count);
+    base_selected_ = floats(count * config_.hidden_size);
     base_logits_ = floats(head_run_ * config_.vocab_size);
   }
 }
@@ -57,7 +65,7 @@ void TrainingStep::select_rows() {
 // Keeps the base's last hidden states of the selected rows: its logits are made beside the model's, run by run.
 Pass TrainingStep::base_reference() {
   const int64_t count = static_cast<int64_t>(loss_rows_.size());
-  const Matrix hidden = matrix(base_selected_.as<void>(), count, config_.hidden_size, backend_.activation_type());
+  const Matrix hidden = matrix(base_selected_.as<void>(), count, config_.hidden_size);
   const Matrix last = tape_.input(config_.num_layers, 0, rows_);
   backend_.forward(EmbeddingForward{last.data, last.dtype, loss_index_.as<int32_t>(), hidden});
   co_await unit_end();
@@ -76,7 +84,7 @@ Matrix TrainingStep::head_rows(const Matrix& hidden, const Matrix& normed, const
 Pass TrainingStep::losses() {
   const int64_t count = static_cast<int64_t>(loss_rows_.size());
   const Matrix last = tape_.input(config_.num_layers, 0, rows_);
-  const Matrix selected = matrix(selected_.as<void>(), count, config_.hidden_size, backend_.activation_type());
+  const Matrix selected = matrix(selected_.as<void>(), count, config_.hidden_size);
   backend_.forward(EmbeddingForward{last.data, last.dtype, loss_index_.as<int32_t>(), selected});
   for (int64_t first = 0; first < count; first += head_run_) {
     loss_run(static_cast<size_t>(first), static_cast<size_t>(std::min(head_run_, count - first)));
@@ -93,19 +101,17 @@ Pass TrainingStep::losses() {
   result_.auxiliary += state_.options.base_kl * result_.kl;
   if (!backward_) co_return;
   // selected_ now holds the gradient of the selected rows.
-  backend_.zero(tape_.d_hidden.data, static_cast<size_t>(rows_ * config_.hidden_size) * size_of(tape_.d_hidden.dtype));
+  backend_.zero(tape_.d_hidden.data, static_cast<size_t>(rows_ * config_.hidden_size) * sizeof(float));
   backend_.backward(EmbeddingBackward{loss_index_.as<int32_t>(), selected, tape_.d_hidden});
 }
 
 void TrainingStep::loss_run(size_t first, size_t count) {
   const int64_t begin = static_cast<int64_t>(first), rows = static_cast<int64_t>(count);
-  const DType type = backend_.activation_type();
-  const Matrix hidden = matrix(selected_.as<void>(), begin + rows, config_.hidden_size, type).row_range(begin, rows);
-  const Matrix normed = matrix(normed_.as<void>(), rows, config_.hidden_size, type);
+  const Matrix hidden = matrix(selected_.as<void>(), begin + rows, config_.hidden_size).row_range(begin, rows);
+  const Matrix normed = matrix(normed_.as<void>(), rows, config_.hidden_size, backend_.activation_type());
   CrossEntropy loss;
   if (base_logits_) {
-    const Matrix base =
-        matrix(base_selected_.as<void>(), begin + rows, config_.hidden_size, type).row_range(begin, rows);
+    const Matrix base = matrix(base_selected_.as<void>(), begin + rows, config_.hidden_size).row_range(begin, rows);
     loss.base_logits = head_rows(base, normed, matrix(base_logits_.as<void>(), rows, config_.vocab_size));
     loss.kl_weight = kl_weights_.as<float>() + first;
     loss.kl = kl_values_.as<float>() + first;

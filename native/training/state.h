@@ -43,6 +43,9 @@ struct Trainer::State {
   float* base_gradient(int64_t offset) const {
     return trains_base() && offset >= 0 ? base.gradients() + offset : nullptr;
   }
+  // The factor of the losses, and so of the gradients until the next update: it keeps gradients of 16-bit range in range.
+  // The first micro-batch of a step decides for the others; `largest` is the factor of its largest row.
+  float scale_losses(double largest);
   // A tape for `rows` and `sequences`, made anew when the last one is too small.
   Tape& tape_for(int64_t rows, int64_t sequences);
   std::vector<Arena*> arenas();
@@ -55,6 +58,7 @@ struct Trainer::State {
   std::unique_ptr<BaseOffsets> offsets;
   std::unique_ptr<Tape> tape;
   int64_t step = 0;
+  float loss_scale = 0;                       // 0: no gradients since the last update
   int64_t step_rows = 0, step_sequences = 0;  // of the micro-batches since the last update
 };
 

@@ -61,7 +61,8 @@ class TrainingStep {
   Backend& backend_;
   Tape& tape_;
   int64_t rows_ = 0;
-  double share_ = 1;  // of the optimiser step's tokens
+  double share_ = 1;      // of the optimiser step's tokens
+  float loss_scale_ = 1;  // of the losses that are differentiated
   std::vector<Sequence> sequences_;
   // Rows with a loss, in ascending order, and their factors.
   std::vector<int32_t> loss_rows_, labels_;

@@ -21,9 +21,8 @@ Matrix Tape::owned(int64_t rows, int64_t cols, DType type) {
   return matrix(scratch_.back().as<void>(), rows, cols, type);
 }
 
-Matrix Tape::view(const Buffer& buffer, int64_t cols, int64_t row, int64_t count) const {
-  if (!buffer) return {};
-  return matrix(buffer.as<void>(), rows_, cols, backend_.activation_type()).row_range(row, count);
+Matrix Tape::view(const Buffer& buffer, int64_t cols, int64_t row, int64_t count, DType type) const {
+  return matrix(buffer.as<void>(), rows_, cols, type).row_range(row, count);
 }
 
 Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t rows, int64_t sequences)
@@ -40,17 +39,17 @@ Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t ro
   if (mixture_) width_ = mixture_->shape().width();
   if (mixture_ && mixture_->has_router()) score_columns_ = mixture_->shape().groups + mixture_->shape().experts;
 
-  for (int64_t layer = 0; layer <= config_.num_layers; ++layer) inputs_.push_back(activations(rows, hidden));
+  for (int64_t layer = 0; layer <= config_.num_layers; ++layer) inputs_.push_back(floats(rows * hidden));
   for (int64_t index = 0; index < slots; ++index) {
     Slot& slot = slots_[static_cast<size_t>(index)];
-    if (config_.qk_norm) slot.q_raw = activations(rows, queries_);
-    if (config_.qk_norm) slot.k_raw = activations(rows, keys_);
+    if (config_.qk_norm) slot.q_raw = floats(rows * queries_);
+    if (config_.qk_norm) slot.k_raw = floats(rows * keys_);
     slot.q = activations(rows, queries_);
     slot.k = activations(rows, keys_);
     slot.v = activations(rows, keys_);
     slot.attention = activations(rows, queries_);
     slot.lse = floats(rows * config_.num_heads);
-    slot.mid = activations(rows, hidden);
+    slot.mid = floats(rows * hidden);
     slot.gate = activations(rows, wide);
     slot.up = activations(rows, wide);
     for (int group = 0; mixture_ && group < kLinearGroups; ++group) {
@@ -67,12 +66,14 @@ Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t ro
     slot.pooled_records = floats(sequences * width_);
     slot.pooled_scores = floats(sequences * score_columns_);
   }
-  d_hidden = owned(rows, hidden, type);
+  d_hidden = owned(rows, hidden, DType::f32);
   d_attention = owned(rows, queries_, type);
   d_q = owned(rows, queries_, type);
   d_k = owned(rows, keys_, type);
   d_v = owned(rows, keys_, type);
-  d_z = owned(rows, hidden, type);
+  d_z = owned(rows, hidden, DType::f32);
+  if (type != DType::f32) q_in = owned(run, queries_, DType::f32);
+  if (type != DType::f32) k_in = owned(run, keys_, DType::f32);
   z = owned(run, hidden, type);
   z2 = owned(run, hidden, type);
   act = owned(run, wide, type);
@@ -81,7 +82,7 @@ Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t ro
     const int64_t widest = std::max({hidden, wide, queries_});
     dh = owned(run, std::max<int64_t>(mixture_->max_stack_columns(), 1), DType::f32);
     dropped = owned(run, widest, type);
-    d_dropped = owned(run, widest, type);
+    d_dropped = owned(run, widest, DType::f32);
     d_records = owned(rows, width_, DType::f32);
   }
   if (score_columns_) {
@@ -102,15 +103,15 @@ Tape::Tape(const Model& model, const Mixture* mixture, int64_t slots, int64_t ro
 }
 
 Matrix Tape::input(int64_t index, int64_t row, int64_t count) {
-  return view(inputs_[static_cast<size_t>(index)], config_.hidden_size, row, count);
+  return view(inputs_[static_cast<size_t>(index)], config_.hidden_size, row, count, DType::f32);
 }
 
 Matrix Tape::records(int64_t layer, int64_t row, int64_t count) {
-  return matrix(slot(layer).records.as<void>(), rows_, width_).row_range(row, count);
+  return view(slot(layer).records, width_, row, count, DType::f32);
 }
 
 Matrix Tape::scores(int64_t layer, int64_t row, int64_t count) {
-  return matrix(slot(layer).scores.as<void>(), rows_, score_columns_).row_range(row, count);
+  return view(slot(layer).scores, score_columns_, row, count, DType::f32);
 }
 
 Matrix Tape::pooled_records(int64_t layer) { return matrix(slot(layer).pooled_records.as<void>(), sequences_, width_); }
@@ -131,20 +132,25 @@ std::array<Matrix, kLinearGroups> Tape::gated(int64_t layer, int64_t row, int64_
 
 LayerViews Tape::layer(int64_t index, int64_t row, int64_t count) {
   Slot& kept = slot(index);
+  auto activations = [&](const Buffer& buffer, int64_t cols) {
+    return view(buffer, cols, row, count, backend_.activation_type());
+  };
   LayerViews views;
   views.in = input(index, row, count);
   views.z = z.row_range(0, count);
-  views.q = view(kept.q, queries_, row, count);
-  views.k = view(kept.k, keys_, row, count);
-  views.q_raw = config_.qk_norm ? view(kept.q_raw, queries_, row, count) : views.q;
-  views.k_raw = config_.qk_norm ? view(kept.k_raw, keys_, row, count) : views.k;
-  views.v = view(kept.v, keys_, row, count);
-  views.attention = view(kept.attention, queries_, row, count);
-  views.lse = matrix(kept.lse.as<void>(), rows_, config_.num_heads).row_range(row, count);
-  views.mid = view(kept.mid, config_.hidden_size, row, count);
+  views.q = activations(kept.q, queries_);
+  views.k = activations(kept.k, keys_);
+  views.q_in = q_in ? q_in.row_range(0, count) : views.q;
+  views.k_in = k_in ? k_in.row_range(0, count) : views.k;
+  views.q_raw = config_.qk_norm ? view(kept.q_raw, queries_, row, count, DType::f32) : views.q_in;
+  views.k_raw = config_.qk_norm ? view(kept.k_raw, keys_, row, count, DType::f32) : views.k_in;
+  views.v = activations(kept.v, keys_);
+  views.attention = activations(kept.attention, queries_);
+  views.lse = view(kept.lse, config_.num_heads, row, count, DType::f32);
+  views.mid = view(kept.mid, config_.hidden_size, row, count, DType::f32);
   views.z2 = z2.row_range(0, count);
-  views.gate = view(kept.gate, config_.intermediate_size, row, count);
-  views.up = view(kept.up, config_.intermediate_size, row, count);
+  views.gate = activations(kept.gate, config_.intermediate_size);
+  views.up = activations(kept.up, config_.intermediate_size);
   views.act = act.row_range(0, count);
   views.out = input(index + 1, row, count);
   views.h = gated(index, row, count, true);

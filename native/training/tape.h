@@ -23,17 +23,17 @@ class Tape {
 
   // Views of the rows [row, row + count) of a layer; records are left to the caller.
   LayerViews layer(int64_t index, int64_t row, int64_t count);
-  Matrix input(int64_t index, int64_t row, int64_t count);  // x of layer `index`; index L: output of the last
+  Matrix input(int64_t index, int64_t row, int64_t count);  // hidden before layer `index`, f32; index L: after the last
   Matrix records(int64_t layer, int64_t row, int64_t count);
   Matrix scores(int64_t layer, int64_t row, int64_t count);  // router logits of rows
   Matrix pooled_records(int64_t layer);                      // [B, width]
   Matrix pooled_scores(int64_t layer);                       // [B, G+E]
   std::array<Matrix, kLinearGroups> gated(int64_t layer, int64_t row, int64_t count, bool raw);
 
-  // Scratch of the whole micro-batch.
+  // Scratch of the whole micro-batch; d_hidden and d_z f32.
   Matrix d_hidden, d_attention, d_q, d_k, d_v, d_z, d_records, d_scores, d_pooled_records, d_pooled_scores;
-  // Scratch of one run.
-  Matrix z, z2, act, d_act, dh, dropped, d_dropped;
+  // Scratch of one run; d_dropped, q_in and k_in f32.
+  Matrix q_in, k_in, z, z2, act, d_act, dh, dropped, d_dropped;
   // Layout and targets.
   Buffer ids, position, sequence, pages, row_weight, group_target, expert_target;
   std::unique_ptr<KvPool> kv;  // one layer: each layer writes over the one before
@@ -47,7 +47,7 @@ class Tape {
   Buffer floats(int64_t count);
   Buffer activations(int64_t rows, int64_t cols);
   Matrix owned(int64_t rows, int64_t cols, DType type);
-  Matrix view(const Buffer& buffer, int64_t cols, int64_t row, int64_t count) const;
+  Matrix view(const Buffer& buffer, int64_t cols, int64_t row, int64_t count, DType type) const;
   Slot& slot(int64_t layer) { return slots_[static_cast<size_t>(slots() == 1 ? 0 : layer)]; }
 
   Backend& backend_;

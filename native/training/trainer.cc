@@ -66,6 +66,17 @@ Trainer::State::State(Model& model_, std::shared_ptr<Mixture> mixture_, TrainOpt
   if (trains_router()) routers = make_arena(backend, "routers", mixture->router_parameters(), mixture->router_count());
 }
 
+// f16 ends at 2^-24 and 2^16: the power of two puts the largest slope of a logit at 2^7 to 2^8, as most of what follows
+// from it is smaller. It changes no bits of a gradient that is in range.
+float Trainer::State::scale_losses(double largest) {
+  constexpr int kLogitBits = 8;
+  if (loss_scale == 0) {
+    const bool narrow = backend.activation_type() == DType::f16;
+    loss_scale = narrow ? std::exp2f(static_cast<float>(kLogitBits - std::ilogb(largest) - 1)) : 1.0f;
+  }
+  return loss_scale;
+}
+
 Tape& Trainer::State::tape_for(int64_t rows, int64_t sequences) {
   if (!tape || tape->rows() < rows || tape->sequences() < sequences) {
     const int64_t most_rows = std::max(rows, tape ? tape->rows() : 0);
@@ -109,7 +120,8 @@ Pass Trainer::finish_step(float learning_rate, StepResult& result) {
     squares += state.backend.squared_norm({arena->gradients(), arena->count});
     co_await unit_end();
   }
-  result.gradient_norm = std::sqrt(squares);
+  const double scale = state.loss_scale == 0 ? 1.0 : state.loss_scale;
+  result.gradient_norm = std::sqrt(squares) / scale;
   if (!std::isfinite(result.gradient_norm)) {
     discard_gradients();
     fail(Code::kNotFinite, "the gradient is not finite in step ", state.step + 1, "; nothing was updated");
@@ -129,7 +141,7 @@ Pass Trainer::finish_step(float learning_rate, StepResult& result) {
     update.beta2 = state.options.beta2;
     update.epsilon = state.options.epsilon;
     update.weight_decay = state.options.weight_decay;
-    update.gradient_scale = static_cast<float>(clip);
+    update.gradient_scale = static_cast<float>(clip / scale);
     update.step = state.step;
     state.backend.update(update);
   }
@@ -144,6 +156,7 @@ void Trainer::discard_gradients() {
     state_->backend.zero(arena->gradients(), static_cast<size_t>(arena->count) * sizeof(float));
   }
   state_->step_rows = state_->step_sequences = 0;
+  state_->loss_scale = 0;
 }
 
 int64_t Trainer::step() const { return state_->step; }
@@ -191,12 +204,13 @@ void Trainer::restore(const std::vector<NamedValues>& values, int64_t step) {
 std::vector<NamedValues> Trainer::gradients() const {
   std::vector<NamedValues> values;
   const State& state = *state_;
+  const float scale = state.loss_scale == 0 ? 1.0f : state.loss_scale;
   auto add = [&](const std::string& name, const float* arena, int64_t offset, int64_t rows, int64_t cols,
                  int64_t stride) {
     NamedValues tensor{name, {rows, cols}, {}};
     for (int64_t row = 0; row < rows; ++row) {
       const std::vector<float> part = download(state.backend, arena + offset + row * stride, cols);
-      tensor.values.insert(tensor.values.end(), part.begin(), part.end());
+      for (const float value : part) tensor.values.push_back(value / scale);
     }
     values.push_back(std::move(tensor));
   };

@@ -27,12 +27,9 @@ onDevices('dropout: the mask is a function of seed, stream and element', (device
     const args = { x, p: 0.3, seed: 42, stream: 7, firstRow, pad };
     close(run('dropout', device, args).y, expected, tolerance, 'y');
     const y = random.matrix(rows, cols);
-    close(
-      run('dropout', device, { ...args, y }, 2).y,
-      expected.map((v, i) => v + y.data[i]!),
-      tolerance,
-      'added',
-    );
+    const added = expected.map((v, i) => v + y.data[i]!);
+    close(run('dropout', device, { ...args, y }, 2).y, added, tolerance, 'added');
+    close(run('dropout', device, { ...args, y, floats: true }).y, added, tolerance, 'added from f32');
   }
 });
 

@@ -20,8 +20,8 @@ onDevices('rms_norm: forward, also in place', (device, tolerance) => {
   for (const [rows, cols, dim] of shapes) {
     const x = random.matrix(rows, cols, 3);
     const gamma = random.array(dim);
-    for (const inPlace of [false, true]) {
-      const { y } = run('rmsNormForward', device, { x, gamma, dim, eps: 1e-5, inPlace, pad: 3 });
+    for (const where of [{}, { inPlace: true }, { floats: true }]) {
+      const { y } = run('rmsNormForward', device, { x, gamma, dim, eps: 1e-5, ...where, pad: 3 });
       close(y, rmsNorm(x.data, gamma, 1e-5), tolerance, `y of ${rows} x ${cols} by ${dim}`);
     }
   }
@@ -55,6 +55,12 @@ onDevices('rms_norm: backward against finite differences', (device, tolerance) =
       1,
     );
     close(run('rmsNormBackward', device, args).dx, expected, tolerance, 'dx without dgamma', 1);
+    const mixed = run('rmsNormBackward', device, { ...args, dgamma, floatX: true });
+    close(mixed.dx, expected, tolerance, 'dx of an f32 x', 1);
+    close(mixed.dgamma, plain.dgamma, tolerance, 'dgamma of an f32 x', 1);
+    const wide = run('rmsNormBackward', device, { ...args, dx: start, floats: true });
+    const sum = expected.map((v, i) => v + start.data[i]!);
+    close(wide.dx, sum, 1e-5, 'dx added, all in f32', 1);
     const inPlace = run('rmsNormBackward', device, { ...args, dgamma, inPlace: true });
     close(inPlace.dx, expected, tolerance, 'dx in place of dy', 1);
     sameBits(inPlace.dgamma, plain.dgamma, 'dgamma in place');

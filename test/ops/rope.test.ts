@@ -21,6 +21,9 @@ onDevices('rope: rotates q and k, far positions too, and backward is the inverse
     const out = run('ropeForward', device, { q, k, v, ...args });
     close(out.q, rope(q.data, q.cols, position, args.invFreq), tolerance, 'q');
     close(out.k, rope(k.data, k.cols, position, args.invFreq), tolerance, 'k');
+    const apart = run('ropeForward', device, { q, k, v, ...args, floats: true });
+    close(apart.q, rope(q.data, q.cols, position, args.invFreq), tolerance, 'q from f32');
+    close(apart.k, rope(k.data, k.cols, position, args.invFreq), tolerance, 'k from f32');
     const back = run('ropeBackward', device, {
       dq: matrix(rows, q.cols, out.q),
       dk: matrix(rows, k.cols, out.k),

@@ -1,15 +1,8 @@
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import { run } from '../helpers/ops.js';
-import {
-  type Controls,
-  type Options,
-  type Parameters,
-  type Routed,
-  range,
-  route,
-  type Shape,
-} from './reference/router.js';
+import { type Options, type Routed, range, route } from './reference/router.js';
+import { compare, parse, routeRows, width } from './router-support.js';
 import { close, matrix, onDevices, Random, row, sameBits } from './support.js';
 
 const shapes: number[][] = [
@@ -31,67 +24,6 @@ const optionsList: Options[] = [
   { groupTopK: 1, groupTopP: 0.3, expertTopK: 3, expertTopP: 0.9 },
   { conditional: false, expertTemperature: 0.8 },
 ];
-
-const width = (groups: number, experts: number) => 2 * groups + 3 * experts + 1;
-const typed = (controls: Controls) =>
-  Object.fromEntries(
-    Object.entries(controls).map(([name, values]) => [
-      name,
-      name.endsWith('Denied') ? Uint8Array.from(values) : Float32Array.from(values),
-    ]),
-  );
-
-function parse(record: number[], shape: Shape): Routed {
-  const groups = shape.groupStart.length - 1;
-  const experts = shape.groupStart[groups]!;
-  let at = 0;
-  const take = (count: number) => {
-    at += count;
-    return record.slice(at - count, at);
-  };
-  const [alpha0, beta0, alpha, weight, gate] = [groups, experts, groups, experts, experts + 1].map(take);
-  return { alpha0, beta0, alpha, weight, gate, kept: [], c: [] } as unknown as Routed;
-}
-
-/** Routes every row on the device; one segment, token scope. */
-function routeRows(
-  device: string,
-  shape: Shape,
-  logits: Float32Array,
-  options: Options = {},
-  controls: Controls = {},
-  parameters: Parameters = {},
-): Routed[] {
-  const groups = shape.groupStart.length - 1;
-  const experts = shape.groupStart[groups]!;
-  const rows = logits.length / (groups + experts);
-  const out = run('routerForward', device, {
-    logits: matrix(rows, groups + experts, logits),
-    records: rows,
-    pad: 5,
-    segments: [
-      {
-        ...options,
-        ...typed(controls),
-        begin: 0,
-        end: rows,
-        out: 0,
-        groupStart: Int32Array.from(shape.groupStart),
-        ...(parameters.score ? { score: Float32Array.from(parameters.score) } : {}),
-        balanceConstant: parameters.lambda ?? 1,
-        scaleConstant: parameters.rho ?? 1,
-      },
-    ],
-  });
-  const records = { cols: width(groups, experts), data: out.routing as Float32Array };
-  return range(0, rows).map((n) => parse(row(records, n), shape));
-}
-
-function compare(actual: Routed, expected: Routed, what: string): void {
-  for (const name of ['alpha0', 'beta0', 'alpha', 'weight', 'gate'] as const) {
-    close(actual[name], expected[name], 2e-6, `${what} ${name}`, 1);
-  }
-}
 
 onDevices('router: every form against the reference', (device) => {
   const random = new Random(1);
@@ -200,65 +132,6 @@ onDevices('router: a frozen selection replaces top-k and top-p', (device) => {
   for (const n of [0, 1]) {
     const expected = route({ groupStart }, row(logits, n), { groupTopK: 1 }, {}, {}, frozen.subarray(n * 6, n * 6 + 6));
     compare(parse(row({ cols: width(2, 4), data: out.routing }, n), { groupStart }), expected, `row ${n}`);
-  }
-});
-
-const gap = Number.NaN;
-const controlCases: [name: string, controls: Controls, options: Options][] = [
-  ['bias', { groupBias: [1, -2, 0], expertBias: [0, 3, 0, 0, -1, 0] }, {}],
-  ['bias before the temperature', { groupBias: [1, -2, 0] }, { groupTemperature: 0.5 }],
-  ['a denied expert', { expertDenied: [0, 1, 0, 0, 0, 0] }, {}],
-  ['a denied group', { groupDenied: [0, 1, 0] }, { groupTopK: 2 }],
-  ['a group whose experts are all denied', { expertDenied: [1, 1, 0, 0, 0, 0] }, {}],
-  ['the only expert of a group denied', { expertDenied: [0, 0, 0, 0, 0, 1] }, { expertTopK: 1 }],
-  ['one set group', { groupSet: [0.25, gap, gap] }, {}],
-  ['a set group that was not selected', { groupSet: [gap, gap, 0.6] }, { groupTopK: 1 }],
-  ['set groups that leave nothing', { groupSet: [0.5, gap, 0.5] }, {}],
-  ['set groups below 1 and no other kept', { groupSet: [0.1, 0.2, gap], groupDenied: [0, 0, 1] }, {}],
-  ['a set expert', { expertSet: [gap, gap, gap, 0.9, gap, gap] }, { expertTopK: 1 }],
-  ['a set expert of a group of one', { expertSet: [gap, gap, gap, gap, gap, 0.3] }, {}],
-  ['zero set', { groupSet: [0, gap, gap], expertSet: [0, gap, gap, gap, gap, gap] }, {}],
-  ['set without rescaling', { groupSet: [0.5, gap, gap] }, { groupTopK: 2, renormalize: false }],
-  [
-    'static: scores see the group softmax before weight',
-    { groupSet: [0.9, gap, gap], groupBias: [0, 1, 0] },
-    { conditional: false },
-  ],
-  [
-    'all of it',
-    { groupBias: [0, 1, 0], groupSet: [gap, 0.2, gap], expertDenied: [0, 0, 1, 0, 0, 0] },
-    { groupTopP: 0.6, expertTopK: 2 },
-  ],
-];
-
-onDevices('router: controls', (device) => {
-  const groupStart = [0, 2, 5, 6];
-  const random = new Random(6);
-  for (const [name, controls, options] of controlCases) {
-    const logits = random.array(11 * 9, 1.5);
-    const score = random.array(6);
-    routeRows(device, { groupStart }, logits, options, controls, { score }).forEach((routed, n) => {
-      const expected = route({ groupStart }, logits.subarray(n * 9, n * 9 + 9), options, controls, { score });
-      compare(routed, expected, `${name}, row ${n}`);
-    });
-  }
-});
-
-onDevices('router: impossible controls are routing errors', (device) => {
-  const logits = new Float32Array(5);
-  const wrong: Controls[] = [
-    { expertDenied: [1, 1, 1] },
-    { groupDenied: [1, 1] },
-    { groupDenied: [1, 0], expertDenied: [0, 0, 1] },
-    { groupSet: [0.8, 0.3] },
-    { expertSet: [0.8, 0.3, gap] },
-    { groupSet: [-0.1, gap] },
-    { groupSet: [0.5, gap], groupDenied: [1, 0] },
-  ];
-  for (const controls of wrong) {
-    assert.throws(() => routeRows(device, { groupStart: [0, 2, 3] }, logits, {}, controls), {
-      code: 'ERR_AT_MOE_ROUTING',
-    });
   }
 });
 

@@ -1,4 +1,6 @@
-// Row-wise ops around the products. N rows; activations in the backend's activation type, statistics in f32.
+// Row-wise ops around the products. N rows; statistics in f32. Matrices are of the backend's activation type where
+// nothing else is said; the residual stream is f32 whatever that type is, and so is its gradient, so that little but what
+// a product reads is rounded to 16 bits.
 #pragma once
 
 #include <cstdint>
@@ -14,19 +16,19 @@ struct EmbeddingForward {
   const void* table = nullptr;  // [V, d], dtype as loaded, row-major
   DType dtype = DType::f32;
   const int32_t* ids = nullptr;  // [N] device
-  Matrix y;                      // [N, d]
+  Matrix y;                      // [N, d] f32
 };
 
 // dtable[ids_n] += dy_n, rows in ascending order
 struct EmbeddingBackward {
   const int32_t* ids = nullptr;
-  Matrix dy;
-  Matrix dtable;  // [V, d], f32 (gradients of a table) or in the activation type (rows that were gathered)
+  Matrix dy;      // [N, d] f32
+  Matrix dtable;  // [V, d] f32
 };
 
 // y = x / sqrt(mean(x²) + eps) ⊙ gamma over groups of `dim` columns (dim = cols: the row; head_dim: per head)
 struct RmsNormForward {
-  Matrix x, y;                   // may be the same memory
+  Matrix x, y;                   // x f32 or of y's type; of one type, they may be the same memory
   const float* gamma = nullptr;  // [dim]
   int64_t dim = 0;
   float eps = 0;
@@ -34,7 +36,7 @@ struct RmsNormForward {
 
 // dx (+)= r (gamma ⊙ dy - x r² mean(x ⊙ gamma ⊙ dy)), r = 1/sqrt(mean(x²)+eps);  dgamma += Σ_n dy ⊙ x r
 struct RmsNormBackward {
-  Matrix x, dy, dx;  // x: input of the forward; dx may be dy
+  Matrix x, dy, dx;  // x: input of the forward, f32 or of dy's type; dx of dy's type, may be dy
   bool accumulate = false;
   const float* gamma = nullptr;
   float* dgamma = nullptr;  // [dim] or null
@@ -42,10 +44,11 @@ struct RmsNormBackward {
   float eps = 0;
 };
 
-// Rotary embedding in the half-split form of Hugging Face, angle = position * inv_freq (in double), on q and k in place;
+// Rotary embedding in the half-split form of Hugging Face, angle = position * inv_freq (in double), of q_in and k_in;
 // then k and v are written to the row's slot of the pool (skipped when kv is null).
 struct RopeForward {
-  Matrix q, k, v;                    // [N, H*D], [N, Hk*D], [N, Hk*D]
+  Matrix q_in, k_in;                 // as q and k; f32 or of their type, in which they may be q and k themselves
+  Matrix q, k, v;                    // [N, H*D], [N, Hk*D], [N, Hk*D]; q and k written
   const double* inv_freq = nullptr;  // [D/2] host and device alike on CPU; device elsewhere
   int64_t head_dim = 0;
   KvPool* kv = nullptr;
@@ -74,7 +77,7 @@ struct SwigluBackward {
 // y = x ⊙ mask / (1 - p); element i = (first_row + n) * cols + j is kept when
 // uniform(philox(seed, stream, i / 4)[i mod 4]) >= p: recomputed, never stored. Backward is the same op on dy.
 struct Dropout {
-  Matrix x, y;
+  Matrix x, y;              // x f32 or of y's type
   bool accumulate = false;  // y += instead of =
   float p = 0;
   uint64_t seed = 0, stream = 0;  // stream: (step, layer, input)

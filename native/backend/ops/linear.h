@@ -6,7 +6,8 @@
 //   y_m = residual + W_m x + bias_m + B_m hg[:, first_m : first_m + rank_m]
 //
 // Order of summation of an output element: bias, then W over ascending inputs, then B over ascending ranks, then the
-// residual, one float accumulator with fused multiply-adds; never dependent on the other rows. Row segments of different
+// residual, one float accumulator with fused multiply-adds; never dependent on the other rows. B reads hg in f32: a
+// backend of 16 bits takes it as the sum of a rounded and a small part, one after the other. Row segments of different
 // mixtures share a call. Columns whose gate is 0 in all rows of a segment may be skipped (adding 0 changes no bits).
 //
 // A W of q8 (core/q8.h) is its exact values s q. Where activations are f32 they are multiplied as such, in the same chain.
@@ -18,6 +19,7 @@
 //   u_m = g_m B_m;  dhg = [u_m];  dh = dhg ⊙ gate ⊙ scale;  dgate[gate_column_j] += dhg_j scale_j h_j
 //   dx (+)= Σ_m g_m W_m + dh A_cat;  dA += dhᵀ x;  dB_m += g_mᵀ hg_m;  dW_m += g_mᵀ x;  dbias_m += Σ_n g_m
 // Weight gradients accumulate in f32; rows are summed in ascending order in runs of kGradientRun rows, the runs in order.
+// Beside 16-bit activations each y, residual, g, dx and shrink_dx may be f32; what a product reads of it is rounded.
 // Source: mixture-spec section 3 and the equations that follow from it.
 #pragma once
 

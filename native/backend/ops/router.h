@@ -1,6 +1,6 @@
 // The two-stage grouped router of one layer. G groups, E experts, group g owns the experts [start_g, start_{g+1}).
 //
-//   a = W_g z + b_g                         [G]   raw group scores          logits = [a | c]
+//   a = W_g z + b_g                         [G]   raw group scores          logits = [a | c], see router_logits.h
 //   c = W_e z + b_e (conditional)           [E]   raw expert scores;  static: c_e = α⁰_{g(e)} score_e
 //   per stage: + bias, deny -> -inf, / τ, softmax (α⁰, β⁰), keep top-k and top-p, rescale, `weight` controls -> α, β
 //   w_e = α_{g(e)} β_e;  gate_e = λ ρ w_e;  gate_E = 1 - λ (general adapter)
@@ -51,25 +51,14 @@ struct RouterShape {
 // were set are negative, denied or above 1 in sum.
 std::vector<uint8_t> denied_groups(const RouterShape& shape, const RouterControls& controls);
 
-// The router of one layer on the device.
+// The router of one layer on the device, f32.
 struct RouterLayer {
-  const Weight* weight = nullptr;    // [G+E, d] (static: [G, d])
+  const Weight* weight = nullptr;    // [G+E, d] (static: [G, d]), from create_router_weight
   const float* bias = nullptr;       // [G+E] (static: [G])
   const float* score = nullptr;      // [E], static only
   const float* balance = nullptr;    // [1] learned λ before the sigmoid; null: constant below
   const float* log_scale = nullptr;  // [1] learned ln ρ; null: constant below
   float balance_constant = 1, scale_constant = 1;
-};
-
-// Rows [begin, end) of x -> logits rows: the product alone.
-struct RouterLogits {
-  struct Segment {
-    int64_t begin = 0, end = 0;
-    const RouterLayer* layer = nullptr;
-  };
-  Matrix x;       // [N, d]
-  Matrix logits;  // [N, >= G+E] f32
-  std::span<const Segment> segments;
 };
 
 struct RouterForward {
