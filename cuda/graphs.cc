@@ -36,8 +36,8 @@ Graphs::Graphs(Runtime& runtime, DeviceWork& work)
 
 const Graph* Graphs::find(const std::vector<StepLaunch>& launches, const std::function<void()>& enqueue) {
   if (!enabled_ || launches.size() < kFewest) return nullptr;
-  const auto known = std::find_if(steps_.begin(), steps_.end(),
-                                  [&](const Step& step) { return alike(step.launches, launches); });
+  const auto known =
+      std::find_if(steps_.begin(), steps_.end(), [&](const Step& step) { return alike(step.launches, launches); });
   if (known == steps_.end()) {
     const auto older = [](const Step& a, const Step& b) { return a.used < b.used; };
     if (steps_.size() == kMost) steps_.erase(std::min_element(steps_.begin(), steps_.end(), older));
