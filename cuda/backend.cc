@@ -12,12 +12,13 @@ CudaBackend::CudaBackend(std::unique_ptr<Runtime> runtime, DType activation)
     : runtime_(std::move(runtime)),
       activation_(activation),
       staging_host_(runtime_->allocate_host(kStagingBytes)),
-      staging_device_(runtime_->allocate(kStagingBytes)) {}
+      staging_device_(runtime_->allocate(kStagingBytes)),
+      uses_wgmma_(finds_wgmma()) {}
 
 void CudaBackend::reserve(const StepCapacity&) {}
 
 const void* CudaBackend::stage_bytes(const void* host, size_t bytes) {
-  constexpr size_t kAlign = 16;
+  constexpr size_t kAlign = alignof(TensorMap);
   require(bytes <= kStagingBytes, "an op stages ", bytes, " bytes at once");
   if (staged_ + bytes > kStagingBytes) {
     runtime_->synchronize();  // kernels may still read what lies there

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "cuda/runtime.h"
+#include "cuda/tensor_map.h"
 
 namespace at_moe::cuda {
 
@@ -78,6 +79,9 @@ class CudaBackend : public Backend {
 
   // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
   void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
+  // The same by wgmma on sm_90a, which AT_MOE_CUDA_WGMMA=1 asks for: then all products of the backend's type.
+  void multiply_tensors(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
+  bool finds_wgmma();
   // Replaces the matrices that a product of the type cannot read by copies in a slot of the scratch memory.
   void make_operands(int slot, DType type, std::vector<Matrix>& matrices);
   void add_weight_gradients(const LinearBackward& args, std::span<const Matrix> g, const Matrix& dh);
@@ -91,6 +95,8 @@ class CudaBackend : public Backend {
   Buffer staging_host_, staging_device_;
   size_t staged_ = 0;
   Buffer scratch_[kScratchSlots];
+  TensorMaps tensor_maps_;
+  bool uses_wgmma_;
 };
 
 }  // namespace at_moe::cuda

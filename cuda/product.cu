@@ -117,6 +117,7 @@ void launch_form(Stream stream, Form form, int64_t tiles, const ProductTable& ta
 }  // namespace
 
 void CudaBackend::multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products) {
+  if (uses_wgmma_ && type == activation_) return multiply_tensors(form, type, early, products);
   choose_shape(form, early, products, runtime_->limits().multiprocessors, [&](auto chosen) {
     using Shape = decltype(chosen);
     TableBuilder builder(form, type);

@@ -43,7 +43,7 @@ class EmulatedRuntime : public Runtime {
   void synchronize() override {}
 
  private:
-  DeviceLimits limits_{4, size_t{99} << 10, 80};
+  DeviceLimits limits_{4, size_t{227} << 10, 90};
 };
 
 }  // namespace
