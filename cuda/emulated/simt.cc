@@ -196,6 +196,7 @@ class Runner {
     Lane* next = ready_after(current->linear);
     if (next && next != current) go(*next);
     else if (!deferred_.empty()) do_deferred();
+    else if (!turns) report("a thread spins without end");  // nobody is left who could end it
     if (turns) turns->pass(me, 1);
   }
   void progress() { spins_ = 0; }

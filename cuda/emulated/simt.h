@@ -68,7 +68,7 @@ void wait_until(const Condition& condition);
 void defer(std::function<void()> work);
 // Reports a misuse as a deadlock is reported.
 [[noreturn]] void fault(const char* what);
-// Other threads, and other resident blocks, may run now. More than a few million in a row without one is a deadlock.
+// Other threads, and other resident blocks, may run now. Where there are none, or a few million times in a row, a deadlock.
 void spin();
 // A point where another resident block may come in between.
 void interleave();
