@@ -185,7 +185,7 @@ struct TensorProduct {
     async_proxy_fence();
   }
 
-  // By one warp; its first lane copies.
+  // By one warp; its first lane copies. Maps are read from global memory, as many as a launch has terms.
   __device__ static void produce(const TensorTable& table, const Shared& shared) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     for (int i = lane; i < 2 * table.term_count; i += 32) tensor_map_acquire(table.maps + i);
@@ -250,6 +250,7 @@ struct TensorProduct {
   __device__ static Note multiply_run(float (&sums)[Shape::kCols / 2], const Shared& shared, Ring& ring, int row) {
     Note note;
     int held = -1;
+    accumulators_fence(sums);
     do {
       barrier_wait(&shared.control->full[ring.stage], ring.parity);
       note = shared.control->notes[ring.stage];
@@ -268,6 +269,7 @@ struct TensorProduct {
       ring.advance();
     } while (!note.ends_run);
     wgmma_wait<0>();
+    accumulators_fence(sums);
     release(shared, held);
     return note;
   }

@@ -19,6 +19,9 @@ struct WgmmaIssue {
 void issue_wgmma(float* d, const WgmmaIssue& issue);
 // Orders accesses of the threads to accumulators before the next wgmma that takes them.
 void wgmma_fence();
+// Keeps the compiler from moving other uses of the accumulators across it.
+template <int n>
+void accumulators_fence(float (&)[n]) {}
 void wgmma_commit();
 void wait_wgmma(int pending);
 

@@ -221,7 +221,7 @@ onDevices('linear: same bits for one row, few, many, and beside rows of other mi
     rows: 140,
     cols: 80,
     outputs: [200],
-    ranks: [[8, 19]],
+    ranks: [[8, 130]],
     segments: [
       [0, 5, 1],
       [5, 90, 0],
