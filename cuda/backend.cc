@@ -12,7 +12,8 @@ CudaBackend::CudaBackend(std::unique_ptr<Runtime> runtime, DType activation)
     : runtime_(std::move(runtime)),
       activation_(activation),
       staging_(*runtime_),
-      commands_(*runtime_, staging_, activation, work_) {}
+      commands_(*runtime_, staging_, activation, work_),
+      uses_wgmma_(finds_wgmma()) {}
 
 void CudaBackend::reserve(const StepCapacity&) {}
 

@@ -10,6 +10,7 @@
 #include "cuda/commands.h"
 #include "cuda/runtime.h"
 #include "cuda/staging.h"
+#include "cuda/tensor_map.h"
 
 namespace at_moe::cuda {
 
@@ -97,6 +98,10 @@ class CudaBackend : public Backend {
   void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
   template <typename Shape>
   void add_products(std::span<const Product> products);
+  // The same by wgmma on sm_90a, which AT_MOE_CUDA_WGMMA=1 asks for: then all products of the backend's type, but for
+  // those of weights of q8.
+  void multiply_tensors(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
+  bool finds_wgmma();
   // Replaces the matrices that a product of the type cannot read by copies in a slot of the scratch memory.
   void make_operands(int slot, DType type, std::vector<Matrix>& matrices);
   void add_weight_gradients(const LinearBackward& args, std::span<const Matrix> g, const Matrix& dh);
@@ -111,6 +116,8 @@ class CudaBackend : public Backend {
   Staging staging_;
   Commands commands_;
   Buffer scratch_[kScratchSlots];
+  TensorMaps tensor_maps_;
+  bool uses_wgmma_;
 };
 
 }  // namespace at_moe::cuda

@@ -14,37 +14,13 @@ namespace at_moe::cuda {
 
 namespace {
 
-int64_t tiles_of(int64_t extent, int64_t tile) { return (extent + tile - 1) / tile; }
-
-template <typename Shape>
-int64_t tiles_of(const Product& product) {
-  return tiles_of(product.end - product.begin, Shape::kRows) * tiles_of(product.cols, Shape::kCols);
-}
-
-template <typename Shape>
-int64_t count_tiles(std::span<const Product> products) {
-  int64_t tiles = 0;
-  for (const Product& product : products) tiles += tiles_of<Shape>(product);
-  return tiles;
-}
-
 Operand operand_of(const Matrix& matrix, DType type) {
   require(is_operand(matrix, type), "product: an operand of another type, or not aligned");
   return {matrix.data, matrix.stride};
 }
 
-Target target_of(const Matrix& matrix, DType type) {
-  require(!matrix || matrix.dtype == type || matrix.dtype == DType::f32, "product: a result of another type");
-  return {matrix.data, matrix.stride, matrix.dtype == DType::f32, in_pieces(matrix, 2)};
-}
-
 TermRecord record_of(const Term& term, Form form, DType type) {
-  const int64_t k = form == Form::kTN ? term.a.rows : term.a.cols;
   TermRecord record{};
-  const auto check_k = [&](const auto& b) {
-    require(k == (form == Form::kNT ? b.cols : b.rows), "product: ", k, " columns by ", b.rows, " x ", b.cols);
-  };
-  std::visit(check_k, term.b);
   record.a = operand_of(term.a, type);
   if (const auto* blocks = std::get_if<BlockMatrix>(&term.b)) {
     require(form != Form::kTN, "product: blocks as values to be turned");
@@ -55,7 +31,7 @@ TermRecord record_of(const Term& term, Form form, DType type) {
   }
   record.begin = static_cast<int>(term.begin);
   record.end = static_cast<int>(term.end);
-  record.k = static_cast<int>(k);
+  record.k = static_cast<int>(depth_of(term, form));
   record.late = term.late;
   record.gates = term.gates;
   return record;
@@ -70,22 +46,9 @@ class TableBuilder {
   void add(const Product& product) {
     const int64_t tiles = tiles_of<Shape>(product);
     if (tiles == 0) return;
-    ProductRecord record{};
-    record.begin = static_cast<int>(product.begin);
-    record.end = static_cast<int>(product.end);
-    record.cols = static_cast<int>(product.cols);
+    ProductRecord record = record_of<Shape>(product, type_);
     record.first_tile = static_cast<int>(tiles_);
-    record.row_tiles = static_cast<int>(tiles_of(product.end - product.begin, Shape::kRows));
     record.first_term = static_cast<int>(terms_.size());
-    record.terms = static_cast<int>(product.terms.size());
-    record.bias = product.bias;
-    record.out = target_of(product.out, type_);
-    record.add = target_of(product.add, type_);
-    record.raw = target_of(product.raw, type_);
-    record.operand = target_of(product.operand, type_);
-    record.rest = target_of(product.rest, type_);
-    record.gates = product.gates;
-    record.scale = product.scale;
     products_.push_back(record);
     for (const Term& term : product.terms) terms_.push_back(record_of(term, form_, type_));
     tiles_ += tiles;
@@ -211,6 +174,7 @@ void CudaBackend::add_products(std::span<const Product> products) {
 }
 
 void CudaBackend::multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products) {
+  if (uses_wgmma_ && type == activation_ && !any_blocks(products)) return multiply_tensors(form, type, early, products);
   if (const int64_t rows = operand_rows(early, products); form == Form::kNT && joins(rows, type)) {
     for (const std::span<const Product> list : {early, products}) {
       if (rows <= Narrow::kRows) add_products<Narrow>(list);

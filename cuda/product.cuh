@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/number.h"
+#include "cuda/product_epilogue.cuh"
 #include "cuda/product_tile.cuh"
 
 namespace at_moe::cuda {
@@ -15,22 +16,6 @@ using Middle = TileShape<64, 32, 128, 2, 2, 4>;  // batched decode, and where wi
 // Prefill and training; blocks need registers of their own.
 template <bool has_blocks>
 using Wide = TileShape<128, has_blocks ? 64 : 128, 64, 2, 4, 3>;
-
-struct Target {
-  void* data;
-  int64_t stride;
-  bool is_float, aligned;
-};
-
-struct ProductRecord {
-  int begin, end, cols;
-  int first_tile, row_tiles;
-  int first_term, terms;
-  const float* bias;
-  Target out, add, raw, operand, rest;
-  Gates gates;
-  const float* scale;
-};
 
 struct ProductTable {
   const ProductRecord* products;  // by first_tile
@@ -47,72 +32,6 @@ struct ProductPhase {
 
   int64_t items() const { return tiles; }
 };
-
-template <typename T>
-__device__ inline void load_pair(float (&values)[2], const Target& from, int64_t row, int col, int cols) {
-  if (from.is_float) {
-    load_piece(values, static_cast<const float*>(from.data) + row * from.stride, col, cols, from.aligned);
-  } else {
-    load_piece(values, static_cast<const T*>(from.data) + row * from.stride, col, cols, from.aligned);
-  }
-}
-
-template <typename T>
-__device__ inline void store_pair(const float (&values)[2], const Target& to, int64_t row, int col, int cols) {
-  if (to.is_float) store_piece(values, static_cast<float*>(to.data) + row * to.stride, col, cols, to.aligned);
-  else store_piece(values, static_cast<T*>(to.data) + row * to.stride, col, cols, to.aligned);
-}
-
-// The epilogue of a run of kTN for two neighbouring elements.
-__device__ inline void add_pair(const Target& out, int row, int col, int cols, const float* sums) {
-  float* at = static_cast<float*>(out.data) + row * out.stride + col;
-  if (out.aligned && col + 1 < cols) {
-    float2 both = *reinterpret_cast<const float2*>(at);
-    both.x += sums[0];
-    both.y += sums[1];
-    *reinterpret_cast<float2*>(at) = both;
-  } else {
-    at[0] += sums[0];
-    if (col + 1 < cols) at[1] += sums[1];
-  }
-}
-
-// The epilogue of two neighbouring elements.
-template <typename T>
-__device__ inline void finish_pair(const ProductRecord& product, int row, int col, const float* sums) {
-  // The sum of a row that no term touched, or of zeros, is +0 whatever else was in the tile.
-  float values[2] = {sums[0] + 0.0f, sums[1] + 0.0f};
-  if (product.gates.column) {
-    if (product.raw.data) store_pair<T>(values, product.raw, row, col, product.cols);
-    const float* gates = product.gates.routing + row * product.gates.stride;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if (col + e < product.cols) values[e] = values[e] * gates[product.gates.column[col + e]] * product.scale[col + e];
-    }
-    if (product.operand.data) store_pair<T>(values, product.operand, row, col, product.cols);
-    if (product.rest.data) {
-      const float rest[2] = {values[0] - widen(narrow<T>(values[0])), values[1] - widen(narrow<T>(values[1]))};
-      store_pair<T>(rest, product.rest, row, col, product.cols);
-    }
-  }
-  if (product.add.data) {
-    float more[2];
-    load_pair<T>(more, product.add, row, col, product.cols);
-    values[0] += more[0];
-    values[1] += more[1];
-  }
-  store_pair<T>(values, product.out, row, col, product.cols);
-}
-
-__device__ inline const ProductRecord& product_of(const ProductTable& table, int tile) {
-  int low = 0, high = table.count;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (table.products[middle].first_tile <= tile) low = middle;
-    else high = middle;
-  }
-  return table.products[low];
-}
 
 // Has a row of [begin, end) a gate that is not zero in columns [first, last)?
 __device__ inline bool is_open(const Gates& gates, int begin, int end, int first, int last) {
@@ -141,7 +60,7 @@ __device__ inline void multiply_tile(const ProductTable& table, int tile, Waits&
   using B = typename Tile::B;
   constexpr int kAhead = Shape::kStages - 1;
 
-  const ProductRecord& product = product_of(table, tile);
+  const ProductRecord& product = product_of(table.products, table.count, tile);
   const int row0 = product.begin + (tile - product.first_tile) % product.row_tiles * Shape::kRows;
   const int col0 = (tile - product.first_tile) / product.row_tiles * Shape::kCols;
   const TermRecord* terms = table.terms + product.first_term;

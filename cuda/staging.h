@@ -11,14 +11,14 @@ class Staging {
  public:
   static constexpr size_t kBytes = size_t{8} << 20;
   struct Place {
-    char *host, *device;  // 16-byte aligned
+    char *host, *device;  // 64-byte aligned, as tensor maps are
   };
 
   explicit Staging(Runtime& runtime)
       : runtime_(runtime), host_(runtime.allocate_host(kBytes)), device_(runtime.allocate(kBytes)) {}
 
   Place take(size_t bytes) {
-    constexpr size_t kAlign = 16;
+    constexpr size_t kAlign = 64;
     require(bytes <= kBytes, "an op stages ", bytes, " bytes at once");
     if (used_ + bytes > kBytes) {
       runtime_.synchronize();  // copies and kernels may still read what lies there

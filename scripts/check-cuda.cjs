@@ -1,6 +1,7 @@
 // npm run check:cuda: compiles every kernel file under cuda/ for every architecture in cmake/cuda-architectures.txt that
 // this nvcc knows; needs no GPU. A kernel fails that spills, uses more registers than its limit or more static shared memory
-// than a block has, and so does the whole when its compressed code is too large for the package. Prints one line per kernel:
+// than a block has; so does a file of which ptxas says that it loses performance, and the whole when its compressed code is
+// too large for the package. Prints one line per kernel:
 // its worst instance on its worst architecture.
 // Results are kept under build/check-cuda by the contents of a file and of all that it includes.
 'use strict';
@@ -21,7 +22,8 @@ const sharedLimit = 48 * 1024;
 // Two blocks of 256 threads then fit a multiprocessor of 65 536 registers.
 const registerLimit = 128;
 // Attention over heads of more than 128 values: shared memory admits one block a multiprocessor, and so may registers.
-const ownRegisterLimits = { attend: 200, backward_queries: 180, backward_keys: 240 };
+// Products of warpgroups: all registers of a multiprocessor for one block of 384 threads, which then shares them out anew.
+const ownRegisterLimits = { attend: 200, backward_queries: 180, backward_keys: 240, multiply_tensor_tiles: 168 };
 
 function findNvcc() {
   const folders = [process.env.CUDA_HOME, process.env.CUDA_PATH, '/usr/local/cuda'].filter(Boolean);
@@ -88,6 +90,9 @@ function kernels(log) {
   return found;
 }
 
+// Products of warpgroups that wait for each other, requests for registers that are ignored.
+const lossesIn = (log) => log.split('\n').filter((line) => line.includes('Potential Performance Loss'));
+
 // What cmake/cuda.cmake compiles for: machine code for each, PTX of the lowest, compressed where nvcc can.
 function codeFlags(nvcc, targets) {
   const codes = targets.map((name) => `-gencode=arch=compute_${name},code=sm_${name}`);
@@ -108,7 +113,9 @@ function compile(nvcc, source, codes, folder) {
     child.stderr.on('data', hear);
     child.on('error', (error) => hear(error.message));
     child.on('close', (status) =>
-      resolve(status === 0 ? { kernels: kernels(log), bytes: fs.statSync(result).size } : { log }),
+      resolve(
+        status === 0 ? { kernels: kernels(log), losses: lossesIn(log), bytes: fs.statSync(result).size } : { log },
+      ),
     );
   });
 }
@@ -128,7 +135,8 @@ function report(source, result) {
     console.log(`${source}: FAILED to compile\n${result.log}`);
     return 1;
   }
-  let failed = 0;
+  let failed = result.losses.length;
+  for (const loss of result.losses) console.log(`${source}: FAILED: ${loss}`);
   const groups = new Map();
   for (const kernel of result.kernels) {
     groups.set(kernel.name, [...(groups.get(kernel.name) ?? []), kernel]);

@@ -1,6 +1,7 @@
 // Runs the compiled tests with node's own runner: `npm test [-- part-of-a-path …] [--node-flag …]`, on the CPU or on
 // AT_MOE_TEST_DEVICES, then a part of them on the emulated device. `--device=emulated` (npm run test:emulated): all tests
-// that take a device, on the emulated one, and those of ops under its other schedules too. `--device=cuda`: on the GPU.
+// that take a device, on the emulated one, those of ops under its other schedules too, and those of products with either
+// engine of products. `--device=cuda`: on the GPU.
 // Node 20's --test takes no globs, so the files are listed here.
 'use strict';
 
@@ -23,6 +24,8 @@ const schedules = [
   { name: 'four blocks in flight', env: { AT_MOE_EMULATED_RESIDENT: '4', AT_MOE_EMULATED_SEED: '3' } },
 ];
 
+const byWgmma = { AT_MOE_CUDA_WGMMA: '1' };
+
 const files = fs
   .readdirSync(path.join(root, 'dist', 'test'), { recursive: true })
   .filter((name) => name.endsWith('.test.js'))
@@ -40,23 +43,34 @@ function takesDevice(file) {
 }
 
 const isOp = (file) => path.dirname(file) === path.join('dist', 'test', 'ops');
+const isLinear = (file) => path.basename(file) === 'linear.test.js';
 const isGolden = (file) => path.basename(file) === 'golden.test.js';
 
 function plan() {
   const emulated = { AT_MOE_TEST_DEVICES: 'emulated', AT_MOE_PREBUILD: path.join(root, folder) };
   const onDevice = files.filter(takesDevice);
   if (device === 'emulated') {
-    return schedules.map(({ name, env }, i) => ({
+    const all = schedules.map(({ name, env }, i) => ({
       name: `emulated device, ${name}`,
       files: i === 0 ? onDevice : onDevice.filter(isOp),
       env: { ...emulated, ...env },
     }));
+    const products = schedules.map(({ name, env }, i) => ({
+      name: `emulated device, products by wgmma, ${name}`,
+      files: onDevice.filter((file) => isLinear(file) || (i === 0 && isGolden(file))),
+      env: { ...emulated, ...byWgmma, AT_MOE_TEST_GOLDEN: quickGolden, ...env },
+    }));
+    return [...all, ...products];
   }
   if (device) return [{ name: device, files: onDevice, env: { AT_MOE_TEST_DEVICES: device } }];
   const first = { name: process.env.AT_MOE_TEST_DEVICES ?? 'cpu', files, env: {} };
   if (process.env.AT_MOE_TEST_DEVICES) return [first];
   const part = onDevice.filter((file) => isOp(file) || isGolden(file));
-  return [first, { name: 'emulated device', files: part, env: { ...emulated, AT_MOE_TEST_GOLDEN: quickGolden } }];
+  return [
+    first,
+    { name: 'emulated device', files: part, env: { ...emulated, AT_MOE_TEST_GOLDEN: quickGolden } },
+    { name: 'emulated device, products by wgmma', files: part.filter(isLinear), env: { ...emulated, ...byWgmma } },
+  ];
 }
 
 const unlessGiven = (flag, value) => (flags.some((given) => given.startsWith(flag)) ? [] : [`${flag}=${value}`]);

@@ -43,7 +43,7 @@ function neededPackages() {
 
 const runScript = `#!/usr/bin/env bash
 # Usage: [OUT=folder] [STEPS="test memcheck racecheck bench"] [STEP_SECONDS=n] ./run.sh
-# Writes one log per step into $OUT (default ./results) and fails if a step did.
+# Writes one log per step into $OUT (default ./results) and fails if a step did. STEPS=wgmma: products by wgmma, on Hopper.
 set -uo pipefail
 cd "$(dirname "$0")"
 out=\${OUT:-results}
@@ -56,6 +56,7 @@ export PATH AT_MOE_PREBUILD=$PWD AT_MOE_TEST_DEVICES=cuda
 command -v node >/dev/null || { echo "there is no node here; stage with --with-node"; exit 1; }
 
 step_test() { node scripts/test-cuda.cjs --test-reporter=tap; }
+step_wgmma() { AT_MOE_CUDA_WGMMA=1 node scripts/test-cuda.cjs --test-reporter=tap linear; }
 sanitize() {
   local status=0
   for file in dist/test/ops/*.test.js; do
@@ -77,7 +78,7 @@ step_bench() {
 failed=0
 for step in \${STEPS:-test memcheck racecheck bench}; do
   case $step in
-    test | memcheck | racecheck | bench) ;;
+    test | wgmma | memcheck | racecheck | bench) ;;
     *) echo "there is no step '$step'"; exit 1 ;;
   esac
   if timeout "\${STEP_SECONDS:-1800}" bash -c "$(declare -f sanitize "step_$step"); step_$step" >"$out/$step.log" 2>&1; then

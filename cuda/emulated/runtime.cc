@@ -59,7 +59,7 @@ class EmulatedRuntime : public Runtime {
 
  private:
   Recording* recording_ = nullptr;
-  DeviceLimits limits_{4, size_t{99} << 10, 80};
+  DeviceLimits limits_{4, size_t{227} << 10, 90};
 };
 
 }  // namespace

@@ -1,40 +1,27 @@
 #include "cuda/emulated/simt.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "cuda/emulated/fiber.h"
+#include "cuda/emulated/turns.h"
 
 namespace at_moe::cuda::simt {
 
 namespace {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpgroup = 128;
 constexpr int kSpinLimit = 4'000'000;
 constexpr int kPoison = 0xFF;
 
-enum class State : uint8_t { kReady, kAtBarrier, kInWarp, kDone };
-
-class Random {
- public:
-  explicit Random(uint32_t seed) : state_(seed * 2654435769u + 1) {}
-  uint32_t below(uint32_t n) {
-    state_ = state_ * 1664525u + 1013904223u;
-    return (state_ >> 8) % n;
-  }
-
- private:
-  uint32_t state_;
-};
+enum class State : uint8_t { kReady, kAtBarrier, kInWarp, kInWarpgroup, kWaiting, kDone };
 
 struct Copy {
   void* to;
@@ -45,7 +32,8 @@ struct Copy {
 struct Lane : Thread {
   Fiber fiber;
   State state = State::kReady;
-  Place place;  // of the barrier it waits at
+  Place place;          // of the barrier it waits at
+  Condition condition;  // that it waits for
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
 };
@@ -55,41 +43,9 @@ struct Warp {
   uint32_t arrived = 0;
 };
 
-// Of the blocks in flight one runs at a time: the holder of the turn.
-class Turns {
- public:
-  Turns(int count, uint32_t seed) : random_(seed), waiting_(static_cast<size_t>(count)) {
-    std::iota(waiting_.begin(), waiting_.end(), 0);
-  }
-
-  void begin(int me) {
-    std::unique_lock lock(mutex_);
-    if (++begun_ == static_cast<int>(waiting_.size())) pick();
-    changed_.wait(lock, [&] { return turn_ == me; });
-  }
-  void pass(int me, uint32_t odds) {
-    std::unique_lock lock(mutex_);
-    if (random_.below(odds) != 0) return;
-    pick();
-    changed_.wait(lock, [&] { return turn_ == me; });
-  }
-  void end(int me) {
-    const std::lock_guard lock(mutex_);
-    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), me));
-    pick();
-  }
-
- private:
-  void pick() {
-    turn_ = waiting_.empty() ? -1 : waiting_[random_.below(static_cast<uint32_t>(waiting_.size()))];
-    changed_.notify_all();
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  Random random_;
-  std::vector<int> waiting_;
-  int turn_ = -1, begun_ = 0;
+struct Warpgroup {
+  void* lanes[kWarpgroup] = {};
+  int arrived = 0;
 };
 
 // The blocks that one OS thread runs, one after another.
@@ -106,10 +62,11 @@ class Runner {
     block.shape = shape;
     kernel_ = &kernel;
     shared_.reset(new (std::align_val_t{128}) unsigned char[std::max<size_t>(shared_bytes, 1)]);
-    shared_bytes_ = shared_bytes;
+    block.shared_bytes = shared_bytes;
     block.shared = shared_.get();
     while (static_cast<int>(lanes_.size()) < count_) lanes_.push_back(std::make_unique<Lane>());
     warps_.assign(static_cast<size_t>((count_ + kWarp - 1) / kWarp), {});
+    warpgroups_.assign(static_cast<size_t>((count_ + kWarpgroup - 1) / kWarpgroup), {});
     for (int i = 0; i < count_; ++i) {
       Lane& lane = *lanes_[static_cast<size_t>(i)];
       const unsigned n = static_cast<unsigned>(i);
@@ -121,8 +78,10 @@ class Runner {
 
   void run_block(dim3 index) {
     block.index = index;
-    std::memset(block.shared, kPoison, shared_bytes_);
+    ++block.number;
+    std::memset(block.shared, kPoison, block.shared_bytes);
     for (Warp& warp : warps_) warp.arrived = 0;
+    for (Warpgroup& warpgroup : warpgroups_) warpgroup.arrived = 0;
     for (int i = 0; i < count_; ++i) {
       Lane& lane = *lanes_[static_cast<size_t>(i)];
       lane.state = State::kReady;
@@ -160,12 +119,51 @@ class Runner {
     }
   }
 
+  void warpgroup_collective(void* mine, void (*act)(void** lanes)) {
+    const int first = current->linear / kWarpgroup * kWarpgroup;
+    if (first + kWarpgroup > count_) report("a warpgroup operation outside of a whole warpgroup");
+    Warpgroup& warpgroup = warpgroups_[static_cast<size_t>(first / kWarpgroup)];
+    warpgroup.lanes[current->linear - first] = mine;
+    if (++warpgroup.arrived < kWarpgroup) return wait(State::kInWarpgroup);
+    act(warpgroup.lanes);
+    warpgroup.arrived = 0;
+    for (int i = first; i < first + kWarpgroup; ++i) {
+      Lane& other = *lanes_[static_cast<size_t>(i)];
+      if (other.state == State::kInWarpgroup) other.state = State::kReady;
+    }
+  }
+
+  void wait_until(const Condition& condition) {
+    if (condition.holds(condition.object, condition.argument)) return;
+    current->condition = condition;
+    wait(State::kWaiting);
+  }
+
+  void defer(std::function<void()> work) { deferred_.push_back(std::move(work)); }
+
   void spin() {
     if (++spins_ > kSpinLimit) report("a thread spins without end");
-    if (Lane* next = ready_after(current->linear); next && next != current) go(*next);
+    Lane* next = ready_after(current->linear);
+    if (next && next != current) go(*next);
+    else if (!deferred_.empty()) do_deferred();
+    else if (!turns) report("a thread spins without end");  // nobody is left who could end it
     if (turns) turns->pass(me, 1);
   }
   void progress() { spins_ = 0; }
+
+  [[noreturn]] void report(const char* what) const {
+    std::fprintf(stderr, "emulated device: %s in block (%u, %u, %u) of (%u, %u, %u)\n", what, block.index.x,
+                 block.index.y, block.index.z, block.grid.x, block.grid.y, block.grid.z);
+    for (int i = 0; i < count_; ++i) {
+      const Lane& lane = *lanes_[static_cast<size_t>(i)];
+      if (lane.state == State::kAtBarrier)
+        std::fprintf(stderr, "  thread %d waits at the barrier of %s:%u\n", i, lane.place.file, lane.place.line);
+      if (lane.state == State::kInWarp) std::fprintf(stderr, "  thread %d waits in a warp operation\n", i);
+      if (lane.state == State::kInWarpgroup) std::fprintf(stderr, "  thread %d waits in a warpgroup operation\n", i);
+      if (lane.state == State::kWaiting) std::fprintf(stderr, "  thread %d waits for %s\n", i, lane.condition.name);
+    }
+    std::abort();
+  }
 
  private:
   static void entry();
@@ -190,9 +188,9 @@ class Runner {
   void wait(State state) {
     progress();
     current->state = state;
-    Lane* next = ready_after(current->linear);
+    Lane* next = next_after(current->linear);
     if (!next) report("deadlock");
-    go(*next);
+    if (next != current) go(*next);
   }
 
   void finish() {
@@ -200,8 +198,9 @@ class Runner {
     current->state = State::kDone;
     if (--alive_ && at_barrier_ == alive_) release_barrier();
     Fiber& from = current->fiber;
-    Lane* next = alive_ ? ready_after(current->linear) : nullptr;
+    Lane* next = alive_ ? next_after(current->linear) : nullptr;
     if (alive_ && !next) report("deadlock");
+    if (!alive_ && !deferred_.empty()) report("asynchronous work at the end");
     if (next) current = next;
     Fiber::change(from, next ? next->fiber : home_);
   }
@@ -218,21 +217,27 @@ class Runner {
     for (int step = 1; step <= count_; ++step) {
       const int i = order == Order::kReverse ? (start - step + count_) % count_ : (start + step) % count_;
       Lane& lane = *lanes_[static_cast<size_t>(i)];
+      const Condition& condition = lane.condition;
+      if (lane.state == State::kWaiting && condition.holds(condition.object, condition.argument))
+        lane.state = State::kReady;
       if (lane.state == State::kReady) return &lane;
     }
     return nullptr;
   }
 
-  [[noreturn]] void report(const char* what) const {
-    std::fprintf(stderr, "emulated device: %s in block (%u, %u, %u) of (%u, %u, %u)\n", what, block.index.x,
-                 block.index.y, block.index.z, block.grid.x, block.grid.y, block.grid.z);
-    for (int i = 0; i < count_; ++i) {
-      const Lane& lane = *lanes_[static_cast<size_t>(i)];
-      if (lane.state == State::kAtBarrier)
-        std::fprintf(stderr, "  thread %d waits at the barrier of %s:%u\n", i, lane.place.file, lane.place.line);
-      if (lane.state == State::kInWarp) std::fprintf(stderr, "  thread %d waits in a warp operation\n", i);
-    }
-    std::abort();
+  Lane* next_after(int at) {
+    Lane* next = ready_after(at);
+    for (; !next && !deferred_.empty(); next = ready_after(at)) do_deferred();
+    return next;
+  }
+
+  void do_deferred() {
+    size_t at = 0;
+    if (settings().order == Order::kReverse) at = deferred_.size() - 1;
+    if (settings().order == Order::kRandom) at = random_.below(static_cast<uint32_t>(deferred_.size()));
+    const std::function<void()> work = std::move(deferred_[at]);
+    deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(at));
+    work();
   }
 
   struct Free {
@@ -242,8 +247,9 @@ class Runner {
   const std::function<void()>* kernel_ = nullptr;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::vector<Warp> warps_;
+  std::vector<Warpgroup> warpgroups_;
+  std::vector<std::function<void()>> deferred_;
   std::unique_ptr<unsigned char[], Free> shared_;
-  size_t shared_bytes_ = 0;
   Fiber home_{Fiber::Caller{}};
   int count_ = 0, alive_ = 0, at_barrier_ = 0, spins_ = 0;
   Random random_{1};
@@ -331,6 +337,10 @@ void run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>
 
 void barrier(Place place) { runner->barrier(place); }
 void warp_collective(uint32_t mask, void* mine, void (*act)(void** lanes)) { runner->collective(mask, mine, act); }
+void warpgroup_collective(void* mine, void (*act)(void** lanes)) { runner->warpgroup_collective(mine, act); }
+void wait_until(const Condition& condition) { runner->wait_until(condition); }
+void defer(std::function<void()> work) { runner->defer(std::move(work)); }
+void fault(const char* what) { runner->report(what); }
 void spin() { runner->spin(); }
 void interleave() {
   runner->progress();

@@ -37,6 +37,8 @@ struct Thread {
 struct Block {
   dim3 index, shape, grid;
   unsigned char* shared = nullptr;  // dynamic shared memory, filled with NaN at the start of each block
+  size_t shared_bytes = 0;
+  uint64_t number = 0;  // of the blocks that this OS thread has run
 };
 const Thread& thread();
 const Block& block();
@@ -52,7 +54,21 @@ struct Place {
 void barrier(Place place);
 // All lanes of `mask` arrive with a pointer; the last one runs `act` on the 32 pointers (null for lanes outside of it).
 void warp_collective(uint32_t mask, void* mine, void (*act)(void** lanes));
-// Other threads, and other resident blocks, may run now. More than a few million in a row without one is a deadlock.
+// The same for the 128 threads of the caller's warpgroup.
+void warpgroup_collective(void* mine, void (*act)(void** lanes));
+// Until the condition holds, which other threads or deferred work bring about; `name` is for the report of a deadlock.
+struct Condition {
+  const char* name = "";
+  bool (*holds)(const void* object, uint32_t argument) = nullptr;
+  const void* object = nullptr;
+  uint32_t argument = 0;
+};
+void wait_until(const Condition& condition);
+// Work of the block beside its threads: done when no thread can go on without it, by the order of the schedule.
+void defer(std::function<void()> work);
+// Reports a misuse as a deadlock is reported.
+[[noreturn]] void fault(const char* what);
+// Other threads, and other resident blocks, may run now. Where there are none, or a few million times in a row, a deadlock.
 void spin();
 // A point where another resident block may come in between.
 void interleave();

@@ -11,9 +11,9 @@ const root = path.join(import.meta.dirname, '..', '..', '..');
 const folder = mkdtempSync(path.join(tmpdir(), 'at-moe-emulated-'));
 after(() => rmSync(folder, { recursive: true }));
 
-const sources = ['bugs.cu', 'instructions.cu', 'main.cc']
-  .map((name) => `test/emulated/${name}`)
-  .concat('cuda/emulated/simt.cc', 'cuda/emulated/fiber.cc');
+const sources = ['bugs', 'hopper', 'instructions', 'main']
+  .map((name) => `test/emulated/${name}.${name === 'main' ? 'cc' : 'cu'}`)
+  .concat(['barrier', 'fiber', 'simt', 'tensor_copy', 'wgmma'].map((name) => `cuda/emulated/${name}.cc`));
 const flags = ['-std=c++20', '-O1', '-g', '-ffp-contract=off', '-pthread', '-DAT_MOE_EMULATED', '-I.', '-Inative'];
 
 /** Why the program cannot be built here; false when it can. */
@@ -119,6 +119,31 @@ describe('the emulated device', { skip: missing() }, () => {
     const [seen] = findings(program, 'missing_wait_for_a_block', resident);
     const [again] = findings(program, 'missing_wait_for_a_block', resident);
     assert.equal(again?.output, seen?.output, 'a seed repeats itself');
+  });
+
+  it('finds a wait left out of a ring of copies and products, in every order', () => {
+    const reports = {
+      bytes_not_expected: /asynchronous work at the end in block/,
+      missing_wait_for_copies: /more arrivals at a barrier than it was made for/,
+      wait_for_the_phase_before: /more arrivals at a barrier than it was made for/,
+      stage_filled_while_in_use: /more arrivals at a barrier than it was made for/,
+      wait_for_a_phase_that_never_ends: /deadlock in block .*\n {2}thread 0 waits for a phase of a barrier\n/,
+      missing_fence_of_accumulators: /a wgmma without a fence after its accumulators were free/,
+      missing_wait_for_products: /is -?nan, expected/,
+      stage_given_back_before_its_products: /is -?nan, expected/,
+    };
+    for (const [check, report] of Object.entries(reports)) {
+      passes(program, check, orders);
+      const found = findings(program, check, orders);
+      assert.equal(found.length, orders.length, check);
+      for (const { output } of found) assert.match(output, report, check);
+    }
+  });
+
+  it('runs the instructions of sm_90a as the PTX manual defines them', () => {
+    for (const check of ['boxes', 'tensor_map_limits', 'barrier_phases', 'wgmma_bf16', 'wgmma_f16']) {
+      passes(program, check, orders);
+    }
   });
 
   it('runs the instructions as the PTX manual defines them', () => {

@@ -14,9 +14,13 @@ std::string differs(const char* what, int index, double actual, double expected,
 int main(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "";
   std::string wrong = "no such check";
-  if (const auto bug = bugs().find(name); bug != bugs().end())
-    wrong = bug->second(argc > 2 && std::strcmp(argv[2], "broken") == 0);
-  if (const auto check = instructions().find(name); check != instructions().end()) wrong = check->second();
+  for (const auto* all : {&bugs(), &hopper_bugs()}) {
+    if (const auto bug = all->find(name); bug != all->end())
+      wrong = bug->second(argc > 2 && std::strcmp(argv[2], "broken") == 0);
+  }
+  for (const auto* all : {&instructions(), &hopper_instructions()}) {
+    if (const auto check = all->find(name); check != all->end()) wrong = check->second();
+  }
   if (wrong.empty()) return 0;
   std::printf("%s\n", wrong.c_str());
   return 1;

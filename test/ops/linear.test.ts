@@ -185,7 +185,7 @@ onDevices('linear: same bits for one row, few, many, and beside rows of other mi
     rows: 140,
     cols: 80,
     outputs: [200],
-    ranks: [[8, 19]],
+    ranks: [[8, 130]],
     segments: [
       [0, 5, 1],
       [5, 90, 0],
@@ -362,6 +362,27 @@ onDevices('linear backward: many rows, stacks that come back, f32 gradients of t
       for (const m of [0, 1]) close(out[`db${s}_${m}`], expected.db[s]![m]!, tolerance, `db${s}_${m}`);
     }
   }
+});
+
+onDevices('linear backward: more inputs and outputs than a tile has', (device, tolerance) => {
+  const random = new Random(12);
+  const group = groupOf(random, { rows: 130, cols: 300, outputs: [140], ranks: [[70, 3]] });
+  const dy = [random.matrix(130, 140)];
+  const forward = run('linearForward', device, group);
+  const out = run('linearBackward', device, {
+    ...group,
+    modules: group.modules.map((module, m) => ({ ...module, dy: dy[m] })),
+    h: matrix(130, 73, forward.h),
+    hg: matrix(130, 73, forward.hg),
+    drouting: matrix(130, gateColumns, new Float32Array(130 * gateColumns)),
+    wantWeight: true,
+    wantAdapters: true,
+  });
+  const expected = linearGradients(group, dy);
+  close(out.dx, expected.dx, tolerance, 'dx');
+  close(out.dweight0, expected.dweight[0]!, tolerance, 'dweight0');
+  close(out.da0, expected.da[0]!, tolerance, 'da0');
+  close(out.db0_0, expected.db[0]![0]!, tolerance, 'db0_0');
 });
 
 onDevices('linear backward: nothing is rounded where inputs and gradients are f32', (device) => {
