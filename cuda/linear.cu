@@ -4,12 +4,18 @@
 //   products  y_m = bias + W_m x + B_m hg + residual       [N, d_m]  terms: W over all rows, then B per segment
 // Early tiles are taken first; a tile of y waits for them when it comes to its first B. B reads hg in the type of the
 // activations, which the early tiles write beside it.
+// Many experts of which rows select few: gathered shrinks go before (cuda/gathered.h), and the tiles of y pass over the
+// blocks of 16 rows by 16 ranks that are all zeros. y is not gathered: adding an expert's part to the y of n_e rows reads
+// and writes 8 n_e d_m bytes for 2 n_e r d_m flops, 4 flops a byte at rank 16, and through shared memory a tile's sums cost
+// as many cycles as multiplying by the zeros. Orders of summation are the same: so are the bits.
 #include <algorithm>
+#include <map>
 #include <vector>
 
 #include "backend/segments.h"
 #include "core/status.h"
 #include "cuda/backend.h"
+#include "cuda/gathered.h"
 #include "cuda/product.h"
 #include "cuda/weight.h"
 
@@ -48,7 +54,54 @@ Product shrink(const LinearForward& args, const AdapterSegment& segment, const A
   return product;
 }
 
+// The columns of each gate of a stack; `gated` has modules side by side as gated_cols has.
+std::map<int32_t, std::vector<ColumnRun>> runs_by_gate(const AdapterStack& stack, DType type) {
+  std::map<int32_t, std::vector<ColumnRun>> runs;
+  auto block = stack.blocks.begin();
+  int64_t first = 0;
+  for (const AdapterStack::Module& module : stack.modules) {
+    if (!module.b) continue;
+    const int64_t end = module.first + module.b->cols();
+    for (; block != stack.blocks.end() && block->first < end; ++block) {
+      runs[block->gate].push_back({static_cast<int>(block->first), static_cast<int>(block->count),
+                                   static_cast<int>(first + block->first - module.first)});
+    }
+    first += operand_cols(module.b->cols(), type);
+  }
+  return runs;
+}
+
 }  // namespace
+
+std::vector<OpenBlocks> CudaBackend::gather_shrinks(const LinearForward& args, std::span<const AdapterSegment> segments,
+                                                    const Matrix& x, const Matrix& gated) {
+  std::vector<OpenBlocks> maps;
+  std::vector<RowList> lists;
+  std::vector<GatheredProduct> shrinks;
+  for (const AdapterSegment& segment : segments) {
+    if (!is_gathered(segment)) continue;
+    const AdapterStack& stack = *segment.stack;
+    const int begin = static_cast<int>(segment.begin), end = static_cast<int>(segment.end);
+    int64_t first = 0;
+    for (const AdapterStack::Module& module : stack.modules) {
+      if (!module.b) continue;
+      const int64_t cols = module.b->cols();
+      OpenBlocks& map = maps.emplace_back();
+      map = {begin, end, static_cast<int>(cols), stack.gate_column + module.first};
+      if (args.h) map.raw = args.h.col_range(module.first, cols);
+      if (args.h) map.gated = args.hg.col_range(module.first, cols);
+      map.operand = gated.col_range(first, cols);
+      first += operand_cols(cols, activation_);
+    }
+    for (auto& [gate, runs] : runs_by_gate(stack, activation_)) {
+      shrinks.push_back({lists.size(), x, matrix_of(*stack.a), 0, std::move(runs), stack.scale});
+      lists.push_back({begin, end, gate});
+    }
+  }
+  map_blocks(args.routing, maps);
+  multiply_gathered(Form::kNT, lists, shrinks, args.routing, {args.h, args.h ? args.hg : Matrix(), gated});
+  return maps;
+}
 
 void CudaBackend::forward(const LinearForward& args) {
   const int64_t rows = args.x.rows;
@@ -71,15 +124,23 @@ void CudaBackend::forward(const LinearForward& args) {
   for (const AdapterSegment& segment : segments) widest = std::max(widest, gated_cols(*segment.stack, activation_));
   const int64_t element = static_cast<int64_t>(size_of(activation_));
   const Matrix gated = matrix(scratch<char>(kGatedSlot, rows * widest * element), rows, widest, activation_);
+  const std::vector<OpenBlocks> maps = gather_shrinks(args, segments, shrink_x, gated);
+  auto map = maps.begin();
   for (const AdapterSegment& segment : segments) {
     int64_t first = 0;
     for (size_t m = 0; m < products.size(); ++m) {
       const AdapterStack::Module& module = segment.stack->modules[m];
       if (!module.b) continue;
       const Matrix own = gated.col_range(first, module.b->cols());
-      shrinks.push_back(shrink(args, segment, module, shrink_x, own));
-      products[m].terms.push_back(
-          {own, matrix_of(*module.b), segment.begin, segment.end, true, gates_of(args, *segment.stack, module)});
+      Term term{own, matrix_of(*module.b), segment.begin, segment.end};
+      term.gates = gates_of(args, *segment.stack, module);
+      if (is_gathered(segment)) {
+        term.open = map++->open;
+      } else {
+        term.late = true;
+        shrinks.push_back(shrink(args, segment, module, shrink_x, own));
+      }
+      products[m].terms.push_back(term);
       first += operand_cols(own.cols, activation_);
     }
   }

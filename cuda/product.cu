@@ -53,6 +53,7 @@ TermRecord record_of(const Term& term, Form form, DType type) {
   record.k = static_cast<int>(k);
   record.late = term.late;
   record.gates = term.gates;
+  record.open = term.open;
   return record;
 }
 

@@ -69,11 +69,17 @@ __device__ inline void finish_pair(const ProductRecord& product, int row, int co
   // The sum of a row that no term touched, or of zeros, is +0 whatever else was in the tile.
   float values[2] = {sums[0] + 0.0f, sums[1] + 0.0f};
   if (product.gates.column) {
-    if (product.raw.data) store_pair<T>(values, product.raw, row, col, product.cols);
-    const float* gates = product.gates.routing + row * product.gates.stride;
+    const float* routing = product.gates.routing + row * product.gates.stride;
+    float gates[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      if (col + e < product.cols) values[e] = values[e] * gates[product.gates.column[col + e]] * product.scale[col + e];
+      gates[e] = col + e < product.cols ? routing[product.gates.column[col + e]] : 0;
+      if (gates[e] == 0) values[e] = 0;
+    }
+    if (product.raw.data) store_pair<T>(values, product.raw, row, col, product.cols);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (gates[e] != 0) values[e] = values[e] * gates[e] * product.scale[col + e];
     }
     if (product.operand.data) store_pair<T>(values, product.operand, row, col, product.cols);
   }
@@ -171,7 +177,7 @@ __device__ void multiply_tile(const ProductTable& table, int tile, Wait wait_for
     cp_async_wait<kAhead - 1>();
     __syncthreads();
     copy_next(stage == 0 ? kAhead : stage - 1);
-    Tile::multiply(acc, stages + stage * Tile::kStage, now.term->k - now.k);
+    Tile::multiply(acc, stages + stage * Tile::kStage, now.term->k - now.k, now.open);
     if constexpr (form == Form::kTN) {
       if (now.ends_term() || (now.k + Tile::kDepth) % kGradientRun == 0) {
         Tile::visit_pairs(acc, row0, col0, [&](int row, int col, float* sums) {

@@ -48,6 +48,7 @@ void apply_gates(const LinearBackward& args, const AdapterStack& stack, int64_t 
   for (int64_t j = 0; j < columns;) {
     const int32_t gate = stack.gate_column[j];
     float slope = 0;
+    for (; routing[gate] == 0 && j < columns && stack.gate_column[j] == gate; ++j) dh[j] = 0;
     for (; j < columns && stack.gate_column[j] == gate; ++j) {
       const float scaled = dh[j] * stack.scale[j];
       if (h) slope += scaled * h[j];
