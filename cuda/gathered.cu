@@ -155,8 +155,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kBlocksPerMultiprocessor) mul
     if (place.record == table.count) return;
     const GatheredRecord& record = table.records[place.record];
     const int col_tiles = (record.cols + Shape::kCols - 1) / Shape::kCols;
-    multiply_tile<T, form>(table, record, place.tile / col_tiles * Shape::kRows,
-                           place.tile % col_tiles * Shape::kCols);
+    multiply_tile<T, form>(table, record, place.tile / col_tiles * Shape::kRows, place.tile % col_tiles * Shape::kCols);
     __syncthreads();  // the stages are filled again
   }
 }
@@ -189,8 +188,8 @@ void CudaBackend::multiply_gathered(Form form, std::span<RowList> lists, std::sp
     record.scale = product.scale;
     runs.insert(runs.end(), product.runs.begin(), product.runs.end());
     records.push_back(record);
-    most += (list.end - list.begin + Shape::kRows - 1) / Shape::kRows *
-            ((record.cols + Shape::kCols - 1) / Shape::kCols);
+    most +=
+        (list.end - list.begin + Shape::kRows - 1) / Shape::kRows * ((record.cols + Shape::kCols - 1) / Shape::kCols);
   }
   const int64_t resident = int64_t{kBlocksPerMultiprocessor} * runtime_->limits().multiprocessors;
   GatheredTable table{};

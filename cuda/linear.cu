@@ -4,10 +4,9 @@
 //   products  y_m = bias + W_m x + B_m hg + residual       [N, d_m]  terms: W over all rows, then B per segment
 // Early tiles are taken first; a tile of y waits for them when it comes to its first B. B reads hg in the type of the
 // activations, which the early tiles write beside it.
-// Many experts of which rows select few: gathered shrinks go before (cuda/gathered.h), and the tiles of y pass over the
-// blocks of 16 rows by 16 ranks that are all zeros. y is not gathered: adding an expert's part to the y of n_e rows reads
-// and writes 8 n_e d_m bytes for 2 n_e r d_m flops, 4 flops a byte at rank 16, and through shared memory a tile's sums cost
-// as many cycles as multiplying by the zeros. Orders of summation are the same: so are the bits.
+// Many experts of which rows select few: gathered shrinks go before (cuda/gathered.h), and the tiles of y pass over blocks
+// of 16 rows by 16 ranks that are all zeros. Orders of summation are the same, and so are the bits. Gathering y as well
+// would cost more in reading and writing its sums than it saves (docs/performance.md).
 #include <algorithm>
 #include <map>
 #include <vector>
@@ -87,7 +86,10 @@ std::vector<OpenBlocks> CudaBackend::gather_shrinks(const LinearForward& args, s
       if (!module.b) continue;
       const int64_t cols = module.b->cols();
       OpenBlocks& map = maps.emplace_back();
-      map = {begin, end, static_cast<int>(cols), stack.gate_column + module.first};
+      map.begin = begin;
+      map.end = end;
+      map.cols = static_cast<int>(cols);
+      map.gate_column = stack.gate_column + module.first;
       if (args.h) map.raw = args.h.col_range(module.first, cols);
       if (args.h) map.gated = args.hg.col_range(module.first, cols);
       map.operand = gated.col_range(first, cols);
@@ -95,7 +97,7 @@ std::vector<OpenBlocks> CudaBackend::gather_shrinks(const LinearForward& args, s
     }
     for (auto& [gate, runs] : runs_by_gate(stack, activation_)) {
       shrinks.push_back({lists.size(), x, matrix_of(*stack.a), 0, std::move(runs), stack.scale});
-      lists.push_back({begin, end, gate});
+      lists.push_back({begin, end, gate, nullptr, nullptr});
     }
   }
   map_blocks(args.routing, maps);
@@ -132,7 +134,11 @@ void CudaBackend::forward(const LinearForward& args) {
       const AdapterStack::Module& module = segment.stack->modules[m];
       if (!module.b) continue;
       const Matrix own = gated.col_range(first, module.b->cols());
-      Term term{own, matrix_of(*module.b), segment.begin, segment.end};
+      Term& term = products[m].terms.emplace_back();
+      term.a = own;
+      term.b = matrix_of(*module.b);
+      term.begin = segment.begin;
+      term.end = segment.end;
       term.gates = gates_of(args, *segment.stack, module);
       if (is_gathered(segment)) {
         term.open = map++->open;
@@ -140,7 +146,6 @@ void CudaBackend::forward(const LinearForward& args) {
         term.late = true;
         shrinks.push_back(shrink(args, segment, module, shrink_x, own));
       }
-      products[m].terms.push_back(term);
       first += operand_cols(own.cols, activation_);
     }
   }

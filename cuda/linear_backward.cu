@@ -136,11 +136,12 @@ std::vector<GatheredProduct> gathered_gradients(std::span<const AdapterSegment> 
     std::map<int32_t, size_t> list_of;
     for (const AdapterStack::Block& block : stack.blocks) {
       const auto [own, added] = list_of.emplace(block.gate, lists.size());
-      if (added) lists.push_back({static_cast<int>(segment.begin), static_cast<int>(segment.end), block.gate});
+      if (added)
+        lists.push_back({static_cast<int>(segment.begin), static_cast<int>(segment.end), block.gate, nullptr, nullptr});
       const size_t m = module_of(stack, block);
-      const ColumnRun run{static_cast<int>(block.first), static_cast<int>(block.count)};
+      const ColumnRun run{static_cast<int>(block.first), static_cast<int>(block.count), 0};
       const int b_first = static_cast<int>(block.first - stack.modules[m].first);
-      products.push_back({own->second, g[m], matrix_of(*stack.modules[m].b), b_first, {run}});
+      products.push_back({own->second, g[m], matrix_of(*stack.modules[m].b), b_first, {run}, nullptr});
     }
   }
   return products;

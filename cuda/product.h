@@ -30,8 +30,8 @@ struct Gates {
 struct Term {
   Matrix a, b;
   int64_t begin = 0, end = 0;
-  bool late = false;  // `a` is written by an early product of the same launch
-  Gates gates = {};   // where the gate of a column k is zero, so is `a`
+  bool late = false;              // `a` is written by an early product of the same launch
+  Gates gates = {};               // where the gate of a column k is zero, so is `a`
   const uint8_t* open = nullptr;  // blocks of `a` that are not all zeros (cuda/selection.h); null: any may be
 };
 

@@ -154,8 +154,8 @@ struct ProductTile {
       static_assert(kTileBlocks * kSteps < 32);
       const int lane = threadIdx.x % 32, block = row / 16 + lane % kTileBlocks, step = k / 16 + lane / kTileBlocks;
       const int steps = (term->k + 15) / 16;
-      const bool inside = lane < kTileBlocks * kSteps && step < steps && block >= term->begin / 16 &&
-                          block * 16 < term->end;
+      const bool inside =
+          lane < kTileBlocks * kSteps && step < steps && block >= term->begin / 16 && block * 16 < term->end;
       return __ballot_sync(~0u, inside && term->open[block * steps + step] != 0);
     }
     __device__ bool valid() const { return term < end; }

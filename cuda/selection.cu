@@ -45,7 +45,8 @@ __device__ void clear(const Matrix& matrix, int64_t row, int column) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kMapThreads) map_blocks(const OpenBlocks* maps, const float* routing, int64_t stride) {
+__global__ void __launch_bounds__(kMapThreads)
+    map_blocks(const OpenBlocks* maps, const float* routing, int64_t stride) {
   const OpenBlocks map = maps[blockIdx.y];
   const int row0 = static_cast<int>(blockIdx.x) * kOpenBlock, blocks = (map.cols + kOpenBlock - 1) / kOpenBlock;
   if (row0 >= map.end || row0 + kOpenBlock <= map.begin) return;

@@ -28,6 +28,7 @@ constexpr int64_t kGatheredRanks = 256;
 bool selects_few(const RouterShape& shape, const RouterOptions& options) {
   const auto kept = [](int32_t top_k, int32_t of) { return top_k > 0 ? std::min(top_k, of) : of; };
   std::vector<int32_t> selected;
+  selected.reserve(static_cast<size_t>(shape.groups));
   for (int32_t g = 0; g < shape.groups; ++g) {
     selected.push_back(kept(options.expert_top_k, shape.group_start[g + 1] - shape.group_start[g]));
   }
