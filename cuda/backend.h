@@ -15,7 +15,12 @@
 namespace at_moe::cuda {
 
 enum class Form;
+struct GatedOperand;
+struct GatheredProduct;
+struct GatheredResults;
+struct OpenBlocks;
 struct Product;
+struct RowList;
 
 class CudaBackend : public Backend {
  public:
@@ -102,6 +107,15 @@ class CudaBackend : public Backend {
   // those of weights of q8.
   void multiply_tensors(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
   bool finds_wgmma();
+  // Products over the rows that select an expert, results by the routing records (cuda/gathered.h).
+  void multiply_gathered(Form form, std::span<RowList> lists, std::span<const GatheredProduct> products,
+                         const Matrix& routing, const GatheredResults& results);
+  // The gathered shrinks of a call; returns what is open of `gated`, by segment and module.
+  std::vector<OpenBlocks> gather_shrinks(const LinearForward& args, std::span<const AdapterSegment> segments,
+                                         const Matrix& x, const GatedOperand& gated);
+  // Fill in what a call's rows select (cuda/selection.h); valid until the next call of the same.
+  void list_rows(const Matrix& routing, std::span<RowList> lists);
+  void map_blocks(const Matrix& routing, std::span<OpenBlocks> maps);
   // Replaces the matrices that a product of the type cannot read by copies in a slot of the scratch memory.
   void make_operands(int slot, DType type, std::vector<Matrix>& matrices);
   void add_weight_gradients(const LinearBackward& args, std::span<const Matrix> g, const Matrix& dh);

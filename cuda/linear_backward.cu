@@ -5,11 +5,14 @@
 //   dA += dhᵀ x, dB_m += g_mᵀ hg_m, dW_m += g_mᵀ x          in runs of kGradientRun rows
 // Products read dh in the type of the activations, which the second launch writes beside it. Segments that add to one
 // gradient are terms of one product, in their order. dbias: a thread per column.
+// Many experts of which rows select few: u is gathered (cuda/gathered.h), and dx passes over blocks of dh that are zeros.
 #include <algorithm>
+#include <map>
 
 #include "backend/segments.h"
 #include "core/status.h"
 #include "cuda/backend.h"
+#include "cuda/gathered.h"
 #include "cuda/number.h"
 #include "cuda/product.h"
 #include "cuda/weight.h"
@@ -56,9 +59,10 @@ __global__ void __launch_bounds__(32 * kGateWarps, 1) apply_gates(const GateSegm
       for (int n = warp; n < count; n += kGateWarps) {
         const int64_t row = row0 + n;
         float& dh = rows.dh[row * rows.dh_stride + column];
-        const float scaled = dh * segment.scale[column];
-        if (rows.drouting) slopes[n][lane] = scaled * rows.h[row * rows.h_stride + column];
-        dh = scaled * rows.routing[row * rows.routing_stride + segment.gate_column[column]];
+        const float gate_of_row = rows.routing[row * rows.routing_stride + segment.gate_column[column]];
+        const float scaled = gate_of_row == 0 ? 0 : dh * segment.scale[column];
+        if (rows.drouting) slopes[n][lane] = gate_of_row == 0 ? 0 : scaled * rows.h[row * rows.h_stride + column];
+        dh = scaled * gate_of_row;
         rows.operand[row * rows.operand_stride + column] = narrow<T>(dh);
       }
     }
@@ -98,6 +102,7 @@ std::vector<Product> shrink_gradients(const LinearBackward& args, std::span<cons
                                       std::span<const Matrix> g) {
   std::vector<Product> products;
   for (const AdapterSegment& segment : segments) {
+    if (is_gathered(segment)) continue;
     for (size_t m = 0; m < g.size(); ++m) {
       const AdapterStack::Module& adapter = segment.stack->modules[m];
       if (!adapter.b) continue;
@@ -112,8 +117,53 @@ std::vector<Product> shrink_gradients(const LinearBackward& args, std::span<cons
   return products;
 }
 
+// The module that a block of a stack belongs to.
+size_t module_of(const AdapterStack& stack, const AdapterStack::Block& block) {
+  size_t found = 0;
+  for (size_t m = 0; m < stack.modules.size(); ++m) {
+    if (stack.modules[m].b && stack.modules[m].first <= block.first) found = m;
+  }
+  return found;
+}
+
+// The same of gathered segments; appends the lists of rows.
+std::vector<GatheredProduct> gathered_gradients(std::span<const AdapterSegment> segments, std::span<const Matrix> g,
+                                                std::vector<RowList>& lists) {
+  std::vector<GatheredProduct> products;
+  for (const AdapterSegment& segment : segments) {
+    if (!is_gathered(segment)) continue;
+    const AdapterStack& stack = *segment.stack;
+    std::map<int32_t, size_t> list_of;
+    for (const AdapterStack::Block& block : stack.blocks) {
+      const auto [own, added] = list_of.emplace(block.gate, lists.size());
+      if (added)
+        lists.push_back({static_cast<int>(segment.begin), static_cast<int>(segment.end), block.gate, nullptr, nullptr});
+      const size_t m = module_of(stack, block);
+      const ColumnRun run{static_cast<int>(block.first), static_cast<int>(block.count), 0};
+      const int b_first = static_cast<int>(block.first - stack.modules[m].first);
+      products.push_back({own->second, g[m], matrix_of(*stack.modules[m].b), b_first, {run}, nullptr});
+    }
+  }
+  return products;
+}
+
+// What is open of dh, by gathered segment.
+std::vector<OpenBlocks> open_gradients(std::span<const AdapterSegment> segments) {
+  std::vector<OpenBlocks> maps;
+  for (const AdapterSegment& segment : segments) {
+    if (!is_gathered(segment)) continue;
+    OpenBlocks& map = maps.emplace_back();
+    map.begin = static_cast<int>(segment.begin);
+    map.end = static_cast<int>(segment.end);
+    map.cols = static_cast<int>(segment.stack->a->rows());
+    map.gate_column = segment.stack->gate_column;
+  }
+  return maps;
+}
+
 std::vector<Product> input_gradients(const LinearBackward& args, std::span<const AdapterSegment> segments,
-                                     std::span<const Matrix> g, const Matrix& dh, int64_t rows) {
+                                     std::span<const OpenBlocks> maps, std::span<const Matrix> g, const Matrix& dh,
+                                     int64_t rows) {
   std::vector<Product> products;
   const auto start = [&](const Matrix& out) -> Product& {
     Product& product = products.emplace_back();
@@ -123,9 +173,15 @@ std::vector<Product> input_gradients(const LinearBackward& args, std::span<const
     return product;
   };
   const auto add_adapters = [&](Product& product) {
+    auto map = maps.begin();
     for (const AdapterSegment& segment : segments) {
       const Matrix a = matrix_of(*segment.stack->a);
-      product.terms.push_back({dh.col_range(0, a.rows), a, segment.begin, segment.end});
+      Term& term = product.terms.emplace_back();
+      term.a = dh.col_range(0, a.rows);
+      term.b = a;
+      term.begin = segment.begin;
+      term.end = segment.end;
+      if (is_gathered(segment)) term.open = map++->open;
     }
   };
   if (args.dx) {
@@ -182,6 +238,9 @@ void CudaBackend::backward(const LinearBackward& args) {
     require(args.dh && args.routing, "linear backward: adapters need dh and routing");
     require(!args.drouting || args.h, "linear backward: router gradients need h");
     multiply(Form::kNN, activation_, {}, shrink_gradients(args, segments, g));
+    std::vector<RowList> lists;
+    const std::vector<GatheredProduct> gathered = gathered_gradients(segments, g, lists);
+    multiply_gathered(Form::kNN, lists, gathered, args.routing, {args.dh, {}, {}, {}});
     std::vector<GateSegment> gates;
     int64_t longest = 0, widest = 0;
     for (const AdapterSegment& segment : segments) {
@@ -201,7 +260,9 @@ void CudaBackend::backward(const LinearBackward& args) {
                          args.dh.stride, widest, args.h.stride, args.routing.stride, args.drouting.stride});
     });
   }
-  multiply(Form::kNN, activation_, {}, input_gradients(args, segments, g, dh, rows));
+  std::vector<OpenBlocks> maps = open_gradients(segments);
+  map_blocks(args.routing, maps);
+  multiply(Form::kNN, activation_, {}, input_gradients(args, segments, maps, g, dh, rows));
   add_weight_gradients(args, g, dh);
   add_bias_gradients(args);
 }

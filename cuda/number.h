@@ -24,6 +24,12 @@ __device__ inline T narrow(float value) {
   else return round_to<T>(value);
 }
 
+// What rounding to T takes away.
+template <typename T>
+__device__ inline float lost_in(float value) {
+  return value - widen(narrow<T>(value));
+}
+
 // Calls f with a value of the C++ type that `dtype` names.
 template <typename F>
 void dispatch(DType dtype, F&& f) {

@@ -34,6 +34,7 @@ TermRecord record_of(const Term& term, Form form, DType type) {
   record.k = static_cast<int>(depth_of(term, form));
   record.late = term.late;
   record.gates = term.gates;
+  record.open = term.open;
   return record;
 }
 
@@ -156,6 +157,7 @@ void CudaBackend::add_products(std::span<const Product> products) {
   ProductPhase phase{builder.table(commands_.put(std::span<const char>(bytes))), builder.tiles(), 0, true};
   for (const Product& product : products) {
     for (const Term& term : product.terms) {
+      require(!term.open, "product: a selection of few rows");  // might be read before an earlier phase writes it
       if (!term.late) phase.operands_ready = std::max(phase.operands_ready, commands_.writer(term.a) + 1);
     }
     if (!product.gates.column) continue;

@@ -37,8 +37,18 @@ struct Term {
   Matrix a;
   WeightView b;
   int64_t begin = 0, end = 0;
-  bool late = false;  // `a` is written by an early product of the same launch
-  Gates gates = {};   // where the gate of a column k is zero, so is `a`
+  bool late = false;              // `a` is written by an early product of the same launch
+  Gates gates = {};               // where the gate of a column k is zero, so is `a`
+  const uint8_t* open = nullptr;  // blocks of `a` that are not all zeros (cuda/selection.h); null: any may be
+};
+
+// Gated sums as late terms read them. `rest`, what rounding took away, is empty where the type holds all of it.
+struct GatedOperand {
+  Matrix rounded, rest;
+
+  GatedOperand col_range(int64_t first, int64_t count) const {
+    return {rounded.col_range(first, count), rest ? rest.col_range(first, count) : Matrix()};
+  }
 };
 
 struct Product {

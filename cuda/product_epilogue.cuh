@@ -124,15 +124,21 @@ __device__ inline void finish_pair(const ProductRecord& product, int row, int co
   // The sum of a row that no term touched, or of zeros, is +0 whatever else was in the tile.
   float values[2] = {sums[0] + 0.0f, sums[1] + 0.0f};
   if (product.gates.column) {
-    if (product.raw.data) store_pair<T>(values, product.raw, row, col, product.cols);
-    const float* gates = product.gates.routing + row * product.gates.stride;
+    const float* routing = product.gates.routing + row * product.gates.stride;
+    float gates[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      if (col + e < product.cols) values[e] = values[e] * gates[product.gates.column[col + e]] * product.scale[col + e];
+      gates[e] = col + e < product.cols ? routing[product.gates.column[col + e]] : 0;
+      if (gates[e] == 0) values[e] = 0;
+    }
+    if (product.raw.data) store_pair<T>(values, product.raw, row, col, product.cols);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (gates[e] != 0) values[e] = values[e] * gates[e] * product.scale[col + e];
     }
     if (product.operand.data) store_pair<T>(values, product.operand, row, col, product.cols);
     if (product.rest.data) {
-      const float rest[2] = {values[0] - widen(narrow<T>(values[0])), values[1] - widen(narrow<T>(values[1]))};
+      const float rest[2] = {lost_in<T>(values[0]), lost_in<T>(values[1])};
       store_pair<T>(rest, product.rest, row, col, product.cols);
     }
   }

@@ -24,6 +24,7 @@ struct TermRecord {
   int begin, end, k;
   bool late;
   Gates gates;
+  const uint8_t* open;
 };
 
 template <int rows, int cols, int depth_bytes, int warp_rows, int warp_cols, int stages>
@@ -72,6 +73,23 @@ struct OperandTile {
     }
   }
 
+  // The same of lines along k that lie anywhere: of this thread's lines those of the operand named, -1 becomes zeros.
+  static constexpr int kCopies = kLines / kLineStep;
+  __device__ static void gather(T* tile, const Operand& operand, const int (&lines)[kCopies], int k, int k_end) {
+    static_assert(!kTransposed);
+    const int line = threadIdx.x / kLinePieces, at = threadIdx.x % kLinePieces * kPiece;
+    const int left = k_end - k - at;
+    const int bytes = (left < 0 ? 0 : left < kPiece ? left : kPiece) * static_cast<int>(sizeof(T));
+    const T* data = static_cast<const T*>(operand.data);
+    T* to = tile + line * kLine + at;
+#pragma unroll
+    for (int n = 0; n < kCopies; ++n) {
+      const bool inside = bytes > 0 && lines[n] >= 0;
+      cp_async16(to + n * kLineStep * kLine, inside ? data + lines[n] * operand.stride + k + at : data,
+                 inside ? bytes : 0);
+    }
+  }
+
   // Two values of a row from column k on.
   __device__ static float2 two(const T* tile, int row, int k) {
     if constexpr (!kTransposed) return *reinterpret_cast<const float2*>(tile + row * kLine + k);
@@ -103,35 +121,68 @@ struct ProductTile {
 
   using Accumulators = float[kRowBlocks][kColBlocks][4];
 
-  // Walks the terms that touch the tile's rows, kDepth columns at a time.
+  // A term may say which blocks of 16 rows by 16 columns of `a` are not all zeros. Of a step of kDepth columns, bit
+  // kTileBlocks * (column block) + row block; kAllOpen where the term does not say.
+  static constexpr int kTileBlocks = Shape::kRows / 16;
+  static constexpr uint32_t kAllOpen = ~0u;
+  static constexpr bool kSkips = form != Form::kTN && kTileBlocks > 1;
+
+  // Walks the terms that touch the tile's rows, kDepth columns at a time, past steps that are all zeros.
   struct Cursor {
     const TermRecord *term, *end;
     int row, k = 0;
+    uint32_t open = kAllOpen;
 
     __device__ Cursor(const TermRecord* first, const TermRecord* last, int row_) : term(first), end(last), row(row_) {
       skip();
+      find_open();
     }
     __device__ void skip() {
       while (term < end && (term->begin >= row + Shape::kRows || term->end <= row || term->k == 0)) ++term;
     }
-    __device__ bool valid() const { return term < end; }
-    __device__ bool ends_term() const { return k + kDepth >= term->k; }
-    __device__ void advance() {
+    __device__ void next() {
       k += kDepth;
       if (k < term->k) return;
       ++term;
       k = 0;
       skip();
     }
+    __device__ void find_open() {
+      if constexpr (!kSkips) return;
+      for (; valid(); next()) {
+        open = term->open ? open_blocks() : kAllOpen;
+        if (open != 0) return;
+      }
+    }
+    __device__ uint32_t open_blocks() const {
+      constexpr int kSteps = kDepth / 16;
+      static_assert(kTileBlocks * kSteps < 32);
+      const int lane = threadIdx.x % 32, block = row / 16 + lane % kTileBlocks, step = k / 16 + lane / kTileBlocks;
+      const int steps = (term->k + 15) / 16;
+      const bool inside =
+          lane < kTileBlocks * kSteps && step < steps && block >= term->begin / 16 && block * 16 < term->end;
+      return __ballot_sync(~0u, inside && term->open[block * steps + step] != 0);
+    }
+    __device__ bool valid() const { return term < end; }
+    __device__ bool ends_term() const { return k + kDepth >= term->k; }
+    __device__ void advance() {
+      next();
+      find_open();
+    }
   };
 
-  // acc += the columns staged in tiles of A and W; `left` of them have values.
+  // acc += the columns staged in tiles of A and W; `left` of them have values. Blocks that are not open may be left out.
   template <typename W>
-  __device__ static void multiply(Accumulators& acc, const T* a, const T* w, int left) {
+  __device__ static void multiply(Accumulators& acc, const T* a, const T* w, int left, uint32_t open = kAllOpen) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int row = warp % Shape::kWarpRows * kWarpRows, col = warp / Shape::kWarpRows * kWarpCols;
-    if constexpr (sizeof(T) == sizeof(float)) multiply_floats<W>(acc, a, w, left, row + lane / 4, col + lane % 4 * 2);
-    else multiply_fragments<W>(acc, a, w, left, row, col);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      multiply_floats<W>(acc, a, w, left, row + lane / 4, col + lane % 4 * 2);
+    } else if (!kSkips || open == kAllOpen) {
+      multiply_fragments<W, false>(acc, a, w, left, row, col, open);
+    } else {
+      multiply_fragments<W, true>(acc, a, w, left, row, col, open >> row / 16);
+    }
   }
 
   template <typename W>
@@ -162,9 +213,9 @@ struct ProductTile {
 
   // Lane 8 q + i of an ldmatrix names line i of block q. The blocks of a: rows + 8 (q odd), k + 8 (q >= 2); of b, two
   // fragments: k + 8 (q odd), columns + 8 (q >= 2).
-  template <typename W>
-  __device__ static void multiply_fragments(Accumulators& acc, const T* a_tile, const T* w, int left, int row,
-                                            int col) {
+  template <typename W, bool kSparse>
+  __device__ static void multiply_fragments(Accumulators& acc, const T* a_tile, const T* w, int left, int row, int col,
+                                            uint32_t open) {
     const int lane = threadIdx.x % 32, i8 = lane % 8, odd = lane / 8 % 2 * 8, upper = lane / 16 * 8;
     const int a_row = row + odd + (A::kTransposed ? 0 : i8), a_k = upper + (A::kTransposed ? i8 : 0);
     if constexpr (std::is_same_v<W, Blocks>) return Blocks::template multiply<A>(acc, a_tile, w, left, a_row, a_k, col);
@@ -180,6 +231,7 @@ struct ProductTile {
       }
 #pragma unroll
       for (int i = 0; i < kRowBlocks; ++i) {
+        if (kSparse && !(open >> (k / 16 * kTileBlocks + i) & 1)) continue;
         uint32_t a[4];
         A::fragment(a, a_tile, a_row + 16 * i, k + a_k);
 #pragma unroll

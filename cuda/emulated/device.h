@@ -225,6 +225,11 @@ T __shfl_down_sync(uint32_t mask, T value, unsigned by) {
   const int lane = at_moe::cuda::lane_index(), from = lane + static_cast<int>(by);
   return at_moe::cuda::shuffle(mask, value, from < 32 ? from : lane);
 }
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned by) {
+  const int lane = at_moe::cuda::lane_index(), from = lane - static_cast<int>(by);
+  return at_moe::cuda::shuffle(mask, value, from >= 0 ? from : lane);
+}
 inline unsigned __ballot_sync(uint32_t mask, int predicate) {
   struct Ballot {
     bool mine;
@@ -244,6 +249,8 @@ inline unsigned __ballot_sync(uint32_t mask, int predicate) {
 inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 inline void __syncwarp(uint32_t mask = ~0u) { __ballot_sync(mask, 0); }
+inline int __popc(unsigned value) { return std::popcount(value); }
+inline int __ffs(unsigned value) { return value == 0 ? 0 : std::countr_zero(value) + 1; }
 inline void __threadfence() { at_moe::cuda::simt::interleave(); }
 
 template <typename T>

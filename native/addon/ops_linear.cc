@@ -1,11 +1,12 @@
 #include "addon/ops_call.h"
+#include "backend/segments.h"
 
 namespace at_moe {
 
 namespace {
 
 // Arguments that forward and backward share:
-//   modules [{weight, dtype?, bias?}], stacks [{a?, dtype?, gateColumn, scale, modules: [{b?, dtype?, first}]}],
+//   modules [{weight, dtype?, bias?}], stacks [{a?, dtype?, gateColumn, scale, selective?, modules: [{b?, dtype?, first}]}],
 //   segments [{begin, end, stack}] (stack -1: base only), routing?
 struct LinearGroup {
   std::vector<LinearModule> modules;
@@ -23,6 +24,8 @@ struct LinearGroup {
       stack.a = call.weight(source, "a");
       stack.gate_column = call.array<int32_t>(source, "gateColumn");
       stack.scale = call.array<float>(source, "scale");
+      stack.blocks = gate_blocks(OpCall::values<int32_t>(source, "gateColumn"));
+      stack.selective = OpCall::flag(source, "selective");
       for (const Napi::Object& module : OpCall::list(source, "modules")) {
         stack.modules.push_back({call.weight(module, "b"), OpCall::integer(module, "first")});
       }

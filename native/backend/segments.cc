@@ -27,4 +27,15 @@ void check_gradients(const LinearBackward& args) {
   }
 }
 
+std::vector<AdapterStack::Block> gate_blocks(std::span<const int32_t> gate_column) {
+  std::vector<AdapterStack::Block> blocks;
+  for (size_t column = 0; column < gate_column.size(); ++column) {
+    if (column == 0 || gate_column[column] != gate_column[column - 1]) {
+      blocks.push_back({gate_column[column], static_cast<int64_t>(column), 0});
+    }
+    ++blocks.back().count;
+  }
+  return blocks;
+}
+
 }  // namespace at_moe

@@ -14,4 +14,7 @@ std::vector<AdapterSegment> merge_segments(std::span<const AdapterSegment> segme
 // Fails with kInternal when a weight in blocks is to be trained.
 void check_gradients(const LinearBackward& args);
 
+// The blocks of a stack, given the gate of each column.
+std::vector<AdapterStack::Block> gate_blocks(std::span<const int32_t> gate_column);
+
 }  // namespace at_moe

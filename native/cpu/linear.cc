@@ -30,7 +30,7 @@ Term base_term(const Weight* weight, int64_t begin, int64_t end, const Matrix& x
   term.end = end;
   term.a = x;
   term.blocked = blocked;
-  term.ranges = {{0, weight->cols()}};
+  term.ranges.push_back({0, weight->cols()});
   return term;
 }
 
@@ -70,17 +70,15 @@ Product shrink(const LinearForward& args, const AdapterSegment& segment, const M
       const float* acc = block.at(n);
       const float* routing = args.routing.row(n);
       float* hg = args.hg.row(n) + block.col;
+      float* h = args.h ? args.h.row(n) + block.col : nullptr;
       for (int64_t j = 0; j < block.cols; ++j) {
-        hg[j] = acc[j] * routing[stack->gate_column[block.col + j]] * stack->scale[block.col + j];
+        const float gate = routing[stack->gate_column[block.col + j]];
+        hg[j] = gate == 0 ? 0 : acc[j] * gate * stack->scale[block.col + j];
+        if (h) h[j] = gate == 0 ? 0 : acc[j];
       }
-      if (args.h) std::memcpy(args.h.row(n) + block.col, acc, sizeof(float) * static_cast<size_t>(block.cols));
     }
   };
-  if (!args.h) {
-    product.skip = [gates = GateRanges(args.routing, segment)](int64_t panel) {
-      return gates.in(panel * kPanel, (panel + 1) * kPanel, 1).empty();
-    };
-  }
+  product.panel_rows = panel_rows(args.routing, *stack, 0, product.cols);
   return product;
 }
 

@@ -27,7 +27,7 @@ Term transposed_term(const Weight* weight, int64_t begin, int64_t end, const Mat
   term.end = end;
   term.a = g;
   term.blocked = blocked;
-  term.ranges = {{0, weight->rows()}};
+  term.ranges.push_back({0, weight->rows()});
   return term;
 }
 
@@ -48,6 +48,7 @@ void apply_gates(const LinearBackward& args, const AdapterStack& stack, int64_t 
   for (int64_t j = 0; j < columns;) {
     const int32_t gate = stack.gate_column[j];
     float slope = 0;
+    for (; routing[gate] == 0 && j < columns && stack.gate_column[j] == gate; ++j) dh[j] = 0;
     for (; j < columns && stack.gate_column[j] == gate; ++j) {
       const float scaled = dh[j] * stack.scale[j];
       if (h) slope += scaled * h[j];
@@ -100,6 +101,7 @@ void CpuBackend::backward(const LinearBackward& args) {
         product.cols = adapter.b->cols();
         product.terms.push_back(transposed_term(adapter.b, segment.begin, segment.end, args.modules[m].y, blocked[m]));
         product.finish = finish_into(args.dh.col_range(adapter.first, product.cols));
+        product.panel_rows = panel_rows(args.routing, *segment.stack, adapter.first, adapter.first + product.cols);
         products.push_back(std::move(product));
       }
     }

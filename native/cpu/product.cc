@@ -19,6 +19,8 @@ using cpu::kBlockK;
 using cpu::Kernels;
 using cpu::Lines;
 using cpu::Product;
+using cpu::Range;
+using cpu::RowFilter;
 using cpu::Term;
 using cpu::Tile;
 
@@ -82,84 +84,159 @@ void load_panels(const Kernels& kernels, const Term& term, int64_t first, int64_
   }
 }
 
-void add_lines(const Kernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end) {
+// Rows of the inputs from some column of a term on, and of the accumulators of a block.
+struct Rows {
+  int64_t count;
+  const float* a;
+  int64_t a_row;
+  float* acc;
+};
+
+// Inputs [from, to), the first of which are at rows.a.
+void add_lines(const Kernels& kernels, const Term& term, const Block& block, const Rows& rows, int64_t from,
+               int64_t to) {
   const CpuWeight& w = *term.weight;
   Lines lines;
   lines.w_panel = w.panel_bytes();
-  lines.a_row = term.a.stride;
+  lines.a_row = rows.a_row;
   lines.acc_row = block.stride;
-  const auto add = [&](int64_t row, int64_t rows, int64_t panel, int64_t panels, int64_t k, int64_t n) {
-    lines.rows = rows;
+  const auto add = [&](int64_t row, int64_t count, int64_t panel, int64_t panels, int64_t k, int64_t n) {
+    lines.rows = count;
     lines.panels = panels;
     lines.begin = k;
     lines.k = n;
     lines.w = w.panel(block.col / kPanel + panel);
-    lines.a = term.a.row(row) + k;
-    lines.acc = block.at(row) + panel * kPanel;
+    lines.a = rows.a + row * rows.a_row + k - from;
+    lines.acc = rows.acc + row * block.stride + panel * kPanel;
     kernels.lines[static_cast<int>(w.storage())](lines);
   };
-  const int64_t panels = divide_up(block.cols, kPanel), rows = end - begin;
-  for (const auto& [from, to] : term.ranges) {
-    if (rows <= kernels.line_rows) {
-      add(begin, rows, 0, panels, from, to - from);
-      continue;
-    }
-    // Twice as many: the second half of the rows finds each piece of a panel in the first-level cache.
-    for (int64_t p = 0; p < panels; ++p) {
-      for (int64_t k = from; k < to; k += kBlockK) {
-        const int64_t n = std::min(kBlockK, to - k), half = (rows + 1) / 2;
-        add(begin, half, p, 1, k, n);
-        add(begin + half, rows - half, p, 1, k, n);
-      }
-    }
-  }
-}
-
-void add_tiles(const Kernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end,
-               float* scratch) {
   const int64_t panels = divide_up(block.cols, kPanel);
-  for (const auto& [from, to] : term.ranges) {
-    for (int64_t k = from; k < to;) {
-      const int64_t n = std::min(to, k / kBlockK * kBlockK + kBlockK) - k;
-      Tile tile;
-      tile.rows = end - begin;
-      tile.k = n;
-      if (term.blocked.data) {
-        tile.a = term.blocked.data + k / kBlockK * term.blocked.block + begin * kBlockK + k % kBlockK;
-        tile.a_row = kBlockK;
-      } else {
-        tile.a = term.a.row(begin) + k;
-        tile.a_row = term.a.stride;
-      }
-      tile.acc_row = block.stride;
-      for (int64_t p = 0; p < panels; p += kernels.tile_panels) {
-        tile.panels = std::min(kernels.tile_panels, panels - p);
-        tile.acc = block.at(begin) + p * kPanel;
-        load_panels(kernels, term, block.col / kPanel + p, tile.panels, k, n, scratch, &tile);
-        kernels.multiply(tile);
-      }
-      k += n;
+  if (rows.count <= kernels.line_rows) return add(0, rows.count, 0, panels, from, to - from);
+  // Twice as many: the second half of the rows finds each piece of a panel in the first-level cache.
+  for (int64_t p = 0; p < panels; ++p) {
+    for (int64_t k = from; k < to; k += kBlockK) {
+      const int64_t n = std::min(kBlockK, to - k), half = (rows.count + 1) / 2;
+      add(0, half, p, 1, k, n);
+      add(half, rows.count - half, p, 1, k, n);
     }
   }
 }
 
-// The runs of a group's panels that are not to be skipped.
-template <typename Function>
-void for_wanted(const Product& product, const Block& block, Function&& fn) {
-  if (!product.skip) return fn(block);
-  const int64_t panels = divide_up(block.cols, kPanel), first = block.col / kPanel;
-  for (int64_t p = 0; p < panels;) {
-    int64_t end = p;
-    while (end < panels && !product.skip(first + end)) ++end;
-    if (end > p) {
-      Block part = block;
-      part.col += p * kPanel;
-      part.cols = std::min(block.cols, end * kPanel) - p * kPanel;
-      part.acc += p * kPanel;
-      fn(part);
-    }
-    p = end + 1;
+// Inputs [k, k + n), at most kBlockK.
+void add_tiles(const Kernels& kernels, const Term& term, const Block& block, const Rows& rows, int64_t k, int64_t n,
+               float* scratch) {
+  Tile tile;
+  tile.rows = rows.count;
+  tile.k = n;
+  tile.a = rows.a;
+  tile.a_row = rows.a_row;
+  tile.acc_row = block.stride;
+  const int64_t panels = divide_up(block.cols, kPanel);
+  for (int64_t p = 0; p < panels; p += kernels.tile_panels) {
+    tile.panels = std::min(kernels.tile_panels, panels - p);
+    tile.acc = rows.acc + p * kPanel;
+    load_panels(kernels, term, block.col / kPanel + p, tile.panels, k, n, scratch, &tile);
+    kernels.multiply(tile);
   }
+}
+
+bool few(const Kernels& kernels, const Term& term, int64_t rows) {
+  return !term.transposed && rows <= 2 * kernels.line_rows;
+}
+
+const float* input(const Term& term, int64_t row, int64_t k) {
+  if (!term.blocked.data) return term.a.row(row) + k;
+  return term.blocked.data + k / kBlockK * term.blocked.block + row * kBlockK + k % kBlockK;
+}
+
+// f(k, n) for the pieces of a range that lie in one block of kBlockK inputs.
+template <typename Function>
+void for_pieces(const Range& range, Function&& fn) {
+  for (int64_t k = range.begin; k < range.end;) {
+    const int64_t n = std::min(range.end, k / kBlockK * kBlockK + kBlockK) - k;
+    fn(k, n);
+    k += n;
+  }
+}
+
+void add_all(const Kernels& kernels, const Term& term, const Block& block, const Range& range, int64_t begin,
+             int64_t end, float* scratch) {
+  Rows rows{end - begin, nullptr, term.a.stride, block.at(begin)};
+  if (few(kernels, term, rows.count)) {
+    rows.a = term.a.row(begin) + range.begin;
+    return add_lines(kernels, term, block, rows, range.begin, range.end);
+  }
+  if (term.blocked.data) rows.a_row = kBlockK;
+  for_pieces(range, [&](int64_t k, int64_t n) {
+    rows.a = input(term, begin, k);
+    add_tiles(kernels, term, block, rows, k, n, scratch);
+  });
+}
+
+// Rows of a block: all, or the ones listed.
+struct Selection {
+  bool all = true;
+  int64_t count = 0;
+  int64_t rows[kRowBlock];
+};
+
+// Up to half of many rows are worth copying side by side.
+void select(const RowFilter& filter, int64_t begin, int64_t end, int64_t few_rows, Selection* selection) {
+  selection->all = filter.gates.empty();
+  selection->count = 0;
+  if (selection->all) return;
+  for (int64_t n = begin; n < end; ++n) {
+    if (filter(n)) selection->rows[selection->count++] = n;
+  }
+  selection->all = selection->count > 0 && (end - begin <= few_rows || 2 * selection->count > end - begin);
+}
+
+// Inputs and accumulators are copied to rows that follow each other; `gathered` has room for both.
+void add_selected(const Kernels& kernels, const Term& term, const Block& block, const Range& range,
+                  const Selection& selection, float* scratch, float* gathered) {
+  if (selection.count == 0) return;
+  float* acc = gathered + selection.count * kBlockK;
+  const size_t line = sizeof(float) * static_cast<size_t>(divide_up(block.cols, kPanel) * kPanel);
+  for (int64_t i = 0; i < selection.count; ++i) std::memcpy(acc + i * block.stride, block.at(selection.rows[i]), line);
+  for_pieces(range, [&](int64_t k, int64_t n) {
+    for (int64_t i = 0; i < selection.count; ++i) {
+      std::memcpy(gathered + i * n, input(term, selection.rows[i], k), sizeof(float) * static_cast<size_t>(n));
+    }
+    const Rows rows{selection.count, gathered, n, acc};
+    if (few(kernels, term, rows.count)) add_lines(kernels, term, block, rows, k, k + n);
+    else add_tiles(kernels, term, block, rows, k, n, scratch);
+  });
+  for (int64_t i = 0; i < selection.count; ++i) std::memcpy(block.at(selection.rows[i]), acc + i * block.stride, line);
+}
+
+// f(neighbouring panels of a block, the rows that want them): panels that all rows want together, the others alone.
+template <typename Function>
+void for_wanted(const Product& product, const Block& block, int64_t few_rows, Function&& fn) {
+  Selection selection;
+  if (product.panel_rows.empty()) return fn(block, selection);
+  const int64_t panels = divide_up(block.cols, kPanel), first = block.col / kPanel;
+  const auto part = [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    Block own = block;
+    own.col += begin * kPanel;
+    own.cols = std::min(block.cols, end * kPanel) - begin * kPanel;
+    own.acc += begin * kPanel;
+    fn(own, selection);
+  };
+  int64_t begin = 0;  // of the panels that all rows want
+  for (int64_t p = 0; p < panels; ++p) {
+    const RowFilter& filter = product.panel_rows[static_cast<size_t>(first + p)];
+    select(filter, block.row, block.row + block.rows, few_rows, &selection);
+    if (selection.all) continue;
+    Selection own = selection;
+    selection.all = true;
+    part(begin, p);
+    selection = own;
+    part(p, p + 1);
+    begin = p + 1;
+  }
+  selection.all = true;
+  part(begin, panels);
 }
 
 }  // namespace
@@ -183,19 +260,25 @@ void CpuBackend::multiply(std::span<const Product> products) {
     block.col = group * cut.group * kPanel;
     block.cols = std::min(cut.group * kPanel, product.cols - block.col);
     block.stride = cut.group * kPanel + kPad;
-    float* scratch = worker_scratch(worker, kernels.tile_panels * kBlockK * kPanel + block.rows * block.stride);
-    block.acc = scratch + kernels.tile_panels * kBlockK * kPanel;
+    const int64_t few_rows = 2 * kernels.line_rows;
+    const int64_t panel_floats = kernels.tile_panels * kBlockK * kPanel, acc_floats = block.rows * block.stride;
+    const int64_t gathered_floats = block.rows / 2 * (kBlockK + block.stride);
+    float* scratch = worker_scratch(worker, panel_floats + acc_floats + gathered_floats);
+    block.acc = scratch + panel_floats;
+    float* gathered = block.acc + acc_floats;
 
-    std::memset(block.acc, 0, sizeof(float) * static_cast<size_t>(block.rows * block.stride));
+    std::memset(block.acc, 0, sizeof(float) * static_cast<size_t>(acc_floats));
     if (product.start) product.start(block);
-    for_wanted(product, block, [&](const Block& part) {
+    for_wanted(product, block, few_rows, [&](const Block& part, const Selection& wanted) {
       for (const Term& term : product.terms) {
         const int64_t begin = std::max(block.row, term.begin), end = std::min(block.row + block.rows, term.end);
         if (begin >= end) continue;
-        if (!term.transposed && end - begin <= 2 * kernels.line_rows) {
-          add_lines(kernels, term, part, begin, end);
-        } else {
-          add_tiles(kernels, term, part, begin, end, scratch);
+        for (const Range& range : term.ranges) {
+          Selection own;
+          if (wanted.all) select(range.rows, begin, end, few_rows, &own);
+          const Selection& selection = wanted.all ? own : wanted;
+          if (selection.all) add_all(kernels, term, part, range, begin, end, scratch);
+          else add_selected(kernels, term, part, range, selection, scratch, gathered);
         }
       }
     });

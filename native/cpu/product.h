@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <utility>
 #include <vector>
 
 #include "core/matrix.h"
@@ -20,14 +19,35 @@ struct BlockedRows {
   int64_t block = 0;
 };
 
+// Rows whose routing record has one of the gates; no gates: all rows.
+struct RowFilter {
+  Matrix routing;
+  std::vector<int32_t> gates;
+
+  bool operator()(int64_t row) const {
+    if (gates.empty()) return true;
+    const float* record = routing.row(row);
+    for (const int32_t gate : gates) {
+      if (record[gate] != 0) return true;
+    }
+    return false;
+  }
+};
+
+// Of k. Other rows have zeros there.
+struct Range {
+  int64_t begin = 0, end = 0;
+  RowFilter rows = {};
+};
+
 // acc[n] += a[n] · Wᵀ (or a[n] · W when transposed) for n in [begin, end).
 struct Term {
   const CpuWeight* weight = nullptr;
   bool transposed = false;
   int64_t begin = 0, end = 0;
-  Matrix a;                                         // [N, k] row-major; row 0 is row 0 of the product
-  BlockedRows blocked;                              // the same values, when there is a copy
-  std::vector<std::pair<int64_t, int64_t>> ranges;  // of k, ascending: the rest of `a` is known to be zero
+  Matrix a;                   // [N, k] row-major; row 0 is row 0 of the product
+  BlockedRows blocked;        // the same values, when there is a copy
+  std::vector<Range> ranges;  // ascending: the rest of `a` is known to be zero
 
   int64_t reduction() const { return transposed ? weight->rows() : weight->cols(); }
 };
@@ -45,7 +65,7 @@ struct Product {
   std::vector<Term> terms;
   std::function<void(const Block&)> start;  // sets the accumulators; empty: zero
   std::function<void(const Block&)> finish;
-  std::function<bool(int64_t panel)> skip;  // panels whose result is known to be used as zero; may be empty
+  std::vector<RowFilter> panel_rows;  // by panel: of other rows the sums are used as zeros; empty: all are wanted
 };
 
 // grad[o][i] += Σ_n g[n][o] x[n][i] over rows [begin, end), in runs of kGradientRun.

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 
+#include "backend/segments.h"
 #include "core/status.h"
 
 namespace at_moe {
@@ -16,6 +19,22 @@ std::string adapter_prefix(int expert, int experts) {
 void upload_values(Backend& backend, Buffer& buffer, const void* values, size_t bytes) {
   buffer = backend.allocate(bytes);
   backend.upload(buffer.as<void>(), values, bytes);
+}
+
+// Rows are worth gathering, expert by expert, from so many ranks on.
+constexpr int64_t kGatheredRanks = 256;
+
+// Do rows select under half of the experts, whatever their scores are?
+bool selects_few(const RouterShape& shape, const RouterOptions& options) {
+  const auto kept = [](int32_t top_k, int32_t of) { return top_k > 0 ? std::min(top_k, of) : of; };
+  std::vector<int32_t> selected;
+  selected.reserve(static_cast<size_t>(shape.groups));
+  for (int32_t g = 0; g < shape.groups; ++g) {
+    selected.push_back(kept(options.expert_top_k, shape.group_start[g + 1] - shape.group_start[g]));
+  }
+  std::sort(selected.begin(), selected.end(), std::greater<>());
+  selected.resize(static_cast<size_t>(kept(options.group_top_k, shape.groups)));
+  return 2 * std::accumulate(selected.begin(), selected.end(), 0) < shape.experts;
 }
 
 void check_shape(const TensorSource& tensor, int64_t rows, int64_t cols) {
@@ -147,6 +166,9 @@ void Mixture::load_group(Group& group) {
   upload_values(backend_, group.scale, scale.data(), scale.size() * sizeof(float));
   group.stack.a = group.a.get();
   group.stack.gate_column = group.gate_column.as<int32_t>();
+  group.stack.blocks = gate_blocks(gate_column);
+  const int64_t widest = *std::max_element(group.ranks.begin(), group.ranks.end());
+  group.stack.selective = has_router() && widest > kGatheredRanks && selects_few(shape(), source_.options);
   group.stack.scale = group.scale.as<float>();
 }
 

@@ -1,4 +1,4 @@
-/** Random linear groups for the tests of their ops. */
+/** Random linear groups with adapters, for the tests of their ops. */
 import type { Matrix } from '../helpers/ops.js';
 import type { Group, Stack } from './reference/linear.js';
 import { matrix, type Random } from './support.js';
@@ -17,7 +17,7 @@ function stackOf(random: Random, cols: number, outputs: number[], ranks: number[
   return {
     a: random.matrix(columns.length, cols, 0.5),
     gateColumn: Int32Array.from(columns),
-    scale: Float32Array.from(columns, (e) => 0.5 + e),
+    scale: Float32Array.from(columns, (e) => 0.5 + (e % gateColumns)),
     modules,
   };
 }
@@ -29,6 +29,8 @@ export interface Shape {
   ranks: number[][];
   segments?: [begin: number, end: number, stack: number][];
   bias?: boolean;
+  /** Columns of the routing records; 5 unless given. */
+  gates?: number;
 }
 
 export function groupOf(random: Random, shape: Shape): Group {
@@ -43,7 +45,7 @@ export function groupOf(random: Random, shape: Shape): Group {
       stackOf(random, shape.cols, shape.outputs, shape.ranks),
     ],
     segments: (shape.segments ?? [[0, shape.rows, 0]]).map(([begin, end, stack]) => ({ begin, end, stack })),
-    routing: random.matrix(shape.rows, gateColumns),
+    routing: random.matrix(shape.rows, shape.gates ?? gateColumns),
   };
 }
 

@@ -8,7 +8,8 @@
 // Order of summation of an output element: bias, then W over ascending inputs, then B over ascending ranks, then the
 // residual, one float accumulator with fused multiply-adds; never dependent on the other rows. B reads hg in f32: a
 // backend of 16 bits takes it as the sum of a rounded and a small part, one after the other. Row segments of different
-// mixtures share a call. Columns whose gate is 0 in all rows of a segment may be skipped (adding 0 changes no bits).
+// mixtures share a call. Where a row's gate is 0 its h, hg and dh are 0, and its dgate gets nothing: no gradient flows
+// through the choice of the router. So products may skip such columns, row by row: adding 0 changes no bits.
 //
 // A W of q8 (core/q8.h) is its exact values s q. Where activations are f32 they are multiplied as such, in the same chain.
 // Where they are f16 or bf16, which do not hold s q but do hold q, each block of 32 inputs is summed from zero, over q
@@ -53,6 +54,10 @@ class Weight {
 
 // The adapters of one mixture for one linear group.
 struct AdapterStack {
+  struct Block {  // of columns that share a gate: the ranks of one expert in one module
+    int32_t gate = 0;
+    int64_t first = 0, count = 0;
+  };
   struct Module {
     const Weight* b = nullptr;  // [d_m, rank_m], experts in order, the general adapter last; null: nothing targets it
     int64_t first = 0;          // first column of h
@@ -60,7 +65,9 @@ struct AdapterStack {
   const Weight* a = nullptr;             // [S, d_in]; null: no expert targets the group
   const int32_t* gate_column = nullptr;  // [S] column of `routing`, device
   const float* scale = nullptr;          // [S] s_e, device
+  std::vector<Block> blocks;             // of all columns, ascending
   std::vector<Module> modules;           // one per module of the group
+  bool selective = false;                // rows are expected to select few of many experts; changes no bits
 };
 
 struct AdapterSegment {
@@ -81,7 +88,7 @@ struct LinearForward {
   std::span<const AdapterSegment> segments;  // ascending, disjoint; rows outside of them are base only
   Matrix routing;                            // [N, ·] f32, see router.h
   Matrix h;                                  // [N, >= S] f32 raw, kept for backward; may be empty
-  Matrix hg;                                 // [N, >= S] f32 gated; needed when a segment has a stack
+  Matrix hg;                                 // [N, >= S] f32 gated, kept if h is, else scratch; needed for a stack
   Matrix residual;                           // [N, d_0] or empty; only for groups of one module; may be y itself
 };
 

@@ -6,6 +6,7 @@ export interface Stack {
   gateColumn: Int32Array;
   scale: Float32Array;
   modules: { b?: Matrix; first: number }[];
+  selective?: boolean;
 }
 
 export interface Group {
@@ -54,7 +55,7 @@ export interface Gradients {
   db: Float64Array[][];
 }
 
-/** The gradients of Σ dy ⊙ y without dropout, each from zero. */
+/** The gradients of Σ dy ⊙ y without dropout, each from zero; a gate of 0 has none. */
 export function linearGradients(group: Group, dy: Matrix[]): Gradients {
   const { x, routing, stacks, modules } = group;
   const out: Gradients = {
@@ -90,7 +91,7 @@ export function linearGradients(group: Group, dy: Matrix[]): Gradients {
           u += g(o) * b.data[o * b.cols + j]!;
           out.db[s]![m]![o * b.cols + j]! += g(o) * h * routing.data[gate]! * scale;
         }
-        out.drouting[gate]! += u * scale * h;
+        if (routing.data[gate] !== 0) out.drouting[gate]! += u * scale * h;
         const dh = u * scale * routing.data[gate]!;
         for (let i = 0; i < x.cols; ++i) {
           out.da[s]![column * x.cols + i]! += dh * value(i);
