@@ -125,6 +125,7 @@ class Commands {
   PhaseTile tile_ = PhaseTile::kAny;
   std::vector<PhaseRecord> phases_;
   std::vector<Written> written_;
+  std::array<int, 3> resident_blocks_{};  // of the kernel of a tile, 0: not asked for yet
 };
 
 }  // namespace at_moe::cuda
