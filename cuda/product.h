@@ -1,6 +1,7 @@
 // The one product of the CUDA backend, as its callers describe it: sums of terms on one accumulator, then an epilogue.
 //   out[m, n] = gate(bias[n] + Σ_terms Σ_k a[m, k] b[n, k]) + add[m, n]
-// A product element takes its terms in order and k ascending, so its bits depend on neither the rows nor the tiles.
+// A product element takes its terms in order and k ascending, in blocks of 32 where b is of q8 (backend/ops/linear.h), so its
+// bits depend on neither the rows nor the tiles.
 #pragma once
 
 #include <cstdint>
