@@ -113,8 +113,11 @@ void Commands::close() {
   list.items = phases.back().first + phases.back().items;
   list.counters = const_cast<uint32_t*>(put(std::span<const uint32_t>(counters)));
   const PhaseKernel with = phase_kernel(activation_, tile, has_blocks);
-  const int blocks =
-      runtime_.resident_blocks(reinterpret_cast<const void*>(with.kernel), kPhaseThreads, with.shared_bytes);
+  int& blocks = resident_blocks_[static_cast<size_t>(tile)][has_blocks];
+  if (blocks == 0) {
+    const auto* kernel = reinterpret_cast<const void*>(with.kernel);
+    blocks = runtime_.resident_blocks(kernel, kPhaseThreads, with.shared_bytes);
+  }
   const LaunchShape shape{dim3(static_cast<unsigned>(blocks)), dim3(kPhaseThreads), with.shared_bytes};
   append({with.kernel, shape}, &list, sizeof(list));
 }

@@ -126,6 +126,8 @@ class Commands {
   bool has_blocks_ = false;
   std::vector<PhaseRecord> phases_;
   std::vector<Written> written_;
+  std::array<std::array<int, 2>, 3>
+      resident_blocks_{};  // of the kernel of a tile, without and with q8; 0: not asked yet
 };
 
 }  // namespace at_moe::cuda

@@ -1,7 +1,7 @@
 // Runs the compiled tests with node's own runner: `npm test [-- part-of-a-path …] [--node-flag …]`, on the CPU or on
 // AT_MOE_TEST_DEVICES, then a part of them on the emulated device. `--device=emulated` (npm run test:emulated): all tests
-// that take a device, on the emulated one, those of ops under its other schedules too, and those of products with either
-// engine of products. `--device=cuda`: on the GPU.
+// that take a device, on the emulated one, those of ops and of decode steps under its other schedules too, and those of
+// products with either engine of products. `--device=cuda`: on the GPU.
 // Node 20's --test takes no globs, so the files are listed here.
 'use strict';
 
@@ -42,8 +42,11 @@ function takesDevice(file) {
     .some((name) => name.startsWith(path.join('dist', 'test')) && takesDevice(name));
 }
 
-const isOp = (file) => path.dirname(file) === path.join('dist', 'test', 'ops');
-const isLinear = (file) => path.basename(file) === 'linear.test.js';
+// Ops, and the steps whose ops share launches.
+const isOp = (file) =>
+  path.dirname(file) === path.join('dist', 'test', 'ops') ||
+  file === path.join('dist', 'test', 'model', 'steps.test.js');
+const isLinear = (file) => isOp(file) && path.basename(file).startsWith('linear');
 const isGolden = (file) => path.basename(file) === 'golden.test.js';
 
 function plan() {
