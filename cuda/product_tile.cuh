@@ -125,7 +125,7 @@ struct ProductTile {
   // kTileBlocks * (column block) + row block; kAllOpen where the term does not say.
   static constexpr int kTileBlocks = Shape::kRows / 16;
   static constexpr uint32_t kAllOpen = ~0u;
-  static constexpr bool kSkips = form != Form::kTN && kTileBlocks > 1;
+  static constexpr bool kSkips = form != Form::kTN && kTileBlocks > 1 && sizeof(T) == 2;  // f32 has no register left
 
   // Walks the terms that touch the tile's rows, kDepth columns at a time, past steps that are all zeros.
   struct Cursor {

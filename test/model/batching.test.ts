@@ -31,6 +31,25 @@ for (const device of devices) {
       });
     }
 
+    it('64 experts of which tokens select four: one prefill, or in units of rows', async (t) => {
+      const results = [];
+      for (const settings of [{}, { chunkRows: 50 }]) {
+        const { model, golden } = await loadCase(t, 'llama-token-dense', device, settings);
+        const adapters = golden.mixture.groups.flatMap(({ name, experts }) =>
+          experts.map((expert) => ({ adapter: expertDir('llama-token-dense', `${name}/${expert.name}`) })),
+        );
+        const mixture = await model.createMixture({
+          groups: {
+            all: Object.fromEntries(Array.from({ length: 64 }, (_, e) => [`e${e}`, adapters[e % adapters.length]!])),
+          },
+          routing: { scope: 'token', expert_top_k: 4 },
+        });
+        const prompt = Array.from({ length: 150 }, (_, i) => (i * i * 7 + 3 * i) % 90);
+        results.push(bits(await mixture.complete(prompt, { ...exact, maxTokens: 3 })));
+      }
+      assert.deepEqual(results[1], results[0]);
+    });
+
     const cuts: Record<string, EngineSettings> = {
       'units of 1 row': { chunkRows: 1 },
       'units of 5 rows': { chunkRows: 5 },
