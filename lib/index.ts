@@ -4,7 +4,7 @@ export type { ModelConfig, StorageType } from './descriptors.js';
 export { AtMoeError, type AtMoeErrorCode } from './errors.js';
 export type { ExportOptions } from './export.js';
 export type { LoraOptions } from './formats/lora-options.js';
-export type { GenerateResult, Piece, Usage } from './generation.js';
+export type { Choice, GenerateResult, Piece, Usage } from './generation.js';
 export type { GenerateOptions, Prompt } from './generation-options.js';
 export type { DownloadProgress } from './hub.js';
 export { type InitializeOptions, initializeModel } from './initialize.js';
@@ -12,7 +12,7 @@ export { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memor
 export { type ExpertSpec, Mixture, type MixtureOptions } from './mixture.js';
 export { type LoadModelOptions, loadModel, Model } from './model.js';
 export { devices } from './native.js';
-export type { DeviceDescription, MemoryStatement } from './native-types.js';
+export type { DeviceDescription, EngineStats, MemoryStatement } from './native-types.js';
 export type { RoutingControls } from './routing-controls.js';
 export type { RoutingOptions } from './routing-options.js';
 export { type LayerRouting, type RenderOptions, type RoutingTrace, renderTrace } from './routing-trace.js';

@@ -41,17 +41,23 @@ void Engine::run(int64_t job, int64_t lane, Body body) {
 void Engine::generate(GenerateRequest request) {
   DoneEvent refused;
   refused.sequence = request.sequence;
+  const int64_t n = request.n;
   refused.reason = DoneEvent::Reason::kError;
   refused.failure = kDisposedFailure;
   const bool posted =
       try_post([request = std::move(request)](Worker& worker) mutable { worker.generate(std::move(request)); });
-  if (!posted) sink_->push(std::move(refused));
+  for (int64_t i = 0; !posted && i < n; ++i, ++refused.sequence) sink_->push(refused);
 }
 
 void Engine::score(ScoreRequest request) {
   const int64_t job = request.job;
   const bool posted =
       try_post([request = std::move(request)](Worker& worker) mutable { worker.score(std::move(request)); });
+  if (!posted) sink_->push(JobDone{job, kDisposedFailure});
+}
+
+void Engine::stats(int64_t job) {
+  const bool posted = try_post([this, job](Worker& worker) { sink_->push(JobDone{job, worker.stats()}); });
   if (!posted) sink_->push(JobDone{job, kDisposedFailure});
 }
 

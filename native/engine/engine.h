@@ -32,6 +32,8 @@ class Engine {
   void run(int64_t job, int64_t lane, Body body);
   void generate(GenerateRequest request);
   void score(ScoreRequest request);
+  // Told between two steps, whatever jobs wait.
+  void stats(int64_t job);
   // Something without an end of its own; dropped after `stop`.
   void post(Action action);
 

@@ -29,13 +29,14 @@ Limits plan_limits(const Backend& backend, const ModelConfig& config, const Load
   }
   limits.kv_tokens = KvPages::pages_of(limits.kv_tokens) * kPageTokens;
   limits.context_length = std::min(limits.context_length, limits.kv_tokens);
-  limits.prefill_rows = options.prefill_rows;
   limits.chunk_rows = options.chunk_rows;
   if (!limits.chunk_rows) {
     const bool cpu = backend.name() == "cpu";
     const double flops = cpu ? kCpuFlopsPerThread * std::max(1u, std::thread::hardware_concurrency()) : kGpuFlops;
     limits.chunk_rows = Workspace::suggested_chunk(config, flops);
   }
+  limits.step_tokens = options.step_tokens;
+  if (!limits.step_tokens) limits.step_tokens = std::clamp<int64_t>(2 * limits.chunk_rows, 64, 1024);
   return limits;
 }
 

@@ -35,7 +35,7 @@ std::unique_ptr<Scheduler::Prefill> Scheduler::gather_prefill() {
     if (static_cast<int64_t>(active_.size() + prefill->members.size()) >= limits_.max_batch) break;
     const Sequence::Next next = sequence->next_rows();
     const int64_t begin = sequence->context.computed;
-    const int64_t room = limits_.prefill_rows - rows;
+    const int64_t room = limits_.step_tokens - rows;
     const int64_t end = next.whole ? next.end : std::min(next.end, begin + room);
     if (!first && (end == begin || end - begin > room)) break;
     if (!hold_pages(*sequence)) break;
@@ -52,7 +52,7 @@ void Scheduler::open_pass(Prefill& prefill) {
   for (const SequenceRows& part : prefill.rows) rows += static_cast<int64_t>(part.ids.size());
   if (!prefill_workspace_ || rows > prefill_workspace_->rows()) {
     prefill_workspace_.reset();
-    const int64_t capacity = std::max(rows, limits_.prefill_rows);
+    const int64_t capacity = std::max(rows, limits_.step_tokens);
     prefill_workspace_ =
         std::make_unique<Workspace>(model_, capacity, limits_.max_batch, pages_per_sequence(), limits_.chunk_rows);
   }

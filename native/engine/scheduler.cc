@@ -147,6 +147,15 @@ void Scheduler::reject_all(const Failure& failure) {
   for (const Shared& sequence : all) finish(sequence, Reason::kError, failure);
 }
 
+EngineStats Scheduler::stats() const {
+  EngineStats stats;
+  stats.running = static_cast<int64_t>(active_.size());
+  stats.queued = static_cast<int64_t>(waiting_.size());
+  stats.pages_free = pages_.free_tokens() / kPageTokens;
+  stats.pages_used = KvPages::pages_of(limits_.kv_tokens) - stats.pages_free;
+  return stats;
+}
+
 void Scheduler::step() {
   decode();
   if (!prefill_) start_prefill();

@@ -19,7 +19,7 @@
 namespace at_moe {
 
 struct Limits {
-  int64_t max_batch = 0, context_length = 0, kv_tokens = 0, prefill_rows = 0, chunk_rows = 0;
+  int64_t max_batch = 0, context_length = 0, kv_tokens = 0, step_tokens = 0, chunk_rows = 0;
 };
 
 using RoutingMaker = std::function<std::shared_ptr<SequenceRouting>(const RoutingRequest&)>;
@@ -36,6 +36,8 @@ class Scheduler {
   void cancel(int64_t sequence);
   void cancel_score(int64_t job);
   void release_session(int64_t session) { contexts_.release(session); }
+  void read_tokens(int64_t, int64_t) {}
+  EngineStats stats() const;
   void reject_all(const Failure& failure);
 
   bool idle() const { return waiting_.empty() && active_.empty() && !prefill_; }

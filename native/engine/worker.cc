@@ -163,6 +163,10 @@ void Worker::cancel_sequence(int64_t sequence) {
   if (scheduler_) scheduler_->cancel(sequence);
 }
 
+void Worker::read_tokens(int64_t sequence, int64_t tokens) {
+  if (scheduler_) scheduler_->read_tokens(sequence, tokens);
+}
+
 void Worker::cancel_job(int64_t job) {
   lanes_.cancel(job);
   if (scheduler_) scheduler_->cancel_score(job);
@@ -171,6 +175,8 @@ void Worker::cancel_job(int64_t job) {
 void Worker::release_session(int64_t session) {
   if (scheduler_) scheduler_->release_session(session);
 }
+
+EngineStats Worker::stats() const { return scheduler_ ? scheduler_->stats() : EngineStats{}; }
 
 void Worker::step() {
   if (backend_ && !working_) {
