@@ -85,9 +85,14 @@ void Engine::join() {
 }
 
 // False when the engine is to stop.
-bool Engine::take(std::deque<Action>& actions, bool wait) {
+bool Engine::take(std::deque<Action>& actions, bool wait, Scheduling::Clock::time_point until) {
   std::unique_lock lock(mutex_);
-  if (wait) wake_.wait(lock, [this] { return stopping_ || !inbox_.empty(); });
+  auto ready = [this] { return stopping_ || !inbox_.empty(); };
+  if (wait && until != Scheduling::Clock::time_point::max()) {
+    wake_.wait_until(lock, until, ready);
+  } else if (wait) {
+    wake_.wait(lock, ready);
+  }
   actions = std::exchange(inbox_, {});
   return !stopping_;
 }
@@ -106,7 +111,7 @@ void Engine::loop() {
     for (bool running = true; running;) {
       const bool idle = worker.idle();
       if (idle) worker.rest();
-      running = take(actions, idle);
+      running = take(actions, idle, worker.next_deadline());
       for (const Action& action : actions) guarded([&] { action(worker); });
       if (running) guarded([&] { worker.step(); });
     }

@@ -44,7 +44,7 @@ class Engine {
 
  private:
   void loop();
-  bool take(std::deque<Action>& actions, bool wait);
+  bool take(std::deque<Action>& actions, bool wait, Scheduling::Clock::time_point until);
   bool try_post(Action action);
 
   EngineOptions options_;

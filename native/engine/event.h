@@ -93,9 +93,9 @@ struct ProbeResult {
   double read_rate = 0, fma_rate = 0;  // bytes and f32 operations per second
 };
 
-using JobResult =
-    std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
-                 std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement, EngineStats, BenchResult, ProbeResult>;
+using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,
+                               StepResult, std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement,
+                               EngineStats, BenchResult, ProbeResult>;
 
 struct JobDone {
   int64_t job = 0;

@@ -23,6 +23,10 @@ void Context::truncate(int64_t tokens) {
   while (!spans.empty() && spans.back().begin >= tokens) spans.pop_back();
 }
 
+bool Sequence::ranks_before(const Sequence& other) const {
+  return priority() != other.priority() ? priority() > other.priority() : arrival < other.arrival;
+}
+
 Sequence::Next Sequence::next_rows() const {
   const int64_t begin = context.computed;
   Next next{std::min(context.span_end(begin), rows_wanted())};

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/event.h"
@@ -32,15 +34,23 @@ struct Context {
 
 struct Sequence {
   enum class Kind { kGenerate, kScore } kind = Kind::kGenerate;
-  int64_t id = 0;  // of the sequence, or of the scoring job
+  enum class Place { kNone, kQueue, kBatch, kStalled } place = Place::kNone;
+  int64_t id = 0;       // of the sequence, or of the scoring job
+  int64_t arrival = 0;  // unlike any other's
   int64_t session = -1;
+  Scheduling scheduling;
   Context context;
   Usage usage;
-  int64_t order = 0;  // of admission; the latest gives way
-  bool admitted = false;
-  bool solo = false;       // a shared pass failed: try it alone
-  bool cancelled = false;  // while in a pass that others share
-  bool done = false;       // told to the caller
+  bool started = false;  // has been in the batch
+  bool aged = false;     // has waited long enough to go first
+  bool in_pass = false;  // a whole prompt is being read
+  bool solo = false;     // a shared pass failed: try it alone
+  bool done = false;     // told to the caller
+  struct End {
+    DoneEvent::Reason reason;
+    Failure failure;
+  };
+  std::optional<End> end;  // of a session's sequence that is to end with the pass it is in
 
   // kGenerate
   int64_t limit = 0;  // tokens of the context at most
@@ -49,10 +59,16 @@ struct Sequence {
   bool trace = false, log_probs = false;
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;
+  std::optional<int64_t> max_unread;
+  int64_t unread = 0;
 
   // kScore
   int64_t first = 0;
   std::vector<float> scores;
+
+  int64_t priority() const { return aged ? std::numeric_limits<int64_t>::max() : scheduling.priority; }
+  bool ranks_before(const Sequence& other) const;
+  bool must_wait() const { return max_unread && unread >= *max_unread; }
 
   // The rows of the next pass: [computed, end).
   struct Next {

@@ -176,6 +176,10 @@ void Worker::release_session(int64_t session) {
   if (scheduler_) scheduler_->release_session(session);
 }
 
+Scheduling::Clock::time_point Worker::next_deadline() const {
+  return scheduler_ ? scheduler_->next_deadline() : Scheduling::Clock::time_point::max();
+}
+
 EngineStats Worker::stats() const { return scheduler_ ? scheduler_->stats() : EngineStats{}; }
 
 void Worker::step() {

@@ -47,7 +47,8 @@ class Worker {
   Trainers& trainers() { return trainers_; }
 
   bool idle() const { return lanes_.idle() && (!scheduler_ || scheduler_->idle()); }
-  // One decode step, one unit of a prefill, one unit of another job.
+  Scheduling::Clock::time_point next_deadline() const;
+  // One step of the scheduler, one unit of another job.
   void step();
   // Before the thread sleeps.
   void rest();

@@ -1,0 +1,98 @@
+// The scheduler's places and pages: who comes into the batch, and who gives way.
+#include <algorithm>
+
+#include "engine/scheduler.h"
+
+namespace at_moe {
+
+void Scheduler::put(const Shared& sequence, Place place) {
+  switch (sequence->place) {
+    case Place::kNone: break;
+    case Place::kQueue: queue_.remove(sequence); break;
+    case Place::kBatch: std::erase(batch_, sequence); break;
+    case Place::kStalled: std::erase(stalled_, sequence); break;
+  }
+  sequence->place = place;
+  switch (place) {
+    case Place::kNone: break;
+    case Place::kQueue: queue_.add(sequence); break;
+    case Place::kBatch: batch_.push_back(sequence); break;
+    case Place::kStalled: stalled_.push_back(sequence); break;
+  }
+}
+
+// Strictly in turn: a sequence that does not fit yet is not overtaken by one that would.
+void Scheduler::admit() {
+  while (!queue_.empty()) {
+    const Shared next = queue_.next();
+    const bool full = static_cast<int64_t>(batch_.size()) >= limits_.max_batch;
+    const Shared least = full ? lowest(batch_) : nullptr;
+    if (full && (!least || least->priority() >= next->scheduling.priority)) return;
+    if (!hold_pages(next)) {
+      if (!batch_.empty()) return;
+      finish(next, Reason::kError, {Code::kOutOfMemory, "the KV cache has no room for the sequence"});
+      continue;
+    }
+    if (full && least->place == Place::kBatch) park(least);
+    queue_.take();
+    next->place = Place::kNone;
+    next->started = true;
+    put(next, Place::kBatch);
+  }
+}
+
+// Pages for all that is known of the sequence, so that a prefill once begun can end.
+bool Scheduler::hold_pages(const Shared& sequence) {
+  const int64_t tokens = std::min(sequence->context.size() + 1, limits_.context_length);
+  while (!pages_.grow(sequence->context.pages, tokens)) {
+    if (!free_pages(*sequence)) return false;
+  }
+  return true;
+}
+
+// Frees the pages of one other sequence. One that waits takes a place in the batch from lower priorities only.
+bool Scheduler::free_pages(const Sequence& wanting) {
+  if (contexts_.evict_one()) return true;
+  if (const Shared slow = lowest(stalled_)) {
+    drop_keys(*slow);
+    return true;
+  }
+  const auto idle = std::find_if(queue_.rbegin(), queue_.rend(), [&](const Shared& one) {
+    return !one->context.pages.empty() && one.get() != &wanting;
+  });
+  if (idle != queue_.rend() && wanting.ranks_before(**idle)) {
+    drop_keys(**idle);
+    return true;
+  }
+  const Shared last = lowest(batch_);
+  if (!last || last.get() == &wanting || !wanting.ranks_before(*last)) return false;
+  if (wanting.place != Place::kBatch && wanting.scheduling.priority <= last->priority()) return false;
+  drop_keys(*last);
+  park(last);
+  return true;
+}
+
+// The last in rank of those that hold pages; those in a pass keep them.
+Scheduler::Shared Scheduler::lowest(const std::vector<Shared>& among) const {
+  Shared last;
+  for (const Shared& one : among) {
+    if (one->in_pass || one->context.pages.empty()) continue;
+    if (!last || last->ranks_before(*one)) last = one;
+  }
+  return last;
+}
+
+// Keys are computed again later; the ids and the routing stay.
+void Scheduler::drop_keys(Sequence& sequence) {
+  pages_.shrink(sequence.context.pages, 0);
+  sequence.context.computed = 0;
+  stats_.preemptions += sequence.place != Place::kBatch && sequence.started;
+}
+
+// Out of the batch, with what it holds.
+void Scheduler::park(const Shared& sequence) {
+  put(sequence, Place::kQueue);
+  ++stats_.preemptions;
+}
+
+}  // namespace at_moe
