@@ -125,11 +125,11 @@ void Scheduler::take_rows(Rows& rows, size_t index) {
   const int64_t count = static_cast<int64_t>(computed.ids.size());
   context.computed += count;
   if (begin + count < context.size() || count > 1) stats_.prompt_tokens += count;
-  if (sequence->done || sequence->end) {
+  if (!sequence->wanted()) {
     if (!rows.parts[index].samples) ended(sequence);
     return;
   }
-  if (computed.trace) {
+  if (computed.trace && !sequence->done) {
     context.spans[context.span_at(begin)].traced = true;
     sink_.push(TraceEvent{sequence->id, begin, std::move(*computed.trace)});
   }
@@ -154,7 +154,10 @@ void Scheduler::take_samples(const std::vector<Shared>& batch, const Matrix& log
     for (size_t i = 0; i < batch.size(); ++i) take_samples({batch[i]}, logits.row_range(static_cast<int64_t>(i), 1));
     return;
   }
-  for (size_t i = 0; i < batch.size(); ++i) accept(batch[i], sampled[i]);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (!batch[i]->siblings.empty()) fork(*batch[i], logits.row_range(static_cast<int64_t>(i), 1));
+    accept(batch[i], sampled[i]);
+  }
 }
 
 }  // namespace at_moe

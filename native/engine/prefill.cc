@@ -76,9 +76,9 @@ void Scheduler::end_pass(std::unique_ptr<WholePass> ended) {
 }
 
 void Scheduler::drop_unwanted_pass() {
-  auto unwanted = [](const Part& part) { return part.sequence->done || part.sequence->end; };
+  auto wanted = [](const Part& part) { return part.sequence->wanted(); };
   const auto at = std::find_if(passes_.begin(), passes_.end(), [&](const std::unique_ptr<WholePass>& pass) {
-    return std::all_of(pass->rows.parts.begin(), pass->rows.parts.end(), unwanted);
+    return std::none_of(pass->rows.parts.begin(), pass->rows.parts.end(), wanted);
   });
   if (at == passes_.end()) return;
   const std::unique_ptr<WholePass> pass = std::move(*at);

@@ -66,7 +66,7 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   }
   Context& context = sequence->context;
   context.truncate(kept);
-  pages_.shrink(context.pages, context.computed);
+  own_last_page(context);
   if (routing) context.spans.push_back({kept, std::move(routing)});
   context.ids.insert(context.ids.end(), request.ids.begin(), request.ids.end());
   sequence->id = request.sequence;
@@ -83,6 +83,7 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   sequence->sampling = request.sampling;
   sequence->scheduling = request.scheduling;
   sequence->max_unread = request.max_unread;
+  add_siblings(*sequence, request.n);
   return sequence;
 }
 
@@ -114,7 +115,7 @@ void Scheduler::add(const GenerateRequest& request) {
     done.reason = Reason::kError;
     done.usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
     done.failure = failure_of(std::current_exception());
-    sink_.push(std::move(done));
+    for (int64_t i = 0; i < request.n; ++i, ++done.sequence) sink_.push(done);
   }
 }
 
@@ -130,8 +131,15 @@ void Scheduler::add(ScoreRequest request) {
 
 void Scheduler::enter(const Shared& sequence) {
   ++stats_.requests;
-  sequence->arrival = ++arrivals_;
-  live_[{sequence->kind, sequence->id}] = sequence;
+  auto arrive = [this](const Shared& one) {
+    one->arrival = ++arrivals_;
+    live_[{one->kind, one->id}] = one;
+  };
+  arrive(sequence);
+  for (const Shared& sibling : sequence->siblings) {
+    sibling->carrier = sequence;
+    arrive(sibling);
+  }
   next_deadline_ = std::min(next_deadline_, sequence->scheduling.deadline);
   put(sequence, Place::kQueue);
 }
@@ -156,13 +164,16 @@ void Scheduler::reject_all(const Failure& failure) {
   for (const auto& [id, sequence] : std::exchange(live_, {})) finish(sequence, Reason::kError, failure);
 }
 
-// A pass writes the keys of its sequences up to its end, unless none of them is wanted any more.
+// A pass writes the keys of its sequences up to its end, unless none of them is wanted any more; a sequence whose siblings
+// wait for its prompt goes on up to there.
 void Scheduler::end(const Shared& sequence, Reason reason, const Failure& failure) {
-  if (!sequence->in_pass) return finish(sequence, reason, failure);
-  if (sequence->session >= 0) {
+  if (sequence->in_pass && sequence->session >= 0) {
     sequence->end = {reason, failure};
   } else {
     tell(*sequence, reason, failure);
+  }
+  for (const Shared& one : {sequence, sequence->carrier.lock()}) {
+    if (one && !one->in_pass && !one->wanted()) release(one);
   }
   drop_unwanted_pass();
 }
@@ -268,7 +279,11 @@ void Scheduler::accept(const Shared& sequence, Sampled sampled) {
   }
 }
 
+// Siblings that have not begun end with it.
 void Scheduler::finish(const Shared& sequence, Reason reason, Failure failure) {
+  for (const Shared& sibling : std::exchange(sequence->siblings, {})) {
+    if (!sibling->done) finish(sibling, reason, failure);
+  }
   tell(*sequence, reason, std::move(failure));
   release(sequence);
 }

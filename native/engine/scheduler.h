@@ -123,6 +123,12 @@ class Scheduler {
   void take_rows(Rows& rows, size_t index);
   void take_samples(const std::vector<Shared>& batch, const Matrix& logits);
 
+  // fork.cc
+  static void add_siblings(Sequence& first, int64_t count);
+  void fork(Sequence& first, const Matrix& logits);
+  Context share(const Context& context);
+  void own_last_page(Context& context);
+
   // prefill.cc
   void start_pass();
   std::unique_ptr<Workspace> workspace_for(int64_t rows);

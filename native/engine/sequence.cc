@@ -27,6 +27,10 @@ bool Sequence::ranks_before(const Sequence& other) const {
   return priority() != other.priority() ? priority() > other.priority() : arrival < other.arrival;
 }
 
+bool Sequence::wanted() const {
+  return (!done && !end) || std::any_of(siblings.begin(), siblings.end(), [](const auto& one) { return !one->done; });
+}
+
 Sequence::Next Sequence::next_rows() const {
   const int64_t begin = context.computed;
   Next next{std::min(context.span_end(begin), rows_wanted())};

@@ -59,6 +59,8 @@ struct Sequence {
   bool trace = false, log_probs = false;
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;
+  std::vector<std::shared_ptr<Sequence>> siblings;  // go on from the same prompt once it has been read
+  std::weak_ptr<Sequence> carrier;                  // whose sibling it is up to then
   std::optional<int64_t> max_unread;
   int64_t unread = 0;
 
@@ -68,6 +70,8 @@ struct Sequence {
 
   int64_t priority() const { return aged ? std::numeric_limits<int64_t>::max() : scheduling.priority; }
   bool ranks_before(const Sequence& other) const;
+  // By somebody, itself or a sibling.
+  bool wanted() const;
   bool must_wait() const { return max_unread && unread >= *max_unread; }
 
   // The rows of the next pass: [computed, end).
