@@ -138,7 +138,9 @@ export abstract class TextGenerator {
 
   async #scores(request: ScoreRequest, signal: AbortSignal | undefined): Promise<Float32Array> {
     try {
-      return await this.core.engine.score(request, signal ? { signal } : {});
+      const scores = await this.core.engine.score(request, signal ? { signal } : {});
+      signal?.throwIfAborted();
+      return scores;
     } catch (error) {
       throw abortReason(error, signal);
     }

@@ -36,6 +36,7 @@ void Scheduler::admit() {
     if (full && least->place == Place::kBatch) park(least);
     queue_.take();
     next->place = Place::kNone;
+    if (!next->started) next->usage.cached_tokens = next->context.computed;
     next->started = true;
     put(next, Place::kBatch);
   }
@@ -43,6 +44,7 @@ void Scheduler::admit() {
 
 // Pages for all that is known of the sequence, so that a prefill once begun can end.
 bool Scheduler::hold_pages(const Shared& sequence) {
+  reuse_keys(*sequence);
   const int64_t tokens = std::min(sequence->context.size() + 1, limits_.context_length);
   while (!pages_.grow(sequence->context.pages, tokens)) {
     if (!free_pages(*sequence)) return false;
@@ -80,6 +82,23 @@ Scheduler::Shared Scheduler::lowest(const std::vector<Shared>& among) const {
     if (!last || last->ranks_before(*one)) last = one;
   }
   return last;
+}
+
+// Looks up the rows before the first whose result is wanted.
+void Scheduler::reuse_keys(Sequence& sequence) {
+  Context& context = sequence.context;
+  if (sequence.place == Place::kBatch || !prefixes_) return;
+  int64_t most = sequence.kind == Kind::kScore ? sequence.first - 1 + static_cast<int64_t>(sequence.scores.size())
+                                               : context.size() - 1;
+  const bool each_row = std::any_of(context.spans.begin(), context.spans.end(), [](const RoutingSpan& span) {
+    return span.routing->mode == SequenceRouting::Mode::kToken;
+  });
+  if (sequence.trace && each_row) most = std::min(most, sequence.traced);
+  const int64_t before = context.computed;
+  if (static_cast<int64_t>(context.pages.size()) * kPageTokens == before) prefixes_->extend(context, most);
+  if (sequence.started) return;
+  stats_.looked_up_tokens += std::max<int64_t>(most - before, 0);
+  stats_.hit_tokens += context.computed - before;
 }
 
 // Keys are computed again later; the ids and the routing stay.

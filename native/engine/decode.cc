@@ -124,6 +124,7 @@ void Scheduler::take_rows(Rows& rows, size_t index) {
   const int64_t begin = context.computed;
   const int64_t count = static_cast<int64_t>(computed.ids.size());
   context.computed += count;
+  if (prefixes_) prefixes_->keep(context);
   if (begin + count < context.size() || count > 1) stats_.prompt_tokens += count;
   if (!sequence->wanted()) {
     if (!rows.parts[index].samples) ended(sequence);

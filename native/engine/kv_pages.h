@@ -31,9 +31,10 @@ class KvPages {
   bool kept(int32_t page) const { return at(page).kept; }
   std::function<void(int32_t)> on_taken;
 
+  int64_t count() const { return static_cast<int64_t>(pages_.size()); }
   int64_t free() const { return static_cast<int64_t>(free_.size()); }
   int64_t cached() const { return static_cast<int64_t>(unused_.size()); }
-  int64_t used() const { return static_cast<int64_t>(pages_.size()) - free() - cached(); }
+  int64_t used() const { return count() - free() - cached(); }
   // With what kept pages would give.
   int64_t free_tokens() const { return (free() + cached()) * kPageTokens; }
 

@@ -36,6 +36,7 @@ Limits plan_limits(const Backend& backend, const ModelConfig& config, const Load
     limits.chunk_rows = Workspace::suggested_chunk(config, flops);
   }
   limits.max_queue = options.max_queue;
+  limits.prefix_cache = options.prefix_cache;
   limits.step_tokens = options.step_tokens;
   if (!limits.step_tokens) limits.step_tokens = std::clamp<int64_t>(2 * limits.chunk_rows, 64, 1024);
   return limits;

@@ -69,7 +69,10 @@ bool Scheduler::resume(WholePass& pass) {
 
 void Scheduler::end_pass(std::unique_ptr<WholePass> ended) {
   ended->pass = Pass();
-  for (const Part& part : ended->rows.parts) part.sequence->in_pass = false;
+  for (const Part& part : ended->rows.parts) {
+    part.sequence->in_pass = false;
+    if (prefixes_) prefixes_->settle(part.sequence->context.spans.back());
+  }
   take_results(ended->rows);
   if (!spare_workspace_ || spare_workspace_->rows() < ended->workspace->rows())
     spare_workspace_ = std::move(ended->workspace);

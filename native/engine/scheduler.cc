@@ -24,7 +24,9 @@ Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make
       pages_(KvPages::pages_of(limits.kv_tokens)),
       contexts_(pages_),
       step_workspace_(model, limits.max_batch + limits.step_tokens, limits.max_batch, pages_per_sequence(),
-                      std::max(limits.max_batch, limits.chunk_rows)) {}
+                      std::max(limits.max_batch, limits.chunk_rows)) {
+  if (limits.prefix_cache) prefixes_.emplace(pages_, model);
+}
 
 size_t Scheduler::workspace_bytes() const {
   size_t bytes = step_workspace_.bytes() + (spare_workspace_ ? spare_workspace_->bytes() : 0);
@@ -67,11 +69,13 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   Context& context = sequence->context;
   context.truncate(kept);
   own_last_page(context);
-  if (routing) context.spans.push_back({kept, std::move(routing)});
   context.ids.insert(context.ids.end(), request.ids.begin(), request.ids.end());
+  if (routing) {
+    context.spans.push_back({kept, std::move(routing)});
+    number_routing(context, request.routing, size);
+  }
   sequence->id = request.sequence;
   sequence->usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
-  sequence->usage.cached_tokens = context.computed;
   sequence->limit = std::min(size + request.max_tokens, limits_.context_length);
   sequence->max_tokens = request.max_tokens;
   sequence->trace = request.trace;
@@ -102,7 +106,18 @@ Scheduler::Shared Scheduler::begin(ScoreRequest request) {
   sequence->scheduling = request.scheduling;
   sequence->context.spans.push_back({0, make_routing_(request.routing)});
   sequence->context.ids = std::move(request.ids);
+  number_routing(sequence->context, request.routing, request.first);
   return sequence;
+}
+
+// Of the last span, which is pooled over the ids up to `instruction` if it is pooled.
+void Scheduler::number_routing(Context& context, const RoutingRequest& request, int64_t instruction) {
+  if (!prefixes_ || !request.selection.empty()) return;
+  RoutingSpan& span = context.spans.back();
+  const bool pooled = span.routing->mode == SequenceRouting::Mode::kPool;
+  if (pooled && span.begin > 0) return prefixes_->number_alone(span);
+  const std::span<const int32_t> ids(context.ids);
+  prefixes_->number(span, describe(request), pooled ? ids.first(static_cast<size_t>(instruction)) : ids.first(0));
 }
 
 void Scheduler::add(const GenerateRequest& request) {
@@ -157,6 +172,10 @@ void Scheduler::read_tokens(int64_t id, int64_t tokens) {
   const Shared& sequence = found->second;
   sequence->unread -= tokens;
   if (sequence->place == Place::kStalled && !sequence->must_wait()) put(sequence, Place::kQueue);
+}
+
+void Scheduler::forget(const std::shared_ptr<Mixture>& mixture) {
+  if (prefixes_) prefixes_->forget(mixture);
 }
 
 void Scheduler::reject_all(const Failure& failure) {

@@ -17,6 +17,7 @@
 
 #include "engine/contexts.h"
 #include "engine/kv_pages.h"
+#include "engine/prefix_cache.h"
 #include "engine/queue.h"
 #include "engine/sequence.h"
 #include "model/decoder.h"
@@ -26,6 +27,7 @@ namespace at_moe {
 struct Limits {
   int64_t max_batch = 0, context_length = 0, kv_tokens = 0, step_tokens = 0, chunk_rows = 0;
   std::optional<int64_t> max_queue;
+  bool prefix_cache = true;
 };
 
 using RoutingMaker = std::function<std::shared_ptr<SequenceRouting>(const RoutingRequest&)>;
@@ -45,6 +47,7 @@ class Scheduler {
   void cancel_score(int64_t job) { cancel(Kind::kScore, job); }
   void read_tokens(int64_t sequence, int64_t tokens);
   void release_session(int64_t session) { contexts_.release(session); }
+  void forget(const std::shared_ptr<Mixture>& mixture);
   void reject_all(const Failure& failure);
 
   // Nothing can be done before something new is heard, or a deadline passes.
@@ -94,6 +97,7 @@ class Scheduler {
   void check_queue();
   Shared begin(const GenerateRequest& request);
   Shared begin(ScoreRequest request);
+  void number_routing(Context& context, const RoutingRequest& request, int64_t instruction);
   void enter(const Shared& sequence);
   void cancel(Kind kind, int64_t id);
   void end(const Shared& sequence, Reason reason, const Failure& failure);
@@ -111,6 +115,7 @@ class Scheduler {
   bool hold_pages(const Shared& sequence);
   bool free_pages(const Sequence& wanting);
   Shared lowest(const std::vector<Shared>& among) const;
+  void reuse_keys(Sequence& sequence);
   void drop_keys(Sequence& sequence);
   void park(const Shared& sequence);
 
@@ -144,6 +149,7 @@ class Scheduler {
   EventSink& sink_;
   std::unique_ptr<KvPool> pool_;
   KvPages pages_;
+  std::optional<PrefixCache> prefixes_;
   Contexts contexts_;
   Workspace step_workspace_;
   std::unique_ptr<Workspace> spare_workspace_;  // of a pass that has ended

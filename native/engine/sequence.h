@@ -18,6 +18,8 @@ struct RoutingSpan {
   int64_t begin = 0;
   std::shared_ptr<SequenceRouting> routing;
   bool traced = false;  // the one record of the span has been sent
+  int64_t number = 0;   // of the routing in the prefix cache, 0 = its rows are not shared
+  uint64_t stamp = 0;   // version of all weights then
 };
 
 struct Context {

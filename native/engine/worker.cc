@@ -172,6 +172,13 @@ void Worker::cancel_job(int64_t job) {
   if (scheduler_) scheduler_->cancel_score(job);
 }
 
+void Worker::release_mixture(int64_t number) {
+  const auto at = mixtures_.find(number);
+  if (at == mixtures_.end()) return;
+  if (scheduler_) scheduler_->forget(at->second);
+  mixtures_.erase(at);
+}
+
 void Worker::release_session(int64_t session) {
   if (scheduler_) scheduler_->release_session(session);
 }

@@ -38,7 +38,7 @@ class Worker {
   void cancel_sequence(int64_t sequence);
   void read_tokens(int64_t sequence, int64_t tokens);
   void cancel_job(int64_t job);
-  void release_mixture(int64_t mixture) { mixtures_.erase(mixture); }
+  void release_mixture(int64_t mixture);
   void release_session(int64_t session);
 
   EngineStats stats() const;
