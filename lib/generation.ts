@@ -138,16 +138,17 @@ export interface SequenceRun {
 }
 
 /**
- * Runs one request; yields its text as it comes and returns the whole.
+ * Runs one request, routed by what `route` gives when it starts; yields its text as it comes and returns the whole.
  * Leaving the iterator early ends its sequences. Errors: the signal's reason; AtMoeError of the engine.
  */
 export async function* runSequence(
   core: ModelCore,
   run: SequenceRun,
-  routing: RequestRouting,
+  route: () => RequestRouting,
   options: CheckedOptions,
 ): AsyncGenerator<Piece, GenerateResult> {
   core.check();
+  const routing = route();
   options.signal?.throwIfAborted();
   const queue = new EventQueue();
   const before = [...Array.from(run.context), ...run.ids];

@@ -101,7 +101,7 @@ export class ChatSession {
           contextTokens = usage.contextTokens;
         },
       };
-      pieces = runSequence(core, run, routing, checked);
+      pieces = runSequence(core, run, () => routing, checked);
       for (;;) {
         const step = await pieces.next();
         if (step.done) {

@@ -54,7 +54,9 @@ export abstract class TextGenerator {
     if (checked.stop.length > 0 && !this.core.tokenizer)
       throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'stop needs text, and the model folder has no tokenizer.json');
     const run = { ids: this.core.encode(prompt), context: [], whole };
-    return runSequence(this.core, run, this.requestRouting(checked.routing), checked);
+    const route = () => this.requestRouting(checked.routing);
+    route();
+    return runSequence(this.core, run, route, checked);
   }
 
   /** The whole text at once, with `n` all texts as `choices`. Errors as generate(). */
