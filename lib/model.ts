@@ -43,6 +43,11 @@ export interface LoadModelOptions {
   maxQueue?: number;
   /** Keep the keys of ended sequences for prompts that begin alike, while their room is not needed; default true. */
   prefixCache?: boolean;
+  /**
+   * Bytes of host memory for the keys of requests that gave way to others, which are computed again beyond it; default 1 GiB
+   * on a GPU, 0 on the CPU.
+   */
+  hostKvBytes?: number;
   /** Most tokens of a step: long prompts are cut to fit, so that others wait for no more than a step. Default: by the device. */
   stepTokens?: number;
   /** Keep f32 parameters, so that the base itself can be trained. */
@@ -67,6 +72,7 @@ const schema = z.strictObject({
   kvTokens: z.int().min(16).optional(),
   maxQueue: z.int().min(0).optional(),
   prefixCache: z.boolean().default(true),
+  hostKvBytes: z.int().min(0).optional(),
   stepTokens: z.int().min(1).max(65536).optional(),
   trainable: z.boolean().default(false),
   revision: z.string().optional(),
@@ -116,6 +122,7 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(maxQueue !== undefined && { maxQueue }),
         ...(stepTokens && { stepTokens }),
         prefixCache: checked.prefixCache,
+        ...(options.hostKvBytes !== undefined && { hostKvBytes: options.hostKvBytes }),
       },
       { signal: AbortSignal.any([...(signal ? [signal] : []), failure.signal]), ...(onProgress && { onProgress }) },
     );

@@ -39,6 +39,11 @@ export interface LoadOptions {
   stepTokens?: number;
   /** Most requests that may wait for a place in the batch. Default: no bound. */
   maxQueue?: number;
+  /**
+   * Host memory for the keys of sequences that gave way to others, which are computed again beyond it. Default: 1 GiB, and 0
+   * where the device's memory is the host's.
+   */
+  hostKvBytes?: number;
   /** Keep the keys of ended sequences while their room is not needed. Default true. */
   prefixCache?: boolean;
   /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
@@ -301,10 +306,11 @@ export interface EngineStats {
   /** Steps, and sequences that took part in the last one. */
   steps: number;
   batchSize: number;
-  /** KV pages of 16 tokens: held by sequences and sessions; kept for reuse; never used or given back. */
+  /** KV pages of 16 tokens: held by sequences and sessions; kept for reuse; never used or given back; in host memory. */
   pagesUsed: number;
   pagesCached: number;
   pagesFree: number;
+  pagesOnHost: number;
   /** Tokens of prompts that were looked up in the prefix cache, and those found. */
   lookedUpTokens: number;
   hitTokens: number;
@@ -313,6 +319,8 @@ export interface EngineStats {
   completionTokens: number;
   /** Sequences that lost their keys, or their place in the batch, to another one. */
   preemptions: number;
+  /** Tokens whose keys came back from host memory. */
+  restoredTokens: number;
   /** Requests taken, refused with QUEUE_FULL, ended by DEADLINE. */
   requests: number;
   refused: number;

@@ -185,7 +185,7 @@ export async function benchSoak(options: BenchOptions & { seconds: number }): Pr
   const { context, seconds, shape, threads, signal } = options;
   const list = catalogue(options.config.vocabSize, context);
   const expected = await alone(options, list);
-  const service = await Service.open(options, { maxBatch: 8, kvTokens: 3 * context, stepTokens: 32 });
+  const service = await Service.open(options, { maxBatch: 8, kvTokens: 3 * context, stepTokens: 32, hostKvBytes: 1e6 });
   const end = performance.now() + seconds * 1000;
   const running = () => performance.now() < end && !signal?.aborted;
   const count = { requests: 0, completed: 0, aborted: 0, expired: 0, tokens: 0, wrong: 0, replacements: 0 };

@@ -108,11 +108,13 @@ struct ResultWriter {
                          {"pagesUsed", number(stats.pages_used)},
                          {"pagesCached", number(stats.pages_cached)},
                          {"pagesFree", number(stats.pages_free)},
+                         {"pagesOnHost", number(stats.pages_on_host)},
                          {"lookedUpTokens", number(stats.looked_up_tokens)},
                          {"hitTokens", number(stats.hit_tokens)},
                          {"promptTokens", number(stats.prompt_tokens)},
                          {"completionTokens", number(stats.completion_tokens)},
                          {"preemptions", number(stats.preemptions)},
+                         {"restoredTokens", number(stats.restored_tokens)},
                          {"requests", number(stats.requests)},
                          {"refused", number(stats.refused)},
                          {"expired", number(stats.expired)}});

@@ -49,27 +49,31 @@ bool Scheduler::hold_pages(const Shared& sequence) {
   while (!pages_.grow(sequence->context.pages, tokens)) {
     if (!free_pages(*sequence)) return false;
   }
+  if (sequence->context.saved) restore_keys(sequence->context);
   return true;
 }
 
 // Frees the pages of one other sequence. One that waits takes a place in the batch from lower priorities only.
 bool Scheduler::free_pages(const Sequence& wanting) {
-  if (contexts_.evict_one()) return true;
+  if (Context* idle = contexts_.oldest_idle()) {
+    drop_keys(*idle);
+    return true;
+  }
   if (const Shared slow = lowest(stalled_)) {
-    drop_keys(*slow);
+    preempt(*slow);
     return true;
   }
   const auto idle = std::find_if(queue_.rbegin(), queue_.rend(), [&](const Shared& one) {
     return !one->context.pages.empty() && one.get() != &wanting;
   });
   if (idle != queue_.rend() && wanting.ranks_before(**idle)) {
-    drop_keys(**idle);
+    preempt(**idle);
     return true;
   }
   const Shared last = lowest(batch_);
   if (!last || last.get() == &wanting || !wanting.ranks_before(*last)) return false;
   if (wanting.place != Place::kBatch && wanting.scheduling.priority <= last->priority()) return false;
-  drop_keys(*last);
+  preempt(*last);
   park(last);
   return true;
 }
@@ -101,10 +105,23 @@ void Scheduler::reuse_keys(Sequence& sequence) {
   stats_.hit_tokens += context.computed - before;
 }
 
-// Keys are computed again later; the ids and the routing stay.
-void Scheduler::drop_keys(Sequence& sequence) {
-  pages_.shrink(sequence.context.pages, 0);
-  sequence.context.computed = 0;
+// The keys come back from host memory or are computed again; the ids and the routing stay.
+void Scheduler::drop_keys(Context& context) {
+  if (host_pages_ && context.computed > 0) context.saved = host_pages_->save(context.pages, context.computed);
+  pages_.shrink(context.pages, 0);
+  context.computed = 0;
+}
+
+void Scheduler::restore_keys(Context& context) {
+  const std::shared_ptr<HostPages::Saved> saved = std::move(context.saved);
+  if (saved->tokens() <= context.computed) return;
+  host_pages_->restore(*saved, context.pages, context.computed / kPageTokens);
+  stats_.restored_tokens += saved->tokens() - context.computed;
+  context.computed = saved->tokens();
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  drop_keys(sequence.context);
   stats_.preemptions += sequence.place != Place::kBatch && sequence.started;
 }
 

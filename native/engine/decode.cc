@@ -28,7 +28,7 @@ Scheduler::Rows Scheduler::plan_step() {
     if (sequence->in_pass || hold_pages(sequence)) {
       ++i;
     } else {
-      drop_keys(*sequence);
+      preempt(*sequence);
       park(sequence);
     }
   }

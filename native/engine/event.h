@@ -80,8 +80,9 @@ struct MemoryStatement {
 
 struct EngineStats {
   int64_t running = 0, queued = 0, stalled = 0, steps = 0, batch_size = 0;
-  int64_t pages_used = 0, pages_cached = 0, pages_free = 0;
-  int64_t looked_up_tokens = 0, hit_tokens = 0, prompt_tokens = 0, completion_tokens = 0, preemptions = 0;
+  int64_t pages_used = 0, pages_cached = 0, pages_free = 0, pages_on_host = 0;
+  int64_t looked_up_tokens = 0, hit_tokens = 0, prompt_tokens = 0, completion_tokens = 0;
+  int64_t preemptions = 0, restored_tokens = 0;
   int64_t requests = 0, refused = 0, expired = 0;
 };
 

@@ -29,6 +29,7 @@ struct LoadOptions {
   int64_t chunk_rows = 0;      // 0 = by the speed of the device
   std::optional<int64_t> max_queue;
   bool prefix_cache = true;
+  std::optional<size_t> host_kv_bytes;
 };
 
 struct LoadRequest {

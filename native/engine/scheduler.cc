@@ -26,6 +26,7 @@ Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make
       step_workspace_(model, limits.max_batch + limits.step_tokens, limits.max_batch, pages_per_sequence(),
                       std::max(limits.max_batch, limits.chunk_rows)) {
   if (limits.prefix_cache) prefixes_.emplace(pages_, model);
+  if (limits.host_kv_bytes) host_pages_.emplace(model.backend(), *pool_, limits.host_kv_bytes);
 }
 
 size_t Scheduler::workspace_bytes() const {
@@ -246,6 +247,7 @@ EngineStats Scheduler::stats() const {
   stats.pages_used = pages_.used();
   stats.pages_cached = pages_.cached();
   stats.pages_free = pages_.free();
+  stats.pages_on_host = host_pages_ ? host_pages_->held() : 0;
   return stats;
 }
 

@@ -28,6 +28,7 @@ struct Limits {
   int64_t max_batch = 0, context_length = 0, kv_tokens = 0, step_tokens = 0, chunk_rows = 0;
   std::optional<int64_t> max_queue;
   bool prefix_cache = true;
+  size_t host_kv_bytes = 0;
 };
 
 using RoutingMaker = std::function<std::shared_ptr<SequenceRouting>(const RoutingRequest&)>;
@@ -116,7 +117,9 @@ class Scheduler {
   bool free_pages(const Sequence& wanting);
   Shared lowest(const std::vector<Shared>& among) const;
   void reuse_keys(Sequence& sequence);
-  void drop_keys(Sequence& sequence);
+  void drop_keys(Context& context);
+  void restore_keys(Context& context);
+  void preempt(Sequence& sequence);
   void park(const Shared& sequence);
 
   // decode.cc
@@ -149,6 +152,7 @@ class Scheduler {
   EventSink& sink_;
   std::unique_ptr<KvPool> pool_;
   KvPages pages_;
+  std::optional<HostPages> host_pages_;
   std::optional<PrefixCache> prefixes_;
   Contexts contexts_;
   Workspace step_workspace_;

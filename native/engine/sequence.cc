@@ -20,6 +20,7 @@ int64_t Context::span_end(int64_t position) const {
 void Context::truncate(int64_t tokens) {
   ids.resize(static_cast<size_t>(tokens));
   computed = std::min(computed, tokens);
+  if (saved && saved->tokens() > tokens) saved.reset();
   while (!spans.empty() && spans.back().begin >= tokens) spans.pop_back();
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/event.h"
+#include "engine/host_pages.h"
 #include "engine/requests.h"
 #include "model/routing.h"
 
@@ -27,6 +28,7 @@ struct Context {
   int64_t computed = 0;      // ids whose keys are in the pool
   std::vector<int32_t> pages;
   std::vector<RoutingSpan> spans;
+  std::shared_ptr<HostPages::Saved> saved;  // keys that gave way to others
 
   int64_t size() const { return static_cast<int64_t>(ids.size()); }
   size_t span_at(int64_t position) const;  // index

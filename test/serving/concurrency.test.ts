@@ -58,6 +58,7 @@ for (const device of devices) {
       'room for all': { maxBatch: 32 },
       'few places': { maxBatch: 5 },
       'few pages and small steps': { maxBatch: 8, kvTokens: 176, contextLength: 96, stepTokens: 12, chunkRows: 7 },
+      'keys in host memory': { kvTokens: 176, contextLength: 96, hostKvBytes: 200_000 },
       'few pages without a prefix cache': { kvTokens: 176, contextLength: 96, prefixCache: false },
     };
     for (const [what, settings] of Object.entries(cases)) {
