@@ -2,35 +2,34 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { devices } from '../helpers/devices.js';
 import { bits, loadCase } from '../model/support.js';
-import { prompt } from './support.js';
+import { emulated, prompt } from './support.js';
 
-const options = { maxTokens: 40, temperature: 1, ignoreEos: true, logProbs: true } as const;
+const options = { temperature: 1, ignoreEos: true, logProbs: true } as const;
 
 for (const device of devices) {
   describe(`keys in host memory on ${device}`, () => {
-    for (const name of ['llama-token-dense', 'llama-sequence-dense']) {
+    const names = ['llama-token-dense', 'llama-sequence-dense'];
+    for (const name of emulated(device) ? names.slice(0, 1) : names) {
+      const maxTokens = emulated(device) ? 18 : 40;
       it(`${name}: they come back within the budget, and are computed again beyond it`, async (t) => {
         const results = [];
         // A page holds 16 tokens of 2 layers, keys and values of 2 heads of 16, f32: 16 KiB.
         for (const [hostKvBytes, kvTokens] of [
           [0, 1024],
-          [0, 80],
           [1 << 20, 80],
           [5 * 16384, 80],
-        ] as const) {
+          [0, 80],
+        ].slice(0, emulated(device) ? 2 : 4) as [number, number][]) {
           const settings = { kvTokens, contextLength: 64, hostKvBytes, prefixCache: false };
           const { model, mixture } = await loadCase(t, name, device, settings);
-          const requests = [0, 1, 2, 3].map((seed) => mixture.complete(prompt(15 + seed, seed), { ...options, seed }));
-          const texts = (await Promise.all(requests)).map(bits);
-          results.push(texts);
+          const { choices } = await mixture.complete(prompt(17, 1), { ...options, maxTokens, n: 4, seed: 1 });
+          results.push(choices.map(bits));
           const { restoredTokens, promptTokens, preemptions, pagesOnHost, pagesUsed } = await model.stats();
           assert.deepEqual({ pagesOnHost, pagesUsed }, { pagesOnHost: 0, pagesUsed: 0 });
           assert.equal(preemptions > 0, kvTokens === 80);
           assert.equal(restoredTokens > 0, hostKvBytes > 0);
-          const prompts = 15 + 16 + 17 + 18;
-          if (hostKvBytes === 1 << 20 || kvTokens === 1024)
-            assert.equal(promptTokens, prompts, 'nothing is read twice');
-          if (hostKvBytes === 0 && kvTokens === 80) assert.ok(promptTokens > prompts);
+          if (hostKvBytes === 1 << 20 || kvTokens === 1024) assert.equal(promptTokens, 17, 'nothing is read twice');
+          if (hostKvBytes === 0 && kvTokens === 80) assert.ok(promptTokens > 17);
         }
         for (const texts of results) assert.deepEqual(texts, results[0]);
       });

@@ -21,5 +21,8 @@ export async function createMixture(engine: NativeEngine, scope: 'token' | 'sequ
   return (await engine.createMixture(await mixtureDescriptor(scope))).mixture;
 }
 
+/** The emulated device is a thousand times slower: it gets a part of the work. */
+export const emulated = (device: string) => device === 'emulated';
+
 export const prompt = (length: number, seed: number) =>
   Int32Array.from({ length }, (_, i) => (i * 31 + seed * 17 + 3) % 90);
