@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { checkArgument } from './arguments.js';
-import type { SamplingOptions } from './native-types.js';
+import type { SamplingOptions, Scheduling } from './native-types.js';
 import { checkControls, type RoutingControls } from './routing-controls.js';
 import type { ChatMessage } from './text/chat-template.js';
 
@@ -33,6 +33,12 @@ export interface GenerateOptions {
   /** Return the log-probability of every token. */
   logProbs?: boolean;
   signal?: AbortSignal;
+  /** Requests of higher priority are served first, equal ones in the order of the calls; an integer, default 0. */
+  priority?: number;
+  /** Milliseconds from the call after which the request ends with ERR_AT_MOE_DEADLINE; default: none. */
+  timeoutMs?: number;
+  /** Texts for the one prompt, default 1: the i-th (from 0) is that of a request with the seed + i. */
+  n?: number;
 }
 
 const schema = z.strictObject({
@@ -49,6 +55,9 @@ const schema = z.strictObject({
   trace: z.boolean().default(false),
   logProbs: z.boolean().default(false),
   signal: z.instanceof(AbortSignal).optional(),
+  priority: z.int().min(-1e9).max(1e9).default(0),
+  timeoutMs: z.number().positive().max(1e12).optional(),
+  n: z.int().min(1).max(1024).optional(),
 });
 
 export interface CheckedOptions {
@@ -60,6 +69,9 @@ export interface CheckedOptions {
   trace: boolean;
   logProbs: boolean;
   signal: AbortSignal | undefined;
+  scheduling: Scheduling;
+  /** Absent when one text was asked for without a number. */
+  n: number | undefined;
 }
 
 /** Fills in the defaults. Errors: TypeError, RangeError. */
@@ -77,5 +89,14 @@ export function checkGenerateOptions(options: GenerateOptions): CheckedOptions {
     trace: rest.trace,
     logProbs: rest.logProbs,
     signal: rest.signal,
+    scheduling: { priority: rest.priority, ...(rest.timeoutMs !== undefined && { timeoutMs: rest.timeoutMs }) },
+    n: rest.n,
   };
+}
+
+const scoreSchema = schema.pick({ routing: true, signal: true, priority: true, timeoutMs: true });
+
+/** The options of scoring among them. Errors: TypeError, RangeError. */
+export function checkScoreOptions(options: GenerateOptions): CheckedOptions {
+  return checkGenerateOptions(checkArgument('score', scoreSchema, options) as GenerateOptions);
 }

@@ -20,7 +20,7 @@ import { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memor
 import { Mixture, type MixtureOptions } from './mixture.js';
 import { ModelCore } from './model-core.js';
 import { createEngine } from './native.js';
-import type { MemoryStatement } from './native-types.js';
+import type { EngineStats, MemoryStatement } from './native-types.js';
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
 import { TextGenerator } from './text-generator.js';
@@ -40,6 +40,17 @@ export interface LoadModelOptions {
   contextLength?: number;
   /** Tokens of the KV cache, all sequences together. */
   kvTokens?: number;
+  /** Most requests that may wait for a place in the batch, beyond which they reject with ERR_AT_MOE_QUEUE_FULL; default: no bound. */
+  maxQueue?: number;
+  /** Keep the keys of ended sequences for prompts that begin alike, while their room is not needed; default true. */
+  prefixCache?: boolean;
+  /**
+   * Bytes of host memory for the keys of requests that gave way to others, which are computed again beyond it; default 1 GiB
+   * on a GPU, 0 on the CPU.
+   */
+  hostKvBytes?: number;
+  /** Most tokens of a step: long prompts are cut to fit, so that others wait for no more than a step. Default: by the device. */
+  stepTokens?: number;
   /** Keep f32 parameters, so that the base itself can be trained. */
   trainable?: boolean;
   /** Of a model by Hub name. */
@@ -60,6 +71,10 @@ const schema = z.strictObject({
   maxBatch: z.int().min(1).max(1024).optional(),
   contextLength: z.int().min(1).optional(),
   kvTokens: z.int().min(16).optional(),
+  maxQueue: z.int().min(0).optional(),
+  prefixCache: z.boolean().default(true),
+  hostKvBytes: z.int().min(0).optional(),
+  stepTokens: z.int().min(1).max(65536).optional(),
   trainable: z.boolean().default(false),
   revision: z.string().optional(),
   cacheDir: z.string().optional(),
@@ -79,7 +94,8 @@ const schema = z.strictObject({
 export async function loadModel(pathOrId: string, options: LoadModelOptions = {}): Promise<Model> {
   if (typeof pathOrId !== 'string' || pathOrId === '') throw new TypeError('loadModel needs a folder or a model name');
   const checked = checkArgument('loadModel', schema, options);
-  const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens } = options;
+  const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens, maxQueue, stepTokens } =
+    options;
   signal?.throwIfAborted();
   const path = await resolveModel(pathOrId, {
     ...(options.revision && { revision: options.revision }),
@@ -104,6 +120,10 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(maxBatch && { maxBatch }),
         ...(contextLength && { contextLength }),
         ...(kvTokens && { kvTokens }),
+        ...(maxQueue !== undefined && { maxQueue }),
+        ...(stepTokens && { stepTokens }),
+        prefixCache: checked.prefixCache,
+        ...(options.hostKvBytes !== undefined && { hostKvBytes: options.hostKvBytes }),
       },
       { signal: AbortSignal.any([...(signal ? [signal] : []), failure.signal]), ...(onProgress && { onProgress }) },
     );
@@ -254,6 +274,12 @@ export class Model extends TextGenerator {
   async memory(): Promise<MemoryStatement> {
     this.#core.check();
     return await this.#core.engine.memory();
+  }
+
+  /** What the engine does now, and counts since the load. */
+  async stats(): Promise<EngineStats> {
+    this.#core.check();
+    return await this.#core.engine.stats();
   }
 
   /** Cancels what runs and frees everything; may be called again. */

@@ -33,8 +33,20 @@ export interface LoadOptions {
   contextLength?: number;
   /** Tokens the KV cache holds, all sequences together. Default: maxBatch contexts, at most 2 GiB, at least one context or 2 GiB. */
   kvTokens?: number;
-  /** Most rows of a prefill step. Default 512. Prompts routed as a whole are taken whole. */
-  prefillRows?: number;
+  /**
+   * Most rows of a step: a row for each sequence that decodes, the rest for prompts, which are cut to fit. A prompt that is
+   * routed as a whole is read in units beside the steps. Default: by the speed of the device.
+   */
+  stepTokens?: number;
+  /** Most requests that may wait for a place in the batch. Default: no bound. */
+  maxQueue?: number;
+  /**
+   * Host memory for the keys of sequences that gave way to others, which are computed again beyond it. Default: 1 GiB, and 0
+   * where the device's memory is the host's.
+   */
+  hostKvBytes?: number;
+  /** Keep the keys of ended sequences while their room is not needed. Default true. */
+  prefixCache?: boolean;
   /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
   chunkRows?: number;
 }
@@ -135,9 +147,21 @@ export interface SessionRequest {
   reroute?: boolean;
 }
 
-export interface GenerateRequest {
+/** When a request is served. */
+export interface Scheduling {
+  /** Higher ones first; default 0. */
+  priority?: number;
+  /** Milliseconds from the call after which it ends with ERR_AT_MOE_DEADLINE. Default: none. */
+  timeoutMs?: number;
+}
+
+export interface GenerateRequest extends Scheduling {
   /** Prompt; with a session only the ids that are new. */
   ids: Int32Array;
+  /** Sequences that go on from the prompt, the i-th one with the seed + i; default 1. Not with a session. */
+  n?: number;
+  /** Tokens that may be unread (`read`) before the sequence waits for its reader. Default: no bound. */
+  maxUnread?: number;
   /** New tokens at most; 0 = routing trace alone. The context length is a bound of its own. */
   maxTokens: number;
   /** Ids that end the sequence; they are not emitted and not kept in a session. Empty: never (ignore_eos). */
@@ -155,7 +179,7 @@ export interface Usage {
   /** Ids of the request. */
   promptTokens: number;
   completionTokens: number;
-  /** Tokens of the session whose keys were still there. */
+  /** Tokens whose keys were there: of the session, or of the prefix cache. */
   cachedTokens: number;
   /** Tokens the context holds at the end: what `keep` of the next request counts. */
   contextTokens: number;
@@ -172,7 +196,7 @@ export type SequenceEvent =
   | { type: 'done'; reason: 'length' | 'cancelled'; usage: Usage }
   | { type: 'done'; reason: 'error'; code: AtMoeErrorCode; message: string; usage: Usage };
 
-export interface ScoreRequest {
+export interface ScoreRequest extends Scheduling {
   ids: Int32Array;
   /** Index of the first id to be scored, at least 1; the ids before it are the prompt (the routing's instruction). */
   first: number;
@@ -274,6 +298,36 @@ export interface MemoryStatement {
   kvTokens: number;
 }
 
+/** Counts since the load, and what is so now. */
+export interface EngineStats {
+  /** Sequences in the batch, waiting for a place in it, waiting for their reader. */
+  running: number;
+  queued: number;
+  stalled: number;
+  /** Steps, and sequences that took part in the last one. */
+  steps: number;
+  batchSize: number;
+  /** KV pages of 16 tokens: held by sequences and sessions; kept for reuse; never used or given back; in host memory. */
+  pagesUsed: number;
+  pagesCached: number;
+  pagesFree: number;
+  pagesOnHost: number;
+  /** Tokens of prompts that were looked up in the prefix cache, and those found. */
+  lookedUpTokens: number;
+  hitTokens: number;
+  /** Tokens of prompts whose keys were computed, with those computed again; tokens sampled. */
+  promptTokens: number;
+  completionTokens: number;
+  /** Sequences that lost their keys, or their place in the batch, to another one. */
+  preemptions: number;
+  /** Tokens whose keys came back from host memory. */
+  restoredTokens: number;
+  /** Requests taken, refused with QUEUE_FULL, ended by DEADLINE. */
+  requests: number;
+  refused: number;
+  expired: number;
+}
+
 export interface BenchRequest {
   kind: 'decode' | 'prefill';
   /** Sequences of a step. */
@@ -330,10 +384,15 @@ export interface NativeEngine {
   /** Current values of the tensors whose name starts with `prefix`: 'experts.3.', 'general.', 'router.', '' … */
   readMixture(mixture: MixtureHandle, prefix: string): Promise<NamedTensor[]>;
 
-  /** Starts a sequence; `listener` gets its events, the last one being 'done'. Returns what `cancel` takes. */
-  generate(request: GenerateRequest, listener: (event: SequenceEvent) => void): number;
-  /** Ends a sequence with 'done' / 'cancelled' within one unit of work. Ended ones are ignored. */
+  /**
+   * Starts the request's n sequences; `listener` gets the events of each, the last one being 'done'. Returns the number of
+   * the first; those of the others follow it.
+   */
+  generate(request: GenerateRequest, listener: (event: SequenceEvent, index: number) => void): number;
+  /** Ends a sequence with 'done' / 'cancelled' within one step. Ended ones are ignored. */
   cancel(sequence: number): void;
+  /** So many more tokens of a sequence with `maxUnread` were read. */
+  read(sequence: number, tokens: number): void;
   releaseSession(session: number): void;
   /** Log-probability of each id from `first` on. */
   score(request: ScoreRequest, job?: JobOptions): Promise<Float32Array>;
@@ -358,6 +417,8 @@ export interface NativeEngine {
   /** W + Σ λρ w_e s_e B_e A_e (+ the general adapter's share) of one module, row-major f32. */
   merged(request: MergeRequest): Promise<Float32Array>;
   memory(): Promise<MemoryStatement>;
+  /** Told between two steps; waits for no job. */
+  stats(): Promise<EngineStats>;
   /** Each step is one unit of work. */
   bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;
   /** What the CPU does at best; a few hundred milliseconds. */

@@ -73,6 +73,7 @@ export class ChatSession {
     if (this.#busy) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the session is still at its last turn');
     if (text === '') throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the turn is empty');
     const checked = checkGenerateOptions(options);
+    if (checked.n !== undefined) throw new TypeError('a session goes on in one way: n cannot be given');
     const { core } = this.#generator;
     const routing = this.#generator.requestRouting(checked.routing);
     const reroute = this.#everyTurn || routing.perToken;
@@ -100,7 +101,7 @@ export class ChatSession {
           contextTokens = usage.contextTokens;
         },
       };
-      pieces = runSequence(core, run, routing, checked);
+      pieces = runSequence(core, run, () => routing, checked);
       for (;;) {
         const step = await pieces.next();
         if (step.done) {

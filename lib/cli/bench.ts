@@ -6,6 +6,7 @@ import { benchPrefill } from '../bench/prefill.js';
 import { speedText } from '../bench/report.js';
 import type { BenchOptions } from '../bench/setup.js';
 import { shapeOf, shapes } from '../bench/shapes.js';
+import { benchSoak, soakText } from '../bench/soak.js';
 import { benchTrain } from '../bench/train.js';
 import type { StorageType } from '../descriptors.js';
 import { listedDevices, unlistedDevice } from '../device.js';
@@ -13,12 +14,13 @@ import { type Command, type Flags, parseCommand, UsageError, type Values } from 
 
 const command = {
   name: 'bench',
-  usage: 'decode|prefill|train|load|event-loop [flags]',
+  usage: 'decode|prefill|train|load|event-loop|soak [flags]',
   summary:
     'Measures a model of random weights. decode, prefill: base and mixture in turns. train: a step of one expert ' +
     '("base") and of the router over all experts ("mixture"). Each is set against its floor, from bytes or ' +
     'multiply-adds, and against the rate this machine reached in the same run. load: time and peak memory of loading a ' +
-    'checkpoint. event-loop: how late a 10 ms timer fires while the package works.',
+    'checkpoint. event-loop: how late a 10 ms timer fires while the package works. soak: random traffic with slow readers, ' +
+    'aborts, replaced mixtures and too little KV cache; compares every text with the same request alone.',
   positionals: 1,
   flags: {
     shape: {
@@ -37,7 +39,7 @@ const command = {
     },
     steps: { type: 'integer', help: 'of each variant; default 24 for decode, 8 for prefill and train' },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
-    seconds: { type: 'number', help: 'event-loop: of each phase; default 20' },
+    seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
     device: { type: 'string', choices: listedDevices, unlisted: unlistedDevice, help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
@@ -47,13 +49,14 @@ const command = {
     'bench train --shape llama-160m --batch 4 --context 128',
     'bench load --shape tinyllama-1.1b --weights bf16',
     'bench event-loop --shape llama-160m --seconds 30',
+    'bench soak --shape llama-160m --seconds 600',
   ],
 } as const satisfies Command<Flags>;
 
-const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop'] as const;
+const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop', 'soak'] as const;
 type Kind = (typeof kinds)[number];
 
-const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1 };
+const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1, soak: 1 };
 
 function atLeastOne(name: string, value: number): number {
   if (value < 1) throw new UsageError(`--${name} is at least 1`);
@@ -90,6 +93,10 @@ async function run(kind: Kind, options: BenchOptions, seconds: number): Promise<
   if (kind === 'event-loop') {
     const report = await benchEventLoop({ ...options, seconds });
     return { report, text: eventLoopText(report) };
+  }
+  if (kind === 'soak') {
+    const report = await benchSoak({ ...options, seconds });
+    return { report, text: soakText(report) };
   }
   const report = await { decode: benchDecode, prefill: benchPrefill, train: benchTrain }[kind](options);
   return { report, text: speedText(report) };

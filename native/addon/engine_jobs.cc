@@ -71,13 +71,18 @@ void EngineWrap::generate(const Info& info) {
   const int64_t sequence = integer_of(info[0], "sequence");
   GenerateRequest request = read_generate_request(Fields(info[1], "request"));
   request.sequence = sequence;
-  Environment::of(info.Env()).begin_sequence();
+  Environment::of(info.Env()).begin_sequences(request.n);
   engine_->generate(std::move(request));
 }
 
 void EngineWrap::cancel_sequence(const Info& info) {
   const int64_t sequence = integer_of(info[0], "sequence");
   engine_->post([sequence](Worker& worker) { worker.cancel_sequence(sequence); });
+}
+
+void EngineWrap::read_tokens(const Info& info) {
+  const int64_t sequence = integer_of(info[0], "sequence"), tokens = integer_of(info[1], "tokens");
+  engine_->post([sequence, tokens](Worker& worker) { worker.read_tokens(sequence, tokens); });
 }
 
 void EngineWrap::cancel_job(const Info& info) {
@@ -222,6 +227,13 @@ Napi::Value EngineWrap::merged(const Info& info) {
 Napi::Value EngineWrap::memory(const Info& info) {
   return job(info, kCommonLane,
              []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });
+}
+
+Napi::Value EngineWrap::stats(const Info& info) {
+  const int64_t number = integer_of(info[0], "job");
+  const Napi::Promise promise = Environment::of(info.Env()).begin_job(number);
+  engine_->stats(number);
+  return promise;
 }
 
 Napi::Value EngineWrap::bench(const Info& info) {

@@ -44,6 +44,7 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::read_mixture>("readMixture"),
                       InstanceMethod<&Self::generate>("generate"),
                       InstanceMethod<&Self::cancel_sequence>("cancelSequence"),
+                      InstanceMethod<&Self::read_tokens>("readTokens"),
                       InstanceMethod<&Self::cancel_job>("cancelJob"),
                       InstanceMethod<&Self::release_session>("releaseSession"),
                       InstanceMethod<&Self::score>("score"),
@@ -60,6 +61,7 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::end_training>("endTraining"),
                       InstanceMethod<&Self::merged>("merged"),
                       InstanceMethod<&Self::memory>("memory"),
+                      InstanceMethod<&Self::stats>("stats"),
                       InstanceMethod<&Self::bench>("bench"),
                       InstanceMethod<&Self::probe>("probe"),
                       InstanceMethod<&Self::dispose>("dispose")});

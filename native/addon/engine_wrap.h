@@ -31,6 +31,7 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value read_mixture(const Info& info);
   void generate(const Info& info);
   void cancel_sequence(const Info& info);
+  void read_tokens(const Info& info);
   void cancel_job(const Info& info);
   void release_session(const Info& info);
   Napi::Value score(const Info& info);
@@ -47,6 +48,7 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value end_training(const Info& info);
   Napi::Value merged(const Info& info);
   Napi::Value memory(const Info& info);
+  Napi::Value stats(const Info& info);
   Napi::Value bench(const Info& info);
   Napi::Value probe(const Info& info);
   Napi::Value dispose(const Info& info);

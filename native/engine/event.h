@@ -78,6 +78,14 @@ struct MemoryStatement {
   int64_t kv_free_tokens = 0, kv_tokens = 0;
 };
 
+struct EngineStats {
+  int64_t running = 0, queued = 0, stalled = 0, steps = 0, batch_size = 0;
+  int64_t pages_used = 0, pages_cached = 0, pages_free = 0, pages_on_host = 0;
+  int64_t looked_up_tokens = 0, hit_tokens = 0, prompt_tokens = 0, completion_tokens = 0;
+  int64_t preemptions = 0, restored_tokens = 0;
+  int64_t requests = 0, refused = 0, expired = 0;
+};
+
 struct BenchResult {
   std::vector<double> base, mixture;  // seconds per step
 };
@@ -86,9 +94,9 @@ struct ProbeResult {
   double read_rate = 0, fma_rate = 0;  // bytes and f32 operations per second
 };
 
-using JobResult =
-    std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
-                 std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement, BenchResult, ProbeResult>;
+using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,
+                               StepResult, std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement,
+                               EngineStats, BenchResult, ProbeResult>;
 
 struct JobDone {
   int64_t job = 0;

@@ -163,14 +163,31 @@ void Worker::cancel_sequence(int64_t sequence) {
   if (scheduler_) scheduler_->cancel(sequence);
 }
 
+void Worker::read_tokens(int64_t sequence, int64_t tokens) {
+  if (scheduler_) scheduler_->read_tokens(sequence, tokens);
+}
+
 void Worker::cancel_job(int64_t job) {
   lanes_.cancel(job);
   if (scheduler_) scheduler_->cancel_score(job);
 }
 
+void Worker::release_mixture(int64_t number) {
+  const auto at = mixtures_.find(number);
+  if (at == mixtures_.end()) return;
+  if (scheduler_) scheduler_->forget(at->second);
+  mixtures_.erase(at);
+}
+
 void Worker::release_session(int64_t session) {
   if (scheduler_) scheduler_->release_session(session);
 }
+
+Scheduling::Clock::time_point Worker::next_deadline() const {
+  return scheduler_ ? scheduler_->next_deadline() : Scheduling::Clock::time_point::max();
+}
+
+EngineStats Worker::stats() const { return scheduler_ ? scheduler_->stats() : EngineStats{}; }
 
 void Worker::step() {
   if (backend_ && !working_) {

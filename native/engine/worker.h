@@ -36,15 +36,19 @@ class Worker {
   void generate(GenerateRequest request);
   void score(ScoreRequest request);
   void cancel_sequence(int64_t sequence);
+  void read_tokens(int64_t sequence, int64_t tokens);
   void cancel_job(int64_t job);
-  void release_mixture(int64_t mixture) { mixtures_.erase(mixture); }
+  void release_mixture(int64_t mixture);
   void release_session(int64_t session);
+
+  EngineStats stats() const;
 
   Lanes& lanes() { return lanes_; }
   Trainers& trainers() { return trainers_; }
 
   bool idle() const { return lanes_.idle() && (!scheduler_ || scheduler_->idle()); }
-  // One decode step, one unit of a prefill, one unit of another job.
+  Scheduling::Clock::time_point next_deadline() const;
+  // One step of the scheduler, one unit of another job.
   void step();
   // Before the thread sleeps.
   void rest();
