@@ -43,7 +43,7 @@ export async function sendEvents<R>(
     }
   } catch (error) {
     const cause = stream.signal.aborted ? stream.signal.reason : error;
-    response.end(`data: ${JSON.stringify(toApiError(cause).body)}\n\n`);
+    if (!response.destroyed) response.end(`data: ${JSON.stringify(toApiError(cause).body)}\n\n`);
     throw cause;
   } finally {
     await events.return(undefined as never);

@@ -30,7 +30,7 @@ export class OpenRequests {
     this.#open.set(request, open);
     let stalled: NodeJS.Timeout | undefined;
     response.once('prefinish', () => {
-      stalled = setTimeout(() => response.destroy(), this.#stallMs);
+      if (!response.destroyed) stalled = setTimeout(() => response.destroy(), this.#stallMs);
     });
     response.once('close', () => {
       clearTimeout(stalled);
