@@ -47,9 +47,18 @@ test('a completion is what the library writes', async () => {
 test('a chat is rendered by the template; system prompts, parts of text and developers are taken', async () => {
   const turns = [
     { role: 'developer' as const, content: 'be brief' },
-    { role: 'user' as const, content: [{ type: 'text' as const, text: 'note: ' }, { type: 'text' as const, text: 'cough' }] },
+    {
+      role: 'user' as const,
+      content: [
+        { type: 'text' as const, text: 'note: ' },
+        { type: 'text' as const, text: 'cough' },
+      ],
+    },
   ];
-  const rendered = [{ role: 'system', content: 'be brief' }, { role: 'user', content: 'note: cough' }];
+  const rendered = [
+    { role: 'system', content: 'be brief' },
+    { role: 'user', content: 'note: cough' },
+  ];
   const expected = await model.complete(rendered, { maxTokens: 12 });
   const answer = await client.chat.completions.create({ model: 'base', messages: turns, ...greedy });
   assert.equal(answer.choices[0]?.message.content, expected.text);
@@ -63,7 +72,10 @@ test('a stream says the same as the whole, and ends with its usage when asked', 
   const chunks = [];
   for await (const chunk of stream) chunks.push(chunk);
   const last = chunks.pop();
-  assert.equal(chunks.map(({ choices }) => choices[0]?.delta.content ?? '').join(''), whole.choices[0]?.message.content);
+  assert.equal(
+    chunks.map(({ choices }) => choices[0]?.delta.content ?? '').join(''),
+    whole.choices[0]?.message.content,
+  );
   assert.deepEqual(
     chunks.flatMap(({ choices }) => choices[0]?.delta.role ?? []),
     ['assistant'],
@@ -112,7 +124,13 @@ test('log-probabilities of the tokens', async () => {
   assert.equal(content.map(({ token }) => token).join(''), chat.choices[0]?.message.content);
   assert.equal(Buffer.from(content.flatMap(({ bytes }) => bytes ?? [])).toString(), chat.choices[0]?.message.content);
 
-  const stream = await client.chat.completions.create({ model: 'base', messages, ...greedy, logprobs: true, stream: true });
+  const stream = await client.chat.completions.create({
+    model: 'base',
+    messages,
+    ...greedy,
+    logprobs: true,
+    stream: true,
+  });
   const streamed = [];
   for await (const { choices } of stream) streamed.push(...(choices[0]?.logprobs?.content ?? []));
   assert.deepEqual(streamed, content);
@@ -178,7 +196,10 @@ test('routing controls change the answer and the trace, in whole and in the last
   assert.equal(denied.text, expected.text);
 
   const expert = await client.completions.create({ model: 'medical/task/triage', prompt: text, ...greedy });
-  assert.equal(expert.choices[0]?.text, (await mixture.complete(text, { maxTokens: 12, routing: { only: 'triage' } })).text);
+  assert.equal(
+    expert.choices[0]?.text,
+    (await mixture.complete(text, { maxTokens: 12, routing: { only: 'triage' } })).text,
+  );
   assert.equal((expert.choices[0] as Extended).routing, undefined);
 });
 
@@ -199,7 +220,11 @@ const refusals: [what: string, body: object, expected: object][] = [
   ['a prompt of numbers and texts', { prompt: [1, 'a'] }, { status: 400, param: 'prompt' }],
   ['an empty prompt', { prompt: '' }, { status: 400, code: 'empty_prompt' }],
   ['an id outside the vocabulary', { prompt: [1, 100_000] }, { status: 400 }],
-  ['a prompt longer than the context', { prompt: 'note '.repeat(9000) }, { status: 400, code: 'context_length_exceeded' }],
+  [
+    'a prompt longer than the context',
+    { prompt: 'note '.repeat(9000) },
+    { status: 400, code: 'context_length_exceeded' },
+  ],
   ['a negative max_tokens', { max_tokens: -1 }, { status: 400, param: 'max_tokens' }],
   ['a max_tokens beyond the limit', { max_tokens: 5000 }, { status: 400, param: 'max_tokens' }],
   ['a temperature of text', { temperature: 'hot' }, { status: 400, param: 'temperature' }],
@@ -208,9 +233,17 @@ const refusals: [what: string, body: object, expected: object][] = [
   ['a penalty that is not computed', { frequency_penalty: 0.5 }, { status: 400, param: 'frequency_penalty' }],
   ['JSON as a format', { response_format: { type: 'json_object' } }, { status: 400, param: 'response_format.type' }],
   ['controls of the base', { model: 'base', routing: { deny: ['x'] } }, { status: 400, param: 'routing' }],
-  ['controls of one expert', { model: 'medical/task/triage', routing: { deny: ['x'] } }, { status: 400, param: 'routing' }],
+  [
+    'controls of one expert',
+    { model: 'medical/task/triage', routing: { deny: ['x'] } },
+    { status: 400, param: 'routing' },
+  ],
   ['an unknown expert', { routing: { deny: ['surgery'] } }, { status: 400, param: 'routing', code: 'unknown_expert' }],
-  ['controls that deny all', { routing: { deny: ['task'] } }, { status: 400, param: 'routing', code: 'invalid_routing' }],
+  [
+    'controls that deny all',
+    { routing: { deny: ['task'] } },
+    { status: 400, param: 'routing', code: 'invalid_routing' },
+  ],
   ['an unknown control', { routing: { denied: [] } }, { status: 400, param: 'routing' }],
 ];
 for (const [what, body, expected] of refusals) {
@@ -227,7 +260,13 @@ for (const [what, body, expected] of refusals) {
 test('parameters that change nothing, and those that are ignored, are taken', async () => {
   const neutral = { frequency_penalty: 0, presence_penalty: null, logit_bias: {}, tools: [], n: null, stop: null };
   const ignored = { user: 'a', metadata: { a: 'b' }, store: false, response_format: { type: 'text' } };
-  const response = await running.post('/v1/chat/completions', { model: 'base', messages, ...greedy, ...neutral, ...ignored });
+  const response = await running.post('/v1/chat/completions', {
+    model: 'base',
+    messages,
+    ...greedy,
+    ...neutral,
+    ...ignored,
+  });
   assert.equal(response.status, 200);
 });
 

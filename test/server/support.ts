@@ -108,8 +108,16 @@ export async function idle(model: Model): Promise<void> {
   });
 }
 
-/** A connection by hand; `text` is all that came over it. */
-export function dial(port: number): { socket: Socket; opened: Promise<void>; closed: Promise<void>; text(): string } {
+/** A connection by hand. */
+export interface Dialled {
+  socket: Socket;
+  opened: Promise<void>;
+  closed: Promise<void>;
+  /** All that came over it. */
+  text(): string;
+}
+
+export function dial(port: number): Dialled {
   const socket = connect(port, '127.0.0.1');
   let text = '';
   socket.setEncoding('utf8').on('data', (chunk) => {
