@@ -74,7 +74,8 @@ export async function openAdapter(
 ): Promise<LoadedAdapter> {
   if (await exists(join(dir, 'mixture.json'))) return await model.loadMixture(dir, { onWarning });
   if (await exists(join(dir, 'adapter_config.json'))) return await model.loadAdapter(dir);
-  throw new ApiError(400, 'the folder holds neither mixture.json nor adapter_config.json', { code: 'invalid_adapter' });
+  const message = `${dir} holds neither mixture.json nor adapter_config.json`;
+  throw new ApiError(400, message, { code: 'invalid_adapter', param: 'path' });
 }
 
 /** The models of a server by name: the base, what was loaded over it, and each expert of a mixture. */

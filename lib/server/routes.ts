@@ -83,7 +83,8 @@ function rootOf({ adaptersRoot }: Service): string {
 /** What is wrong with an adapter's files is the client's to know, where they lie is not. */
 function loadError(error: unknown, root: string): unknown {
   const { code, message } = error as { code?: string; message: string };
-  const isFault = /^ERR_AT_MOE_(BAD_FILE|MISMATCH|NOT_FINITE|NOT_FOUND|UNSUPPORTED)$/.test(code ?? '');
+  const isFault =
+    error instanceof ApiError || /^ERR_AT_MOE_(BAD_FILE|MISMATCH|NOT_FINITE|NOT_FOUND|UNSUPPORTED)$/.test(code ?? '');
   if (!isFault) return error;
   return new ApiError(400, withoutRoot(root, message), { code: 'invalid_adapter', param: 'path', cause: error });
 }
