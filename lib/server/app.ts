@@ -3,7 +3,7 @@ import type { Socket } from 'node:net';
 import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, LogController } from 'fastify';
 import { bearerCheck } from './auth.js';
 import { checkShape, decodeBody } from './body.js';
-import { ApiError, shuttingDown, toApiError } from './errors.js';
+import { ApiError, logFault, shuttingDown, toApiError } from './errors.js';
 import type { Metrics } from './metrics.js';
 import type { OpenRequests } from './open-requests.js';
 import type { CheckedServerOptions } from './options.js';
@@ -38,7 +38,7 @@ function refuseConnection(error: NodeJS.ErrnoException, socket: Socket): void {
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
   const known = toApiError(error);
-  if (known.status >= 500) request.log.error({ err: known.cause ?? known }, 'request failed');
+  logFault(request, known);
   void reply.code(known.status).headers(known.headers).send(known.body);
 }
 

@@ -1,3 +1,4 @@
+import type { FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 
 const longestMessage = 1000;
@@ -40,6 +41,9 @@ function errorType(status: number): string {
 export const shuttingDown = () =>
   new ApiError(503, 'the server is shutting down', { code: 'shutting_down', headers: { connection: 'close' } });
 
+/** What work ends with when nobody waits for it any more; the status is that of the log and the metrics. */
+export const clientLeft = () => new ApiError(499, 'the client left', { code: 'client_left' });
+
 export const deadlineExceeded = (message: string) => new ApiError(504, message, { code: 'deadline_exceeded' });
 
 /** What each code of docs/errors.md means to a client; codes that are not named are faults of the server. */
@@ -77,6 +81,12 @@ export function toApiError(error: unknown): ApiError {
     return new ApiError(statusCode, message ?? '', { cause: error });
   }
   return new ApiError(500, 'internal error', { code: 'internal_error', cause: error });
+}
+
+/** Logs what went wrong on this side, with its cause. */
+export function logFault(request: FastifyRequest, error: ApiError): void {
+  const isFault = ['internal_error', 'out_of_memory', 'engine_failed'].includes(error.code ?? '');
+  if (isFault) request.log.error({ err: error.cause ?? error }, 'request failed');
 }
 
 /** The library's errors of wrong arguments, thrown at a call: the client's doing. */

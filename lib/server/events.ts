@@ -21,26 +21,20 @@ async function send(response: ServerResponse, data: string, { signal, stallMs }:
 }
 
 /**
- * Sends objects as server-sent events, "[DONE]" behind the last one, and returns what their iterator returns. A failure
- * is one more event with the error, without "[DONE]", and is thrown.
+ * Sends objects as server-sent events from the step `first` on, "[DONE]" behind the last one, and returns what their
+ * iterator returns. A failure is one more event with the error, without "[DONE]", and is thrown.
  */
 export async function sendEvents<R>(
   response: ServerResponse,
-  first: object | undefined,
+  first: IteratorResult<object, R>,
   events: AsyncGenerator<object, R>,
   stream: Stream,
 ): Promise<R> {
   try {
-    if (first) await send(response, JSON.stringify(first), stream);
-    for (;;) {
-      const step = await events.next();
-      if (!step.done) {
-        await send(response, JSON.stringify(step.value), stream);
-        continue;
-      }
-      response.end('data: [DONE]\n\n');
-      return step.value;
-    }
+    let step = first;
+    for (; !step.done; step = await events.next()) await send(response, JSON.stringify(step.value), stream);
+    response.end('data: [DONE]\n\n');
+    return step.value;
   } catch (error) {
     const cause = stream.signal.aborted ? stream.signal.reason : error;
     if (!response.destroyed) response.end(`data: ${JSON.stringify(toApiError(cause).body)}\n\n`);

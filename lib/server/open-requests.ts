@@ -1,4 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { clientLeft } from './errors.js';
 
 /** What the log says of a request beside its route and status. */
 export type LogFields = Record<string, string | number>;
@@ -36,7 +37,7 @@ export class OpenRequests {
       clearTimeout(stalled);
       this.#open.delete(request);
       const left = !response.writableFinished;
-      if (left) open.controller.abort(new Error('the client left'));
+      if (left) open.controller.abort(clientLeft());
       onEnd(left, open.fields);
       if (this.#open.size === 0) this.#onEmpty?.();
     });

@@ -36,7 +36,7 @@ const milliseconds = z
 const schema = z.strictObject({
   name: z
     .string()
-    .regex(/^[^/\s]{1,128}$/)
+    .regex(/^\S{1,128}$/)
     .default('base'),
   adapters: z.record(z.string(), z.custom<LoadedAdapter | string>()).default({}),
   adaptersRoot: z.string().min(1).optional(),

@@ -8,7 +8,7 @@ import type { Handler, Routes } from './app.js';
 import { chat } from './chat.js';
 import { completions } from './completions.js';
 import type { Dialect } from './dialect.js';
-import { ApiError, deadlineExceeded, schemaError, shuttingDown } from './errors.js';
+import { ApiError, deadlineExceeded, logFault, schemaError, shuttingDown, toApiError } from './errors.js';
 import { sendEvents } from './events.js';
 import { generate } from './generation.js';
 import type { Metrics } from './metrics.js';
@@ -53,8 +53,10 @@ function writeText(service: Service, dialect: Dialect): Handler {
       // A request that fails before its first token fails as any other.
       const first = await events.next();
       startStream(reply);
-      if (first.done) throw new Error('a stream without a chunk');
-      logUsage(service, request, await sendEvents(reply.raw, first.value, events, { signal, stallMs }));
+      const usage = await sendEvents(reply.raw, first, events, { signal, stallMs }).catch((error: unknown) => {
+        logFault(request, toApiError(error));
+      });
+      if (usage) logUsage(service, request, usage);
     } finally {
       lease.release();
     }
@@ -114,7 +116,11 @@ const nameOf = (request: FastifyRequest) => (request.params as { name: string })
 
 async function health({ model, isClosing }: Service): Promise<object> {
   if (isClosing()) throw shuttingDown();
-  await model.memory();
+  try {
+    await model.memory();
+  } catch (cause) {
+    throw new ApiError(503, 'the engine has failed', { code: 'engine_failed', cause });
+  }
   return { status: 'ok' };
 }
 

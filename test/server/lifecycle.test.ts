@@ -15,6 +15,30 @@ before(async () => {
 const long = { model: 'base', prompt: 'note: cough\n', ignore_eos: true, temperature: 0 };
 const streamed = { ...long, stream: true };
 
+test('who leaves ends the work, waiting for a stream or for the whole, and is no fault of the server', async () => {
+  const levels: number[] = [];
+  const write = (line: string) => void levels.push(JSON.parse(line).level);
+  const { url, metric } = await start(model, { logger: { level: 'info', stream: { write } } });
+  for (const stream of [false, true]) {
+    const controller = new AbortController();
+    const answer = fetch(`${url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ ...long, max_tokens: 4000, stream }),
+      signal: controller.signal,
+    });
+    await until(async () => (await model.memory()).kvFreeTokens < (await model.memory()).kvTokens);
+    controller.abort();
+    await assert.rejects(async () => await (await answer).text());
+    await idle(model);
+  }
+  await until(async () => (await metric('at_moe_http_requests_total{route="/v1/completions",status="499"}')) === 2);
+  assert.deepEqual(
+    levels.filter((level) => level > 30),
+    [],
+  );
+});
+
 test('close lets streams finish and takes nothing new', async () => {
   const { server, post, url } = await start(model);
   const stream = await post('/v1/completions', { ...streamed, max_tokens: 300 });
@@ -68,7 +92,7 @@ test('a reader that does not read stops its own writer', async () => {
     for (;;) yield { taken: ++taken };
   }
   const controller = new AbortController();
-  const sent = sendEvents(slow, undefined, events(), { signal: controller.signal, stallMs: 60_000 });
+  const sent = sendEvents(slow, { value: {} }, events(), { signal: controller.signal, stallMs: 60_000 });
   await new Promise((resolve) => setTimeout(resolve, 20));
   assert.ok(taken < 10, `${taken} events taken`);
   controller.abort(new Error('gone'));
@@ -82,7 +106,7 @@ test('a reader that never reads is given up', async () => {
   async function* events() {
     yield {};
   }
-  await assert.rejects(sendEvents(stuck, undefined, events(), { signal: controller.signal, stallMs: 5 }), /closed/);
+  await assert.rejects(sendEvents(stuck, { value: {} }, events(), { signal: controller.signal, stallMs: 5 }), /closed/);
 });
 
 test('keys: all but the health asks for one', async () => {
