@@ -68,8 +68,9 @@ export abstract class TextGenerator {
     options: GenerateOptions = {},
   ): AsyncGenerator<IndexedPiece, GenerateResult[]> {
     checkPrompts(prompts);
+    const streams = prompts.map((prompt) => this.generate(prompt, options));
     const results: GenerateResult[] = [];
-    for await (const { index, step } of merge(prompts.map((prompt) => this.generate(prompt, options)))) {
+    for await (const { index, step } of merge(streams)) {
       if (step.done) results[index] = step.value;
       else yield { index, ...step.value };
     }

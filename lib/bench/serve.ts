@@ -1,7 +1,7 @@
 import { monitorEventLoopDelay, performance } from 'node:perf_hooks';
 import { randomBits } from '../data/random.js';
 import { createServer } from '../server/index.js';
-import { percentile } from './report.js';
+import { percentile, type Setting } from './report.js';
 import { type BenchOptions, checkMemory, groupSizes, modelOf, withRandomModel } from './setup.js';
 
 /** Median and 99th percentile, in ms. */
@@ -23,15 +23,8 @@ export interface StreamLoad {
   event_loop_delay: Quantiles & { max: number };
 }
 
-export interface ServeReport {
+export interface ServeReport extends Setting {
   kind: 'serve';
-  shape: string;
-  device: string;
-  weights: string;
-  threads: number;
-  experts: number;
-  groups: number;
-  rank: number;
   prompt_tokens: number;
   new_tokens: number;
   requests_per_stream: number;

@@ -12,7 +12,8 @@ interface Open {
 
 /** The requests that are worked on: who left, and who is still here when the server closes. */
 export class OpenRequests {
-  readonly #open = new Map<IncomingMessage, Open>();
+  readonly #known = new WeakMap<IncomingMessage, Open>();
+  readonly #open = new Set<Open>();
   readonly #stallMs: number;
   #onEmpty: (() => void) | undefined;
 
@@ -28,14 +29,15 @@ export class OpenRequests {
   /** `onEnd` hears when the response is done, or the client gone. */
   add(request: IncomingMessage, response: ServerResponse, onEnd: (left: boolean, fields: LogFields) => void): void {
     const open = { controller: new AbortController(), response, fields: {} };
-    this.#open.set(request, open);
+    this.#known.set(request, open);
+    this.#open.add(open);
     let stalled: NodeJS.Timeout | undefined;
     response.once('prefinish', () => {
       if (!response.destroyed) stalled = setTimeout(() => response.destroy(), this.#stallMs);
     });
     response.once('close', () => {
       clearTimeout(stalled);
-      this.#open.delete(request);
+      this.#open.delete(open);
       const left = !response.writableFinished;
       if (left) open.controller.abort(clientLeft());
       onEnd(left, open.fields);
@@ -59,7 +61,7 @@ export class OpenRequests {
 
   /** Aborts all. */
   abort(reason: Error): void {
-    for (const { controller } of this.#open.values()) controller.abort(reason);
+    for (const { controller } of this.#open) controller.abort(reason);
   }
 
   /** Resolves when none is open. */
@@ -71,8 +73,8 @@ export class OpenRequests {
   }
 
   #get(request: IncomingMessage): Open {
-    const open = this.#open.get(request);
-    if (!open) throw new Error('the request is over');
+    const open = this.#known.get(request);
+    if (!open) throw new Error('a request that was not added');
     return open;
   }
 }
