@@ -1,8 +1,9 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { Usage } from '../generation.js';
 import type { Model } from '../model.js';
+import type { MemoryStatement } from '../native-types.js';
 import type { RoutingTrace } from '../routing-trace.js';
-import { engineStats, type TextStep } from './scheduling.js';
+import { type EngineStats, engineStats, type TextStep } from './scheduling.js';
 
 const latencies = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 const tokenTimes = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5];
@@ -116,43 +117,92 @@ export class Metrics {
   }
 }
 
+interface EngineState {
+  memory: MemoryStatement;
+  /** Of an engine that counts. */
+  stats?: EngineStats;
+}
+
+/** What the engine says of itself, once for all metrics of a reading; nothing when it has failed. */
+function engineReader(model: Model): () => Promise<EngineState | undefined> {
+  const ask = async (): Promise<EngineState | undefined> => {
+    const [memory, stats] = await Promise.all([model.memory(), engineStats(model)]);
+    return { memory, ...(stats && { stats }) };
+  };
+  let pending: Promise<EngineState | undefined> | undefined;
+  return () => {
+    pending ??= ask()
+      .catch(() => undefined)
+      .finally(() => {
+        pending = undefined;
+      });
+    return pending;
+  };
+}
+
+type Sample = [labels: Record<string, string>, value: number];
+
 /** State of the engine, asked for when it is read. */
 function addEngine(registry: Registry, model: Model): void {
+  const read = engineReader(model);
   const registers = [registry];
-  const sequences = new Gauge({
-    name: 'at_moe_sequences',
-    help: 'Sequences by state: in the batch, waiting for a place in it, waiting for their reader',
-    labelNames: ['state'] as const,
-    registers,
-  });
-  const batch = new Gauge({ name: 'at_moe_batch_size', help: 'Sequences of the last step', registers });
-  const preemptions = new Gauge({
-    name: 'at_moe_preemptions',
-    help: 'Sequences that lost their place to another one, since the load',
-    registers,
-  });
-  const prefix = new Gauge({
-    name: 'at_moe_prefix_cache_tokens',
-    help: 'Tokens of prompts since the load: looked up in the prefix cache, and found',
-    labelNames: ['result'] as const,
-    registers,
-  });
-  new Gauge({
-    name: 'at_moe_kv_tokens',
-    help: 'Tokens that the KV cache holds room for',
-    labelNames: ['state'] as const,
-    registers,
-    async collect() {
-      const [memory, stats] = await Promise.all([model.memory(), engineStats(model)]).catch(() => []);
-      if (!memory) return;
-      this.set({ state: 'free' }, memory.kvFreeTokens);
-      this.set({ state: 'used' }, memory.kvTokens - memory.kvFreeTokens);
-      if (!stats) return;
-      for (const state of ['running', 'queued', 'stalled'] as const) sequences.set({ state }, stats[state]);
-      batch.set(stats.batchSize);
-      preemptions.set(stats.preemptions);
-      prefix.set({ result: 'looked_up' }, stats.lookedUpTokens);
-      prefix.set({ result: 'hit' }, stats.hitTokens);
-    },
-  });
+  const gauge = (name: string, help: string, samples: (state: EngineState) => Sample[], labelNames: string[] = []) =>
+    new Gauge({
+      name,
+      help,
+      labelNames,
+      registers,
+      async collect() {
+        this.reset();
+        const state = await read();
+        for (const [labels, value] of state ? samples(state) : []) this.set(labels, value);
+      },
+    });
+  const counter = (name: string, help: string, samples: (stats: EngineStats) => Sample[], labelNames: string[] = []) =>
+    new Counter({
+      name,
+      help,
+      labelNames,
+      registers,
+      async collect() {
+        this.reset();
+        const stats = (await read())?.stats;
+        for (const [labels, value] of stats ? samples(stats) : []) this.inc(labels, value);
+      },
+    });
+  gauge(
+    'at_moe_kv_tokens',
+    'Tokens that the KV cache has room for',
+    ({ memory: { kvFreeTokens, kvTokens } }) => [
+      [{ state: 'free' }, kvFreeTokens],
+      [{ state: 'used' }, kvTokens - kvFreeTokens],
+    ],
+    ['state'],
+  );
+  gauge(
+    'at_moe_sequences',
+    'Sequences in the batch, waiting for a place in it, waiting for their reader',
+    ({ stats }) =>
+      stats
+        ? [
+            [{ state: 'running' }, stats.running],
+            [{ state: 'queued' }, stats.queued],
+            [{ state: 'stalled' }, stats.stalled],
+          ]
+        : [],
+    ['state'],
+  );
+  gauge('at_moe_batch_size', 'Sequences of the last step', ({ stats }) => (stats ? [[{}, stats.batchSize]] : []));
+  counter(
+    'at_moe_prefix_cache_tokens_total',
+    'Tokens of prompts that were looked up in the prefix cache, and found',
+    ({ lookedUpTokens, hitTokens }) => [
+      [{ result: 'looked_up' }, lookedUpTokens],
+      [{ result: 'hit' }, hitTokens],
+    ],
+    ['result'],
+  );
+  counter('at_moe_preemptions_total', 'Sequences that lost their place to another one', ({ preemptions }) => [
+    [{}, preemptions],
+  ]);
 }

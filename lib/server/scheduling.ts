@@ -15,9 +15,6 @@ export interface EngineStats {
   queued: number;
   stalled: number;
   batchSize: number;
-  pagesUsed: number;
-  pagesCached: number;
-  pagesFree: number;
   lookedUpTokens: number;
   hitTokens: number;
   preemptions: number;
