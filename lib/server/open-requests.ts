@@ -32,13 +32,16 @@ export class OpenRequests {
     this.#known.set(request, open);
     this.#open.add(open);
     let stalled: NodeJS.Timeout | undefined;
+    let left = true;
+    response.once('finish', () => {
+      left = false;
+    });
     response.once('prefinish', () => {
       if (!response.destroyed) stalled = setTimeout(() => response.destroy(), this.#stallMs);
     });
     response.once('close', () => {
       clearTimeout(stalled);
       this.#open.delete(open);
-      const left = !response.writableFinished;
       if (left) open.controller.abort(clientLeft());
       onEnd(left, open.fields);
       if (this.#open.size === 0) this.#onEmpty?.();

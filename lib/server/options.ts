@@ -28,6 +28,8 @@ export interface ServerOptions {
   logger?: FastifyServerOptions['logger'];
 }
 
+const isAdapter = (value: unknown) =>
+  typeof value === 'string' || typeof (value as Partial<LoadedAdapter> | null)?.generate === 'function';
 const positive = z.int().min(1);
 const milliseconds = z
   .int()
@@ -38,7 +40,9 @@ const schema = z.strictObject({
     .string()
     .regex(/^\S{1,128}$/)
     .default('base'),
-  adapters: z.record(z.string(), z.custom<LoadedAdapter | string>()).default({}),
+  adapters: z
+    .record(z.string(), z.custom<LoadedAdapter | string>(isAdapter, 'neither a folder nor loaded'))
+    .default({}),
   adaptersRoot: z.string().min(1).optional(),
   maxAdapters: positive.default(64),
   apiKeys: z.array(z.string().regex(/^\S+$/)).default([]),

@@ -97,6 +97,7 @@ export class Server {
  * @throws TypeError, RangeError; errors of loading an adapter.
  */
 export async function createServer(model: Model, options: ServerOptions = {}): Promise<Server> {
+  if (typeof model?.generate !== 'function') throw new TypeError('createServer needs a loaded model');
   const checked = checkServerOptions(options);
   const root = checked.adaptersRoot === undefined ? undefined : await realpath(checked.adaptersRoot);
   const server = new Server(model, checked, root);

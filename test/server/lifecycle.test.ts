@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
-import type { ServerResponse } from 'node:http';
+import { createServer as createHttpServer, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { Writable } from 'node:stream';
 import { before, test } from 'node:test';
 import type { Model } from '../../lib/index.js';
 import { sendEvents } from '../../lib/server/events.js';
 import { createServer } from '../../lib/server/index.js';
+import { OpenRequests } from '../../lib/server/open-requests.js';
 import { dial, errorOf, idle, openMixture, openModel, start, until } from './support.js';
 
 let model: Model;
@@ -81,6 +83,8 @@ test('a request on an old connection after close is refused, and idle connection
 
 test('a failed start leaves nothing open', async () => {
   await assert.rejects(createServer(model, { adapters: { a: '/nowhere' } }), { code: 'invalid_adapter' });
+  await assert.rejects(createServer(undefined as never), /needs a loaded model/);
+  await assert.rejects(createServer(model, { adapters: { a: 5 as never } }), TypeError);
   await assert.rejects(createServer(model, { port: 1 } as object), TypeError);
   await assert.rejects(createServer(model, { bodyLimit: 0 }), RangeError);
 });
@@ -107,6 +111,24 @@ test('a reader that never reads is given up', async () => {
     yield {};
   }
   await assert.rejects(sendEvents(stuck, { value: {} }, events(), { signal: controller.signal, stallMs: 5 }), /closed/);
+});
+
+test('a reader that never reads the end is given up', async () => {
+  const open = new OpenRequests(20);
+  const left = new Promise((resolve) => {
+    const server = createHttpServer((request, response) => {
+      open.add(request, response, resolve);
+      response.end(Buffer.alloc(2 ** 26));
+      server.close();
+    });
+    server.listen(0, '127.0.0.1', () => {
+      const { socket } = dial((server.address() as AddressInfo).port);
+      socket.pause();
+      socket.write('GET / HTTP/1.1\r\nhost: a\r\n\r\n');
+    });
+  });
+  assert.equal(await left, true);
+  assert.equal(open.size, 0);
 });
 
 test('keys: all but the health asks for one', async () => {
