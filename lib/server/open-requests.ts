@@ -34,7 +34,7 @@ export class OpenRequests {
     let stalled: NodeJS.Timeout | undefined;
     let left = true;
     response.once('finish', () => {
-      left = false;
+      left = response.destroyed;
     });
     response.once('prefinish', () => {
       if (!response.destroyed) stalled = setTimeout(() => response.destroy(), this.#stallMs);
