@@ -2,6 +2,7 @@ import { abortReason } from './abort.js';
 import { AtMoeError } from './errors.js';
 import { type Choice, drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
 import { checkGenerateOptions, checkScoreOptions, type GenerateOptions, type Prompt } from './generation-options.js';
+import { merge } from './merge.js';
 import type { ModelCore } from './model-core.js';
 import type { ScoreRequest } from './native-types.js';
 import type { RoutingControls } from './routing-controls.js';
@@ -75,23 +76,9 @@ export abstract class TextGenerator {
     if ((options.n ?? 1) > 1) throw new RangeError('generateAll gives one text per prompt: n is 1');
     const streams = prompts.map((prompt) => this.generate(prompt, options));
     const results: GenerateResult[] = [];
-    const advance = (index: number) =>
-      (streams[index] as AsyncGenerator<Piece, GenerateResult>).next().then((step) => ({ index, step }));
-    const pending = new Map(streams.map((_, index) => [index, advance(index)]));
-    try {
-      while (pending.size > 0) {
-        const { index, step } = await Promise.race(pending.values());
-        if (step.done) {
-          results[index] = step.value;
-          pending.delete(index);
-          continue;
-        }
-        pending.set(index, advance(index));
-        yield { index, ...step.value };
-      }
-    } finally {
-      const ends = streams.map((stream) => stream.return(undefined as never));
-      await Promise.allSettled([...pending.values(), ...ends]);
+    for await (const { index, step } of merge(streams)) {
+      if (step.done) results[index] = step.value;
+      else yield { index, ...step.value };
     }
     return results;
   }
