@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -52,6 +53,8 @@ struct SamplingRequest {
   uint64_t seed = 0;
 };
 
+class Constraint;
+
 struct GenerateRequest {
   int64_t sequence = 0;
   std::vector<int32_t> ids;
@@ -63,6 +66,8 @@ struct GenerateRequest {
   std::optional<int64_t> session;
   std::optional<int64_t> keep;  // tokens of the session's context that stay
   bool reroute = false;
+  std::optional<int64_t> grammar;
+  std::shared_ptr<Constraint> constraint;  // of `grammar`, found by the worker
 };
 
 struct ScoreRequest {

@@ -71,6 +71,7 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   sequence->stop_tokens = request.stop_tokens;
   sequence->banned_tokens = request.banned_tokens;
   sequence->sampling = request.sampling;
+  if (request.constraint) sequence->matcher = std::make_unique<Matcher>(request.constraint);
   return sequence;
 }
 
@@ -170,6 +171,7 @@ std::vector<Scheduler::Sampled> Scheduler::sample(const std::vector<Shared>& bat
     row.history_length = sequence->context.size();
     row.banned = sequence->banned_tokens.data();
     row.banned_length = static_cast<int64_t>(sequence->banned_tokens.size());
+    if (sequence->matcher) row.allowed = sequence->matcher->allowed(sequence->stop_tokens);
     rows.push_back(row);
     log_probs |= sequence->log_probs;
   }
@@ -192,7 +194,10 @@ void Scheduler::accept(const Shared& sequence, Sampled sampled) {
   sequence->context.ids.push_back(sampled.token);
   ++sequence->usage.completion_tokens;
   sink_.push(TokenEvent{sequence->id, sampled.token, sampled.log_prob});
-  if (sequence->context.size() >= sequence->limit) {
+  if (sequence->matcher) sequence->matcher->accept(sampled.token);
+  if (sequence->matcher && sequence->matcher->finished()) {
+    finish(sequence, Reason::kStop);
+  } else if (sequence->context.size() >= sequence->limit) {
     finish(sequence, Reason::kLength);
   } else {
     active_.push_back(sequence);

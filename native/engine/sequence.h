@@ -7,6 +7,7 @@
 
 #include "engine/event.h"
 #include "engine/requests.h"
+#include "grammar/matcher.h"
 #include "model/routing.h"
 
 namespace at_moe {
@@ -49,6 +50,7 @@ struct Sequence {
   bool trace = false, log_probs = false;
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;
+  std::unique_ptr<Matcher> matcher;  // holds the text to a grammar
 
   // kScore
   int64_t first = 0;

@@ -96,6 +96,15 @@ Pass Worker::begin_training(int64_t number, TrainOptions options, JobResult& res
   co_return;
 }
 
+Pass Worker::load_vocabulary(std::shared_ptr<Vocabulary> vocabulary, JobResult& result) {
+  scheduler();
+  const auto expected = static_cast<size_t>(model_->config().vocab_size);
+  require(vocabulary->size() == expected, "a vocabulary of ", vocabulary->size(), " tokens, not ", expected);
+  co_await vocabulary->prepare();
+  constraints_.set_vocabulary(std::move(vocabulary));
+  result = std::monostate();
+}
+
 Pass Worker::merged(MergeRequest request, JobResult& result) {
   scheduler();
   const std::shared_ptr<Mixture> of = mixture(request.mixture);
@@ -146,12 +155,16 @@ Pass Worker::probe(JobResult& result) {
 }
 
 void Worker::generate(GenerateRequest request) {
-  if (scheduler_) return scheduler_->add(std::move(request));
-  DoneEvent done;
-  done.sequence = request.sequence;
-  done.reason = DoneEvent::Reason::kError;
-  done.failure = {Code::kInternal, "no model is loaded"};
-  sink_.push(std::move(done));
+  try {
+    if (request.grammar) request.constraint = constraints_.at(*request.grammar);
+    scheduler().add(request);
+  } catch (...) {
+    DoneEvent done;
+    done.sequence = request.sequence;
+    done.reason = DoneEvent::Reason::kError;
+    done.failure = failure_of(std::current_exception());
+    sink_.push(std::move(done));
+  }
 }
 
 void Worker::score(ScoreRequest request) {
