@@ -26,7 +26,7 @@ export interface Usage {
 export interface GenerateResult {
   text: string;
   tokens: number[];
-  /** 'stop': an end-of-sequence token or a stop string; 'length': maxTokens or the end of the context. */
+  /** 'stop': an end-of-sequence token, a stop string or the end of a response format's value; 'length': maxTokens or the end of the context. */
   finishReason: 'stop' | 'length';
   /** The stop string, when one ended the text. */
   stop?: string;
@@ -120,6 +120,12 @@ export async function* runSequence(
 ): AsyncGenerator<Piece, GenerateResult> {
   core.check();
   options.signal?.throwIfAborted();
+  const { responseFormat } = options;
+  if (responseFormat) {
+    await core.formats.prepare();
+    core.check();
+    options.signal?.throwIfAborted();
+  }
   const queue = new EventQueue();
   const transcript = new Transcript(core, [...Array.from(run.context), ...run.ids], options.stop);
   const sequence = core.engine.generate(
@@ -128,6 +134,7 @@ export async function* runSequence(
       maxTokens: options.maxTokens,
       stopTokens: options.ignoreEos ? new Int32Array(0) : core.stopTokens,
       sampling: options.sampling,
+      ...(responseFormat && { grammar: core.formats.handleOf(responseFormat) }),
       routing: routing.request,
       trace: options.trace,
       logProbs: options.logProbs,

@@ -45,7 +45,7 @@ export abstract class TextGenerator {
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
     this.core.check();
-    const checked = checkGenerateOptions(options);
+    const checked = checkGenerateOptions(options, this.core.formats);
     if (checked.stop.length > 0 && !this.core.tokenizer)
       throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'stop needs text, and the model folder has no tokenizer.json');
     return runSequence(
@@ -119,7 +119,8 @@ export abstract class TextGenerator {
     options: ScoreOptions = {},
   ): Promise<ScoreResult> {
     const { routing, signal } = options;
-    const checked = checkGenerateOptions({ ...(routing && { routing }), ...(signal && { signal }) });
+    const given = { ...(routing && { routing }), ...(signal && { signal }) };
+    const checked = checkGenerateOptions(given, this.core.formats);
     this.core.check();
     const before = this.core.encode(prompt);
     const tokens = this.#completionIds(before, completion);
