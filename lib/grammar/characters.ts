@@ -14,6 +14,15 @@ const shortEscapes = new Map([
   [0x5c, '\\'],
 ]);
 
+/** Control characters without a short escape, such that the last digits of their code points are a range of letters. */
+const longEscapes: Range[] = [
+  [0x00, 0x07],
+  [0x0b, 0x0b],
+  [0x0e, 0x0f],
+  [0x10, 0x19],
+  [0x1a, 0x1f],
+];
+
 /** Ranges in ascending order that do not touch, without surrogates, which no UTF-8 text has. */
 export function normalized(ranges: readonly Range[]): Range[] {
   const merged: [number, number][] = [];
@@ -42,10 +51,15 @@ export function complement(ranges: readonly Range[]): Range[] {
 /** How the characters of a range are written in a JSON string: as they are where they may be, else by their escapes. */
 export function jsonBytes([low, high]: Range): ByteRanges[] {
   const sequences: ByteRanges[] = [];
-  const escaped = [...Array(0x20).keys(), 0x22, 0x5c].filter((point) => point >= low && point <= high);
-  for (const point of escaped) {
-    const text = shortEscapes.get(point) ?? `u${point.toString(16).padStart(4, '0')}`;
-    sequences.push([...`\\${text}`].map((letter) => [letter.charCodeAt(0), letter.charCodeAt(0)]));
+  const asBytes = (text: string): ByteRanges => [...text].map((letter) => [letter.charCodeAt(0), letter.charCodeAt(0)]);
+  for (const [point, letter] of shortEscapes) {
+    if (point >= low && point <= high) sequences.push(asBytes(`\\${letter}`));
+  }
+  for (const [first, last] of longEscapes) {
+    if (first > high || last < low) continue;
+    const [from, to] = [Math.max(first, low), Math.min(last, high)];
+    const hex = (digit: number) => digit.toString(16).charCodeAt(0);
+    sequences.push([...asBytes(`\\u00${from >> 4}`), [hex(from & 15), hex(to & 15)]]);
   }
   let next = Math.max(low, 0x20);
   for (const point of [0x22, 0x5c, high + 1]) {

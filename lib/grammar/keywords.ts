@@ -102,7 +102,7 @@ export function constraintsOf(of: JsonObject, pointer: string): JsonObject {
   ] as const) {
     if ((found[name] as number) > most) exceeds(below(pointer, name), `${found[name]} is more than ${most}`);
   }
-  if ((found.prefixItems as Json[] | undefined)?.length ?? 0 > limits.items)
+  if (Array.isArray(found.prefixItems) && found.prefixItems.length > limits.items)
     exceeds(below(pointer, 'prefixItems'), `more than ${limits.items} items`);
   return found;
 }

@@ -7,7 +7,7 @@ export const limits = {
   /** Different subschemas. */
   rules: 4096,
   /** Nodes of the compiled grammar. */
-  nodes: 1 << 16,
+  nodes: 1 << 15,
   /** Alternatives of one schema after allOf, and keywords beside anyOf, have been merged into each. */
   alternatives: 256,
   /** minItems, maxItems and prefixItems. */
@@ -20,6 +20,6 @@ export const limits = {
   groups: 32,
   /** Largest bound of a repetition in a pattern. */
   repetitions: 1024,
-  /** States of a pattern before and after it was made deterministic. */
-  patternStates: 8192,
+  /** States of a pattern, before it is made deterministic. */
+  patternStates: 1 << 14,
 } as const;

@@ -1,11 +1,11 @@
-import { jsonBytes, type Range } from './characters.js';
+import { type ByteRanges, jsonBytes, type Range } from './characters.js';
 import type { Graph } from './graph.js';
 import { limits } from './limits.js';
 import { type Alternative, anything, type Regex } from './regex.js';
 import { exceeds } from './schema-error.js';
 
 /** Steps over states and edges; some tens of milliseconds. */
-const mostWork = 1 << 23;
+const mostWork = 1 << 19;
 
 interface State {
   edges: [low: number, high: number, target: number][];
@@ -51,13 +51,18 @@ class Automaton {
 
   #set(ranges: Range[], from: number): number {
     const to = this.state();
-    for (const sequence of ranges.flatMap(jsonBytes)) {
-      let at = from;
-      for (const [i, [low, high]] of sequence.entries()) {
-        const next = i === sequence.length - 1 ? to : this.state();
-        (this.states[at] as State).edges.push([low, high, next]);
-        at = next;
-      }
+    const before = new Map([['', to]]); // by the bytes that are still to come
+    const reach = (rest: ByteRanges): number => {
+      const key = rest.join(' ');
+      const known = before.get(key);
+      if (known !== undefined) return known;
+      const at = this.state();
+      before.set(key, at);
+      (this.states[at] as State).edges.push([...(rest[0] as Range), reach(rest.slice(1))]);
+      return at;
+    };
+    for (const [first, ...rest] of ranges.flatMap(jsonBytes)) {
+      (this.states[from] as State).edges.push([...(first as Range), reach(rest)]);
     }
     return to;
   }
@@ -89,7 +94,7 @@ class Automaton {
 }
 
 function tooLarge(pointer: string): never {
-  return exceeds(pointer, `the pattern needs more than ${limits.patternStates} states`);
+  return exceeds(pointer, `the pattern takes too many states, or too long to make deterministic`);
 }
 
 /** The ranges of bytes that lead to the same states. */
@@ -123,7 +128,6 @@ export function addPattern(graph: Graph, from: number, to: number, alternatives:
     const key = states.join(' ');
     const known = nodes.get(key);
     if (known !== undefined) return known;
-    if (nodes.size === limits.patternStates) tooLarge(pointer);
     const node = graph.node();
     nodes.set(key, node);
     if (states.includes(free)) graph.string(node, 0, -1, to);

@@ -16,7 +16,6 @@ export interface Alternative {
   body: Regex;
 }
 
-const anyCharacter: Range[] = [[0, 0x10ffff]];
 const newlines: Range[] = [
   [0x0a, 0x0a],
   [0x0d, 0x0d],
@@ -219,7 +218,7 @@ class Parser {
 /** Anything, newlines too. */
 export const anything: Regex = {
   kind: 'repeat',
-  part: { kind: 'set', ranges: anyCharacter },
+  part: { kind: 'set', ranges: complement([]) },
   least: 0,
   most: Number.POSITIVE_INFINITY,
 };

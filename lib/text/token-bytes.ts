@@ -13,27 +13,60 @@ export function spellingOf(decoder: unknown): TokenSpelling | undefined {
   return types.includes('ByteFallback') ? 'byte-fallback' : undefined;
 }
 
-/** The bytes that byte-level vocabularies write as they are; the others are the code points from 256 on, in order. */
-function byteLevelAlphabet(): Map<string, number> {
+/** Bytes by code unit: byte-level vocabularies write some as they are, and the others as the code points from 256 on. */
+function byteLevelAlphabet(): number[] {
   const shown = (byte: number) => (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad);
+  const bytes: number[] = [];
   let next = 256;
-  return new Map(
-    Array.from({ length: 256 }, (_, byte) => [String.fromCodePoint(shown(byte) ? byte : next++), byte] as const),
-  );
+  for (let byte = 0; byte < 256; byte++) bytes[shown(byte) ? byte : next++] = byte;
+  return bytes;
+}
+
+const alphabet = byteLevelAlphabet();
+
+/** Bytes one after the other. */
+class Bytes {
+  #bytes = new Uint8Array(1 << 16);
+  length = 0;
+
+  /** Room for `count` more. */
+  reserve(count: number): void {
+    if (this.length + count <= this.#bytes.length) return;
+    const larger = new Uint8Array(2 * (this.length + count));
+    larger.set(this.#bytes);
+    this.#bytes = larger;
+  }
+
+  addByteLevel(token: string): void {
+    this.reserve(token.length);
+    const start = this.length;
+    for (let i = 0; i < token.length; i++) {
+      const byte = alphabet[token.charCodeAt(i)];
+      if (byte === undefined) {
+        this.length = start;
+        return;
+      }
+      this.#bytes[this.length++] = byte;
+    }
+  }
+
+  addByteFallback(token: string): void {
+    this.reserve(3 * token.length);
+    const byte = /^<0x([0-9A-F]{2})>$/.exec(token);
+    if (byte) this.#bytes[this.length++] = Number.parseInt(byte[1] as string, 16);
+    else this.length += encoder.encodeInto(token.replaceAll('▁', ' '), this.#bytes.subarray(this.length)).written;
+  }
+
+  at(index: number): number {
+    return this.#bytes[index] as number;
+  }
+
+  whole(): Uint8Array {
+    return this.#bytes.slice(0, this.length);
+  }
 }
 
 const encoder = new TextEncoder();
-const alphabet = byteLevelAlphabet();
-
-function byteLevel(token: string): Uint8Array {
-  const bytes = Uint8Array.from(token, (letter) => alphabet.get(letter) ?? Number.NaN);
-  return [...token].every((letter) => alphabet.has(letter)) ? bytes : new Uint8Array();
-}
-
-function byteFallback(token: string): Uint8Array {
-  const byte = /^<0x([0-9A-F]{2})>$/.exec(token);
-  return byte ? Uint8Array.of(Number.parseInt(byte[1] as string, 16)) : encoder.encode(token.replaceAll('▁', ' '));
-}
 
 /** Tokens between two turns of the event loop. */
 const slice = 8192;
@@ -45,31 +78,23 @@ const slice = 8192;
  */
 export async function tokenBytes(tokenizer: Tokenizer, size: number): Promise<VocabularyDescription> {
   checkSpelling(tokenizer);
-  const spell = tokenizer.spelling === 'byte-level' ? byteLevel : byteFallback;
-  const parts: Uint8Array[] = [];
+  const bytes = new Bytes();
   const offsets = new Int32Array(size + 1);
-  const alone = new Set<number>();
-  let end = 0;
+  const alone = new Uint8Array(256);
   for (let id = 0; id < size; id++) {
     if (id % slice === slice - 1) await new Promise((resolve) => setImmediate(resolve));
     const token = tokenizer.isAdded(id) ? undefined : tokenizer.idToToken(id);
-    const bytes = token === undefined ? undefined : spell(token);
-    if (bytes) parts.push(bytes);
-    if (bytes?.length === 1) alone.add(bytes[0] as number);
-    end += bytes?.length ?? 0;
-    offsets[id + 1] = end;
+    const start = bytes.length;
+    if (token !== undefined && tokenizer.spelling === 'byte-level') bytes.addByteLevel(token);
+    else if (token !== undefined) bytes.addByteFallback(token);
+    if (bytes.length === start + 1) alone[bytes.at(start)] = 1;
+    offsets[id + 1] = bytes.length;
   }
   for (let byte = 0x20; byte < 0xf5; byte++) {
-    if (alone.has(byte) || byte === 0x7f || (byte >= 0xc0 && byte < 0xc2)) continue;
+    if (alone[byte] || byte === 0x7f || byte === 0xc0 || byte === 0xc1) continue;
     throw unsupported(`it has no token for the byte 0x${byte.toString(16)} alone`);
   }
-  const bytes = new Uint8Array(end);
-  let at = 0;
-  for (const part of parts) {
-    bytes.set(part, at);
-    at += part.length;
-  }
-  return { bytes, offsets };
+  return { bytes: bytes.whole(), offsets };
 }
 
 /** @throws AtMoeError ERR_AT_MOE_UNSUPPORTED for a tokenizer whose tokens are not bytes. */

@@ -7,7 +7,7 @@
 namespace at_moe {
 
 Automaton::Automaton(std::shared_ptr<const Grammar> grammar)
-    : grammar_(std::move(grammar)), visited_in_(grammar_->size()) {}
+    : grammar_(std::move(grammar)), visited_in_(grammar_->size()), tables_(grammar_->size()) {}
 
 void Automaton::start(Readings& to) {
   begin(to);
@@ -29,6 +29,22 @@ bool Automaton::step(const Readings& from, uint8_t byte, Readings& to) {
   }
   end(to);
   return !to.dead();
+}
+
+const Automaton::Table* Automaton::table_of(int32_t index) {
+  std::unique_ptr<Table>& table = tables_[static_cast<size_t>(index)];
+  if (table || made_tables_ == kMaxTables || grammar_->node(index).kind == Grammar::Kind::kString) return table.get();
+  ++made_tables_;
+  table = std::make_unique<Table>();
+  table->fill(kNowhere);
+  for (const Grammar::Edge& edge : grammar_->node(index).edges) {
+    const int32_t target = grammar_->node(edge.target).reads_only() ? edge.target : kElsewhere;
+    for (int byte = edge.low; byte <= edge.high; ++byte) {
+      int32_t& next = (*table)[static_cast<size_t>(byte)];
+      next = next == kNowhere ? target : kElsewhere;
+    }
+  }
+  return table.get();
 }
 
 void Automaton::step_string(const Reading& from, const Grammar::Node& node, uint8_t byte, Readings& to) {

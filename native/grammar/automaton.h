@@ -1,6 +1,7 @@
 // Reads a text byte by byte by a grammar: a pushdown automaton that follows all readings of the text at once.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -30,11 +31,18 @@ class Automaton {
   // More readings of one text are an error (kUnsupported): what they cost grows with their number.
   static constexpr size_t kMaxReadings = 1024;
 
+  // By byte: the one node that it leads to, when that only reads; kNowhere; or kElsewhere, for which it takes a step.
+  using Table = std::array<int32_t, 256>;
+  static constexpr int32_t kNowhere = -1, kElsewhere = -2;
+
   explicit Automaton(std::shared_ptr<const Grammar> grammar);
 
   void start(Readings& to);
   // `to` is another one than `from`. False when no reading is left.
   bool step(const Readings& from, uint8_t byte, Readings& to);
+
+  // Null for strings, and for nodes beyond those that tables are kept of.
+  const Table* table_of(int32_t node);
 
   const Grammar& grammar() const { return *grammar_; }
   size_t stacks() const { return stacks_.size(); }
@@ -42,6 +50,7 @@ class Automaton {
   void forget_stacks() { stacks_.clear(); }
 
  private:
+  static constexpr size_t kMaxTables = 4096;
   struct PendingCall {
     int32_t rule;
     Frame from;
@@ -61,6 +70,8 @@ class Automaton {
   std::vector<uint32_t> visited_in_;  // by node: the last step that visited it
   uint32_t step_ = 0;
   std::vector<PendingCall> calls_;
+  std::vector<std::unique_ptr<Table>> tables_;  // by node, made at the first use
+  size_t made_tables_ = 0;
 };
 
 }  // namespace at_moe

@@ -85,15 +85,36 @@ std::shared_ptr<const TokenSet> Masks::make(const Readings& readings) {
   return mask;
 }
 
+bool Masks::step(Level& from, uint8_t byte, Level& to) {
+  to.table = nullptr;
+  if (from.table) {
+    const int32_t next = (*from.table)[byte];
+    if (next == Automaton::kNowhere) return false;
+    if (next != Automaton::kElsewhere) {
+      to.node = next, to.stack = from.stack, to.table = automaton_.table_of(next);
+      if (!to.table) to.readings.items.assign(1, Reading{next, from.stack});
+      return true;
+    }
+    from.readings.items.assign(1, Reading{from.node, from.stack});
+  }
+  if (!automaton_.step(from.readings, byte, to.readings)) return false;
+  if (to.readings.items.size() == 1) {
+    const Reading& only = to.readings.items.front();
+    to.node = only.node, to.stack = only.stack, to.table = automaton_.table_of(only.node);
+  }
+  return true;
+}
+
 void Masks::walk(const TokenTrie& trie, const Readings& from, TokenSet& to) {
   int64_t steps = 0;
-  levels_[0] = from;
+  levels_[0].readings = from;
+  levels_[0].table = nullptr;
   const auto count = static_cast<int32_t>(trie.size());
   for (int32_t at = 0; at < count;) {
     const TokenTrie::Node& node = trie.nodes[static_cast<size_t>(at)];
-    const Readings& before = levels_[node.depth - 1u];
-    steps += static_cast<int64_t>(before.items.size());
-    if (!automaton_.step(before, node.byte, levels_[node.depth])) {
+    Level& before = levels_[node.depth - 1u];
+    if (!before.table) steps += static_cast<int64_t>(before.readings.items.size());
+    if (!step(before, node.byte, levels_[node.depth])) {
       at = node.end;
       continue;
     }

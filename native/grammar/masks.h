@@ -36,15 +36,24 @@ class Masks {
     std::list<const Key*>::iterator used;
   };
 
+  // The readings behind the bytes up to a depth of the trie. `table`: there is one, at `node`, whose table this is, and
+  // `readings` is only made when it is needed.
+  struct Level {
+    const Automaton::Table* table = nullptr;
+    int32_t node = 0, stack = 0;
+    Readings readings;
+  };
+
   Key key_of(const Readings& readings) const;
   std::shared_ptr<const TokenSet> make(const Readings& readings);
+  bool step(Level& from, uint8_t byte, Level& to);
   void walk(const TokenTrie& trie, const Readings& from, TokenSet& to);
 
   Automaton& automaton_;
   std::shared_ptr<const Vocabulary> vocabulary_;
   std::unordered_map<Key, Entry, Hash> kept_;
   std::list<const Key*> used_;    // the latest first
-  std::vector<Readings> levels_;  // of a walk, by depth
+  std::vector<Level> levels_;   // of a walk, by depth
 };
 
 }  // namespace at_moe

@@ -1,7 +1,6 @@
 #include "grammar/vocabulary.h"
 
 #include <algorithm>
-#include <array>
 
 #include "core/status.h"
 #include "grammar/json_string.h"
@@ -25,8 +24,15 @@ std::span<const uint8_t> Vocabulary::bytes_of(int32_t token) const {
   return std::span(bytes_).subspan(begin, end - begin);
 }
 
+// As a number, shorter ones before longer ones that begin with them.
+uint64_t Vocabulary::first_bytes(std::span<const uint8_t> bytes) {
+  uint64_t value = 0;
+  for (size_t i = 0; i < sizeof(value); ++i) value = value << 8 | (i < bytes.size() ? bytes[i] : 0);
+  return value;
+}
+
 // Characters of a plain token; -1 for others.
-int32_t Vocabulary::plain_length(std::span<const uint8_t> bytes) const {
+int32_t Vocabulary::plain_length(std::span<const uint8_t> bytes) {
   int32_t characters = 0;
   CharState state = CharState::kBetween;
   for (uint8_t byte : bytes) {
@@ -38,28 +44,21 @@ int32_t Vocabulary::plain_length(std::span<const uint8_t> bytes) const {
 }
 
 Pass Vocabulary::prepare() {
-  std::array<std::vector<int32_t>, 256> by_first_byte;
+  std::vector<std::pair<uint64_t, int32_t>> by_bytes;  // the first eight, in their order
   std::vector<std::pair<int32_t, int32_t>> plain;
   for (int32_t token = 0; token < static_cast<int32_t>(size()); ++token) {
     const auto bytes = bytes_of(token);
     if (bytes.empty() || bytes.size() > kLongestToken) continue;
-    by_first_byte[bytes.front()].push_back(token);
+    by_bytes.push_back({first_bytes(bytes), token});
     if (const int32_t length = plain_length(bytes); length > 0) plain.push_back({length, token});
   }
   co_await unit_end();
+  std::ranges::sort(by_bytes, [this](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first < b.first : std::ranges::lexicographical_compare(bytes_of(a.second), bytes_of(b.second));
+  });
   std::vector<int32_t> sorted;
-  size_t in_unit = 0;
-  for (std::vector<int32_t>& tokens : by_first_byte) {
-    std::ranges::sort(tokens, [this](int32_t a, int32_t b) {
-      const auto x = bytes_of(a), y = bytes_of(b);
-      return std::lexicographical_compare_three_way(x.begin(), x.end(), y.begin(), y.end()) < 0;
-    });
-    sorted.insert(sorted.end(), tokens.begin(), tokens.end());
-    in_unit += tokens.size();
-    if (in_unit < 8192) continue;
-    in_unit = 0;
-    co_await unit_end();
-  }
+  for (const auto& entry : by_bytes) sorted.push_back(entry.second);
+  co_await unit_end();
   all_ = trie_of(sorted);
   co_await unit_end();
   std::erase_if(sorted, [this](int32_t token) { return plain_length(bytes_of(token)) > 0; });

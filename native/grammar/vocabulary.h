@@ -50,7 +50,7 @@ class Vocabulary {
   Vocabulary(const Vocabulary&) = delete;
   Vocabulary& operator=(const Vocabulary&) = delete;
 
-  // Lays the tokens out; before anything is asked below. Units of a few milliseconds.
+  // Lays the tokens out; before anything is asked below.
   Pass prepare();
 
   size_t size() const { return offsets_.size() - 1; }
@@ -66,7 +66,8 @@ class Vocabulary {
  private:
   static constexpr int32_t kShort = 16;  // characters up to which sets are kept
 
-  int32_t plain_length(std::span<const uint8_t> bytes) const;
+  static uint64_t first_bytes(std::span<const uint8_t> bytes);
+  static int32_t plain_length(std::span<const uint8_t> bytes);
   TokenTrie trie_of(std::span<const int32_t> sorted) const;
   void sort_plain(std::vector<std::pair<int32_t, int32_t>> plain);
 
