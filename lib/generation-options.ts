@@ -76,7 +76,7 @@ export function checkGenerateOptions(options: GenerateOptions, formats: Response
   const checked = checkArgument('generate', schema, options);
   const { temperature, topK, topP, minP, repetitionPenalty, stop, routing = {}, ...rest } = checked;
   checkControls(routing);
-  const format = rest.responseFormat && formats.compile(rest.responseFormat);
+  const format = rest.responseFormat === undefined ? undefined : formats.compile(rest.responseFormat);
   const seed = rest.seed ?? Math.floor(Math.random() * 2 ** 48);
   return {
     maxTokens: rest.maxTokens,
