@@ -233,22 +233,23 @@ static_assert(kSorted <= kBins, "a sorted list is walked as bins of one place");
 
 // scores = the row after repetition penalty, bans and the allowed set.
 __device__ void penalise(const RowOptions& options, const int32_t* ids, const float* logits, int64_t n, float* scores) {
-  const bool limited = options.allowed >= 0;
+  // Bit k: whether token i + k is allowed, up to the end of the word that has i.
   const auto allowed = [&](int64_t i) {
-    return !limited || (static_cast<uint32_t>(ids[options.allowed + i / 32]) >> (i % 32) & 1) != 0;
+    return options.allowed < 0 ? ~0u : static_cast<unsigned>(ids[options.allowed + i / 32]) >> (i % 32);
   };
   visit_fours(n, [&](int64_t i, int count) {
     float x[4];
     load_four(logits + i, count, x);
-    for (int k = 0; limited && k < count; ++k) {
-      if (!allowed(i + k)) x[k] = -INFINITY;
+    const unsigned bits = allowed(i);
+    for (int k = 0; k < 4; ++k) {
+      if ((bits >> k & 1) == 0) x[k] = -INFINITY;
     }
     store_four(scores + i, count, x);
   });
   __syncthreads();
   for (int64_t i = options.history + threadIdx.x; i < options.banned; i += kRowThreads) {
     const float l = logits[ids[i]];
-    if (allowed(ids[i])) scores[ids[i]] = l < 0 ? l * options.repetition_penalty : l / options.repetition_penalty;
+    if (allowed(ids[i]) & 1) scores[ids[i]] = l < 0 ? l * options.repetition_penalty : l / options.repetition_penalty;
   }
   __syncthreads();
   for (int64_t i = options.banned + threadIdx.x; i < options.end; i += kRowThreads) scores[ids[i]] = -INFINITY;

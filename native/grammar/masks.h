@@ -16,7 +16,7 @@ namespace at_moe {
 class Masks {
  public:
   static constexpr size_t kKept = 256;                   // masks, those used last
-  static constexpr int64_t kMostSteps = int64_t{1} << 23;  // of readings in one walk; more: kUnsupported
+  static constexpr int64_t kMostSteps = int64_t{1} << 21;  // of readings in one walk; more: kUnsupported
 
   Masks(Automaton& automaton, std::shared_ptr<const Vocabulary> vocabulary);
 

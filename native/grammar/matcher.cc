@@ -28,7 +28,10 @@ const uint32_t* Matcher::allowed(const std::vector<int32_t>& stop_tokens) {
   mask_ = constraint_->masks.of(readings_);
   if (readings_.complete && !stop_tokens.empty()) {
     auto with_stops = std::make_shared<TokenSet>(*mask_);
-    for (int32_t token : stop_tokens) with_stops->add(token);
+    const auto size = static_cast<int32_t>(constraint_->masks.vocabulary().size());
+    for (int32_t token : stop_tokens) {
+      if (token >= 0 && token < size) with_stops->add(token);
+    }
     mask_ = std::move(with_stops);
   }
   if (mask_->empty()) fail(Code::kUnsupported, "no token of the vocabulary continues the text as its schema asks");

@@ -79,10 +79,10 @@ onDevices('sampling: greedy, ties, penalties and bans', (device) => {
 
 onDevices('sampling: only allowed tokens are drawn, and log-probabilities are of all', (device) => {
   const random = new Random(11);
-  for (const vocabulary of [3, 64, 1003, 4099]) {
+  for (const vocabulary of [3, 64, 1003]) {
     const logits = random.matrix(rules.length + 2, vocabulary, 3);
     const settings: SamplingRow[] = [{ temperature: 0 }, ...rules, { temperature: 0.5, topK: 3, minP: 0.1 }];
-    for (const keep of [1, 2, 5, 50]) {
+    for (const keep of [1, 5, 50]) {
       const chosen = new Set(range(0, keep).map(() => random.integer(vocabulary)));
       const free = [...chosen].some((id) => id > 2);
       const rows = settings.map((rule, n) => ({
@@ -172,7 +172,6 @@ onDevices('sampling: every device draws the tokens of the CPU', (device) => {
     { temperature: 1, minP: 1 },
     { temperature: 1, topP: 0.5, repetitionPenalty: 0.6, history: Int32Array.from(range(0, 11)) },
     { temperature: 0.9, topP: 0.9, allowed: tokenSet(20011, (id) => id % 3 === 1) },
-    { temperature: 1.3, topK: 4, allowed: tokenSet(20011, (id) => id === 5 || id % 1000 === 16) },
     { temperature: 0, repetitionPenalty: 1.5, history: Int32Array.of(4, 5), allowed: tokenSet(20011, (id) => id < 9) },
   ];
   // Spreads from one where a few tokens hold all the mass to one where all are equal: many ties, many in one interval.
