@@ -5,8 +5,8 @@ import type { ModelDescriptor } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import type { Prompt } from './generation-options.js';
 import type { MixtureHandle, ModelInfo, NativeEngine, TrainTarget } from './native-types.js';
-import { type ChatMessage, ChatTemplate } from './text/chat-template.js';
 import { ResponseFormats } from './response-format.js';
+import { type ChatMessage, ChatTemplate } from './text/chat-template.js';
 import type { Tokenizer } from './text/tokenizer.js';
 import type { TrainingContext } from './training/context.js';
 

@@ -82,8 +82,7 @@ function utf8Ranges(low: number, high: number): ByteRanges[] {
     const mask = (1 << bits) - 1;
     if ((low & ~mask) === (high & ~mask)) continue;
     if ((low & mask) !== 0) return [...utf8Ranges(low, low | mask), ...utf8Ranges((low | mask) + 1, high)];
-    if ((high & mask) !== mask)
-      return [...utf8Ranges(low, (high & ~mask) - 1), ...utf8Ranges(high & ~mask, high)];
+    if ((high & mask) !== mask) return [...utf8Ranges(low, (high & ~mask) - 1), ...utf8Ranges(high & ~mask, high)];
   }
   const first = utf8(low);
   const last = utf8(high);

@@ -77,9 +77,9 @@ function addOtherKeys(graph: Graph, from: number, to: number, names: ReadonlySet
     }
     at.ends = true;
   }
-  if (names.size === 0) return graph.string(from, 0, -1, to);
-  const free = graph.node();
+  const free = names.size === 0 ? from : graph.node();
   graph.string(free, 0, -1, to);
+  if (names.size === 0) return;
   const leads = addLeadBytes(graph, free);
   const open: [node: number, letter: Letter][] = [[from, root]];
   for (let next = open.pop(); next; next = open.pop()) {

@@ -120,17 +120,14 @@ export class Graph {
 
   /** One of several texts; what they begin with alike is shared. */
   literals(from: number, texts: Iterable<string>, to: number): void {
-    const children = new Map<number, Map<number, number>>();
+    const known = new Map<string, number>(); // nodes by where they come from
     for (const text of texts) {
       let at = from;
       for (const byte of encoder.encode(text)) {
-        let known = children.get(at);
-        if (!known) children.set(at, (known = new Map()));
-        let next = known.get(byte);
-        if (next === undefined) {
-          known.set(byte, (next = this.node()));
-          this.edge(at, byte, byte, next);
-        }
+        const key = `${at} ${byte}`;
+        const next = known.get(key) ?? this.node();
+        if (!known.has(key)) this.edge(at, byte, byte, next);
+        known.set(key, next);
         at = next;
       }
       this.empty(at, to);

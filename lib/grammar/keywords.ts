@@ -58,7 +58,10 @@ export const keywords: Readonly<Record<string, { check: Check; of?: readonly Typ
   properties: { check: schemaMap, of: ['object'] },
   required: { check: names, of: ['object'] },
   additionalProperties: { check: schema, of: ['object'] },
-  items: { check: (value) => (isSchema(value) ? undefined : 'a schema (a list of schemas is prefixItems)'), of: ['array'] },
+  items: {
+    check: (value) => (isSchema(value) ? undefined : 'a schema (a list of schemas is prefixItems)'),
+    of: ['array'],
+  },
   prefixItems: { check: schemas, of: ['array'] },
   minItems: { check: count, of: ['array'] },
   maxItems: { check: count, of: ['array'] },

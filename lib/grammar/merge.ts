@@ -49,7 +49,8 @@ export function merge(a: JsonObject, b: JsonObject, pointer: string): JsonObject
     const own = a[name];
     if (own === undefined) merged[name] = value;
     else if (name === 'type') merged.type = commonTypes(own, value);
-    else if (name === 'enum') merged.enum = asList(own).filter((one) => asList(value).some((two) => isDeepStrictEqual(one, two)));
+    else if (name === 'enum')
+      merged.enum = asList(own).filter((one) => asList(value).some((two) => isDeepStrictEqual(one, two)));
     else if (name === 'required') merged.required = [...new Set([...asList(own), ...asList(value)])];
     else if (name === 'items' || name === 'additionalProperties') merged[name] = both(own as Schema, value as Schema);
     else if (smaller.has(name)) merged[name] = Math.min(own as number, value as number);

@@ -30,7 +30,10 @@ interface Magnitude {
  */
 export function addNumber(graph: Graph, from: number, to: number, range: NumberRange, pointer: string): void {
   const { integer, least, most } = range;
-  if (!least && !most) return addAnyNumber(graph, from, to, integer);
+  if (!least && !most) {
+    addAnyNumber(graph, from, to, integer);
+    return;
+  }
   const top = 10 ** digitsKept - 1;
   if ((least && least.value > top) || (most && most.value < -top))
     refuse(pointer, `a number of more than ${digitsKept} digits`);

@@ -91,7 +91,13 @@ class Parser {
   }
 
   #take(text: string): boolean {
-    if (!this.#letters.slice(this.#at, this.#at + text.length).join('').startsWith(text)) return false;
+    if (
+      !this.#letters
+        .slice(this.#at, this.#at + text.length)
+        .join('')
+        .startsWith(text)
+    )
+      return false;
     this.#at += text.length;
     return true;
   }

@@ -2,7 +2,16 @@ import type { GrammarDescription } from '../native-types.js';
 import { addArray, addObject, type Property } from './containers.js';
 import { formats } from './formats.js';
 import { Graph } from './graph.js';
-import { constraintsOf, isSchema, type Json, type JsonObject, keywords, type Schema, type TypeName, typeNames } from './keywords.js';
+import {
+  constraintsOf,
+  isSchema,
+  type Json,
+  type JsonObject,
+  keywords,
+  type Schema,
+  type TypeName,
+  typeNames,
+} from './keywords.js';
 import { limits } from './limits.js';
 import { merge } from './merge.js';
 import { addNumber, type Bound } from './number.js';
@@ -68,12 +77,9 @@ class Compiler {
     const { schema, pointer } = this.#places[rule] as Place;
     const [from, to] = [this.#graph.startOf(rule), this.#graph.endOf(rule)];
     if (schema === false) return;
-    if (schema === true) return this.#addTypes(from, to, {}, pointer);
-    const references = this.#plainReferences(schema, pointer);
-    if (references) {
-      for (const place of references) this.#graph.call(from, this.#ruleOf(place), to);
-      return;
-    }
+    const references = schema === true ? undefined : this.#plainReferences(schema, pointer);
+    for (const place of references ?? []) this.#graph.call(from, this.#ruleOf(place), to);
+    if (references) return;
     for (const constraints of this.#expand({ schema, pointer }, [])) this.#addTypes(from, to, constraints, pointer);
   }
 
@@ -120,7 +126,9 @@ class Compiler {
     const combine = (others: JsonObject[]) => {
       if (alternatives.length * others.length > limits.alternatives)
         exceeds(pointer, `it merges to more than ${limits.alternatives} alternatives`);
-      alternatives = alternatives.flatMap((a) => others.map((b) => merge(a, b, pointer)).filter((one) => one !== undefined));
+      alternatives = alternatives.flatMap((a) =>
+        others.map((b) => merge(a, b, pointer)).filter((one) => one !== undefined),
+      );
     };
     const expandEach = (name: string, parts: Json) =>
       (parts as Schema[]).map((part, i) => this.#expand({ schema: part, pointer: below(pointer, name, i) }, path));
@@ -134,8 +142,8 @@ class Compiler {
 
   #addTypes(from: number, to: number, constraints: JsonObject, pointer: string): void {
     const types = typesOf(constraints);
-    if (constraints.enum) return this.#addEnum(from, to, constraints, types, pointer);
-    for (const type of types) {
+    if (constraints.enum) this.#addEnum(from, to, constraints, types, pointer);
+    for (const type of constraints.enum ? [] : types) {
       if (type === 'null') this.#graph.literals(from, ['null'], to);
       else if (type === 'boolean') this.#graph.literals(from, ['true', 'false'], to);
       else if (type === 'string') this.#addString(from, to, constraints, pointer);
@@ -150,8 +158,11 @@ class Compiler {
 
   #addEnum(from: number, to: number, constraints: JsonObject, types: readonly TypeName[], pointer: string): void {
     const others = Object.keys(constraints).filter((name) => name !== 'enum' && name !== 'type');
-    if (others.length > 0) refuse(below(pointer, others[0] as string), `"${others[0]}" beside "enum" or "const" is not supported`);
-    const texts = (constraints.enum as Json[]).filter((value) => hasType(value, types)).map((value) => JSON.stringify(value));
+    if (others.length > 0)
+      refuse(below(pointer, others[0] as string), `"${others[0]}" beside "enum" or "const" is not supported`);
+    const texts = (constraints.enum as Json[])
+      .filter((value) => hasType(value, types))
+      .map((value) => JSON.stringify(value));
     if (texts.some((text) => /\\ud[89a-f]/.test(text))) refuse(pointer, 'a string of "enum" is not valid Unicode');
     this.#graph.literals(from, new Set(texts), to);
   }
@@ -170,8 +181,10 @@ class Compiler {
       refuse(pointer, 'a length beside "pattern" or "format" is not supported: the pattern can say it');
     const name = pattern === undefined ? 'format' : 'pattern';
     const at = below(pointer, name);
-    const known = format === undefined ? undefined : Object.hasOwn(formats, format as string) && formats[format as string];
-    if (known === false) refuse(at, `the format ${JSON.stringify(format)} is none of ${Object.keys(formats).join(', ')}`);
+    const known =
+      format === undefined ? undefined : Object.hasOwn(formats, format as string) && formats[format as string];
+    if (known === false)
+      refuse(at, `the format ${JSON.stringify(format)} is none of ${Object.keys(formats).join(', ')}`);
     addPattern(this.#graph, body, to, parsePattern(known ?? (pattern as string), at), at);
   }
 
@@ -234,8 +247,5 @@ function boundsOf(constraints: JsonObject): [least: Bound | undefined, most: Bou
     if (open !== undefined && (closed === undefined || !isInside(closed, open))) return { value: open, open: true };
     return closed === undefined ? undefined : { value: closed, open: false };
   };
-  return [
-    pick(minimum, exclusiveMinimum, (a, b) => a > b),
-    pick(maximum, exclusiveMaximum, (a, b) => a < b),
-  ];
+  return [pick(minimum, exclusiveMinimum, (a, b) => a > b), pick(maximum, exclusiveMaximum, (a, b) => a < b)];
 }

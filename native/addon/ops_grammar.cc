@@ -42,14 +42,15 @@ void grammar_sets(OpCall& call) {
   call.result().Set("finished", matcher.finished());
 }
 
-// One walk: tokens drawn with `weights` among those allowed until the text is finished, or until it is complete and
+// One walk behind `before`: tokens drawn with `weights` among those allowed until the text is finished, or until it is complete and
 // `weights` of the stop token, the last one, draws it.
-std::vector<int32_t> walk(const std::shared_ptr<Constraint>& constraint, const std::vector<float>& weights,
-                          uint64_t seed, size_t most, bool& ended) {
+std::vector<int32_t> walk(const std::shared_ptr<Constraint>& constraint, const std::vector<int32_t>& before,
+                          const std::vector<float>& weights, uint64_t seed, size_t most, bool& ended) {
   Matcher matcher(constraint);
+  for (int32_t token : before) matcher.accept(token);
   const auto stop = static_cast<int32_t>(weights.size() - 1);
   std::vector<int32_t> tokens;
-  ended = false;
+  ended = matcher.finished();
   while (!ended && tokens.size() < most) {
     const uint32_t* set = matcher.allowed({stop});
     double total = 0;
@@ -72,17 +73,19 @@ std::vector<int32_t> walk(const std::shared_ptr<Constraint>& constraint, const s
   return tokens;
 }
 
-// vocabulary, grammar, weights [tokens], seed, walks, maxTokens -> tokens of all walks, lengths, ended
+// vocabulary, grammar, tokens, weights [vocabulary], seed, walks, maxTokens -> what follows `tokens` in all walks, lengths,
+// ended
 void grammar_walks(OpCall& call) {
   const std::shared_ptr<Constraint> constraint = constraint_of(call);
   const std::vector<float> weights = OpCall::values<float>(call.args(), "weights");
   require(weights.size() == constraint->masks.vocabulary().size(), "grammarWalks: a weight for each token");
+  const std::vector<int32_t> before = OpCall::values<int32_t>(call.args(), "tokens");
   std::vector<int32_t> all, lengths;
   std::vector<uint8_t> ends;
   for (int64_t i = 0; i < call.integer("walks"); ++i) {
     bool ended = false;
     const auto seed = static_cast<uint64_t>(call.integer("seed") + i);
-    const auto tokens = walk(constraint, weights, seed, static_cast<size_t>(call.integer("maxTokens")), ended);
+    const auto tokens = walk(constraint, before, weights, seed, static_cast<size_t>(call.integer("maxTokens")), ended);
     all.insert(all.end(), tokens.begin(), tokens.end());
     lengths.push_back(static_cast<int32_t>(tokens.size()));
     ends.push_back(ended);

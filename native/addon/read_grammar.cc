@@ -9,8 +9,7 @@ std::shared_ptr<const Grammar> read_grammar(const Fields& from) {
 }
 
 std::shared_ptr<Vocabulary> read_vocabulary(const Fields& from) {
-  return std::make_shared<Vocabulary>(from.required_values<uint8_t>("bytes"),
-                                      from.required_values<int32_t>("offsets"));
+  return std::make_shared<Vocabulary>(from.required_values<uint8_t>("bytes"), from.required_values<int32_t>("offsets"));
 }
 
 }  // namespace at_moe

@@ -76,7 +76,7 @@ void Automaton::end(Readings& to) {
   if (to.items.size() > kMaxReadings) {
     fail(Code::kUnsupported, "the schema's alternatives allow more than ", kMaxReadings, " readings of the same text");
   }
-  std::ranges::sort(to.items);
+  std::sort(to.items.begin(), to.items.end());
   to.items.erase(std::unique(to.items.begin(), to.items.end()), to.items.end());
 }
 
@@ -113,13 +113,13 @@ void Automaton::visit(Frame at, Readings& to) {
 void Automaton::run_calls(Readings& to) {
   std::vector<Frame> callers;
   while (!calls_.empty()) {
-    const int32_t rule = std::ranges::min_element(calls_)->rule;
+    const int32_t rule = std::ranges::min_element(calls_, {}, &PendingCall::rule)->rule;
     callers.clear();
     std::erase_if(calls_, [&](const PendingCall& call) {
       if (call.rule == rule) callers.push_back(call.from);
       return call.rule == rule;
     });
-    std::ranges::sort(callers);
+    std::sort(callers.begin(), callers.end());
     callers.erase(std::unique(callers.begin(), callers.end()), callers.end());
     enter(grammar_->start_of(rule), stacks_.intern(callers), to);
   }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "grammar/grammar.h"
@@ -17,7 +18,11 @@ struct Reading {
   int32_t node = 0, stack = 0;
   int32_t characters = 0;  // counted up to the node's `most`, or its `least` where there is no most
   CharState character = CharState::kBetween;
-  auto operator<=>(const Reading&) const = default;
+  bool operator==(const Reading&) const = default;
+  bool operator<(const Reading& other) const {
+    return std::tie(node, stack, characters, character) <
+           std::tie(other.node, other.stack, other.characters, other.character);
+  }
 };
 
 struct Readings {
@@ -54,7 +59,6 @@ class Automaton {
   struct PendingCall {
     int32_t rule;
     Frame from;
-    auto operator<=>(const PendingCall&) const = default;
   };
 
   void begin(Readings& to);

@@ -15,7 +15,7 @@ namespace at_moe {
 
 class Masks {
  public:
-  static constexpr size_t kKept = 256;                   // masks, those used last
+  static constexpr size_t kKept = 256;                     // masks, those used last
   static constexpr int64_t kMostSteps = int64_t{1} << 21;  // of readings in one walk; more: kUnsupported
 
   Masks(Automaton& automaton, std::shared_ptr<const Vocabulary> vocabulary);
@@ -52,7 +52,7 @@ class Masks {
   Automaton& automaton_;
   std::shared_ptr<const Vocabulary> vocabulary_;
   std::unordered_map<Key, Entry, Hash> kept_;
-  std::list<const Key*> used_;    // the latest first
+  std::list<const Key*> used_;  // the latest first
   std::vector<Level> levels_;   // of a walk, by depth
 };
 

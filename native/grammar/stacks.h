@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <tuple>
 #include <unordered_set>
 #include <vector>
 
@@ -11,7 +12,8 @@ namespace at_moe {
 
 struct Frame {
   int32_t node = 0, stack = 0;
-  auto operator<=>(const Frame&) const = default;
+  bool operator==(const Frame&) const = default;
+  bool operator<(const Frame& other) const { return std::tie(node, stack) < std::tie(other.node, other.stack); }
 };
 
 class Stacks {

@@ -54,9 +54,11 @@ Pass Vocabulary::prepare() {
   }
   co_await unit_end();
   std::ranges::sort(by_bytes, [this](const auto& a, const auto& b) {
-    return a.first != b.first ? a.first < b.first : std::ranges::lexicographical_compare(bytes_of(a.second), bytes_of(b.second));
+    return a.first != b.first ? a.first < b.first
+                              : std::ranges::lexicographical_compare(bytes_of(a.second), bytes_of(b.second));
   });
   std::vector<int32_t> sorted;
+  sorted.reserve(by_bytes.size());
   for (const auto& entry : by_bytes) sorted.push_back(entry.second);
   co_await unit_end();
   all_ = trie_of(sorted);
@@ -79,8 +81,7 @@ TokenTrie Vocabulary::trie_of(std::span<const int32_t> sorted) const {
     close(shared);
     for (size_t i = shared; i < bytes.size(); ++i) {
       path.push_back(trie.nodes.size());
-      trie.nodes.push_back(
-          {0, static_cast<int32_t>(trie.tokens.size()), static_cast<uint16_t>(i + 1), bytes[i]});
+      trie.nodes.push_back({0, static_cast<int32_t>(trie.tokens.size()), static_cast<uint16_t>(i + 1), bytes[i]});
     }
     trie.tokens.push_back(token);
     trie.longest = std::max(trie.longest, bytes.size());

@@ -28,7 +28,8 @@ describe('texts of a schema', () => {
     rejected(string, ['"\n"', '"\\x"', '"\\ud83d"', '"\\ude00"', '"\\ud83d\\u0041"', '"\\u00g0"', '"', "''"]);
     const bad = ['22c08022', '22eda08022', '22f490808022', '22ff22', '22e28222', '22f0808080', '228022'];
     for (const hex of bad) assert.ok(!accepts(string, Buffer.from(hex, 'hex')), hex);
-    assert.ok(accepts(string, Buffer.from('22f48fbfbfeda080'.slice(0, 10) + '22', 'hex')));
+    for (const hex of ['22f48fbfbf22', '22ed9fbf22', '22efbfbf22'])
+      assert.ok(accepts(string, Buffer.from(hex, 'hex')), hex);
   });
 
   it('lengths count characters, not bytes or units', () => {
@@ -65,7 +66,8 @@ describe('texts of a schema', () => {
       }
     }
     const range: Schema = { type: 'integer', minimum: -12, maximum: 305 };
-    for (let value = -130; value < 400; value++) assert.equal(accepts(range, String(value)), value >= -12 && value <= 305, `${value}`);
+    for (let value = -130; value < 400; value++)
+      assert.equal(accepts(range, String(value)), value >= -12 && value <= 305, `${value}`);
   });
 
   it('members come in the order of properties, optional ones may be left out', () => {
@@ -85,7 +87,11 @@ describe('texts of a schema', () => {
   });
 
   it('a key that is a part of, or differs late from, a name', () => {
-    const schema: Schema = { type: 'object', properties: { ab: string, 'aé': string }, additionalProperties: { type: 'null' } };
+    const schema: Schema = {
+      type: 'object',
+      properties: { ab: string, aé: string },
+      additionalProperties: { type: 'null' },
+    };
     accepted(schema, ['{"a":null}', '{"abc":null}', '{"ax":null}', '{"aéx":null}', '{"b":null}']);
     rejected(schema, ['{"ab":null}', '{"aé":null}', '{"a\\u0062":null}']);
   });
@@ -116,7 +122,14 @@ describe('texts of a schema', () => {
 
   it('references may be circular, and combine', () => {
     const schema: Schema = {
-      $defs: { list: { anyOf: [{ type: 'null' }, { type: 'array', prefixItems: [{ type: 'integer' }, { $ref: '#/$defs/list' }], items: false, minItems: 2 }] } },
+      $defs: {
+        list: {
+          anyOf: [
+            { type: 'null' },
+            { type: 'array', prefixItems: [{ type: 'integer' }, { $ref: '#/$defs/list' }], items: false, minItems: 2 },
+          ],
+        },
+      },
       $ref: '#/$defs/list',
     };
     accepted(schema, ['null', '[1,null]', '[1,[2,[3,null]]]']);
@@ -124,8 +137,11 @@ describe('texts of a schema', () => {
   });
 
   it('alternatives that begin alike are followed at once', () => {
-    const option = (kind: string, rest: Json): Json => ({ type: 'object', properties: { kind: { const: kind }, rest }, required: ['kind', 'rest'] }) as Json;
-    const schema: Schema = { anyOf: [option('aa', string), option('ab', { type: 'null' }), option('ab', { type: 'integer' })] };
+    const option = (kind: string, rest: Json): Json =>
+      ({ type: 'object', properties: { kind: { const: kind }, rest }, required: ['kind', 'rest'] }) as Json;
+    const schema: Schema = {
+      anyOf: [option('aa', string), option('ab', { type: 'null' }), option('ab', { type: 'integer' })],
+    };
     accepted(schema, ['{"kind":"aa","rest":"x"}', '{"kind":"ab","rest":null}', '{"kind":"ab","rest":7}']);
     rejected(schema, ['{"kind":"aa","rest":null}', '{"kind":"ab","rest":"x"}']);
   });
@@ -134,7 +150,12 @@ describe('texts of a schema', () => {
 describe('schemas that are refused', () => {
   const wrong: [name: string, schema: unknown, pointer: string, kind: typeof TypeError | typeof RangeError][] = [
     ['not', { not: {} }, '#/not', TypeError],
-    ['an unknown keyword', { type: 'object', properties: { 'a/b': { colour: 1 } } }, '#/properties/a~1b/colour', TypeError],
+    [
+      'an unknown keyword',
+      { type: 'object', properties: { 'a/b': { colour: 1 } } },
+      '#/properties/a~1b/colour',
+      TypeError,
+    ],
     ['if', { anyOf: [{ type: 'string' }, { if: {}, type: 'null' }] }, '#/anyOf/1/if', TypeError],
     ['patternProperties', { patternProperties: {} }, '#/patternProperties', TypeError],
     ['uniqueItems', { type: 'array', uniqueItems: true }, '#/uniqueItems', TypeError],
@@ -190,12 +211,17 @@ describe('schemas that are refused', () => {
   const nested = (depth: number, pattern: string) => '('.repeat(depth) + pattern + ')'.repeat(depth);
   const bomb = (levels: number, width: number) => ({
     $defs: Object.fromEntries(
-      Array.from({ length: levels }, (_, i) => [`d${i}`, { allOf: Array(width).fill({ anyOf: [{ $ref: `#/$defs/d${i + 1}` }, { minLength: i }, { maxLength: i }] }) }]).concat([[`d${levels}`, { type: 'string' }]] as never),
+      Array.from({ length: levels }, (_, i) => [
+        `d${i}`,
+        { allOf: Array(width).fill({ anyOf: [{ $ref: `#/$defs/d${i + 1}` }, { minLength: i }, { maxLength: i }] }) },
+      ]).concat([[`d${levels}`, { type: 'string' }]] as never),
     ),
     $ref: '#/$defs/d0',
   });
   const hostile: Record<string, unknown> = {
-    'many alternatives by allOf': { allOf: Array.from({ length: 20 }, (_, i) => ({ anyOf: [{ required: [`a${i}`] }, { required: [`b${i}`] }] })) },
+    'many alternatives by allOf': {
+      allOf: Array.from({ length: 20 }, (_, i) => ({ anyOf: [{ required: [`a${i}`] }, { required: [`b${i}`] }] })),
+    },
     'references that multiply': bomb(30, 3),
     'a pattern with an exponential automaton': { pattern: '(a|b)*a(a|b){20}' },
     'a pattern of nested repetitions': { pattern: '^((a{1000}){1000}){1000}$' },
@@ -204,10 +230,25 @@ describe('schemas that are refused', () => {
     'a long pattern': { pattern: 'a'.repeat(5000) },
     'a huge repetition': { pattern: 'a{100000}' },
     'huge arrays': { type: 'array', items: {}, minItems: 1_000_000 },
-    'arrays of arrays': { type: 'array', maxItems: 1000, items: { type: 'array', maxItems: 1000, prefixItems: Array(1000).fill({ type: 'array', minItems: 1000 }) } },
-    'many properties': { type: 'object', properties: Object.fromEntries(Array.from({ length: 5000 }, (_, i) => [`property ${i} `.repeat(3), { const: i }])) },
+    'arrays of arrays': {
+      type: 'array',
+      maxItems: 1000,
+      items: { type: 'array', maxItems: 1000, prefixItems: Array(1000).fill({ type: 'array', minItems: 1000 }) },
+    },
+    'many properties': {
+      type: 'object',
+      properties: Object.fromEntries(
+        Array.from({ length: 5000 }, (_, i) => [`property ${i} `.repeat(3), { const: i }]),
+      ),
+    },
     'huge strings': { maxLength: 2 ** 40 },
-    'merges that grow': { $defs: { a: { properties: { x: { allOf: [{ $ref: '#/$defs/b' }, { $ref: '#/$defs/a' }] } } }, b: { properties: { x: { allOf: [{ $ref: '#/$defs/a' }, { properties: { y: { $ref: '#/$defs/b' } } }] } } } }, allOf: [{ $ref: '#/$defs/a' }, { $ref: '#/$defs/b' }] },
+    'merges that grow': {
+      $defs: {
+        a: { properties: { x: { allOf: [{ $ref: '#/$defs/b' }, { $ref: '#/$defs/a' }] } } },
+        b: { properties: { x: { allOf: [{ $ref: '#/$defs/a' }, { properties: { y: { $ref: '#/$defs/b' } } }] } } },
+      },
+      allOf: [{ $ref: '#/$defs/a' }, { $ref: '#/$defs/b' }],
+    },
   };
   for (const [name, schema] of Object.entries(hostile)) {
     it(`${name}: refused by a limit, or compiled`, () => {

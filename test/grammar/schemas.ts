@@ -42,7 +42,11 @@ export const schemas: Record<string, Schema> = {
   uuid: { type: 'string', format: 'uuid' },
   object: {
     type: 'object',
-    properties: { name: { type: 'string' }, age: { type: 'integer', minimum: 0 }, tags: { type: 'array', items: { type: 'string' } } },
+    properties: {
+      name: { type: 'string' },
+      age: { type: 'integer', minimum: 0 },
+      tags: { type: 'array', items: { type: 'string' } },
+    },
     required: ['name'],
     additionalProperties: false,
   },
@@ -55,7 +59,11 @@ export const schemas: Record<string, Schema> = {
     properties: { a: { type: 'null' }, b: { type: 'null' }, c: { type: 'null' }, d: { type: 'null' } },
     required: ['c'],
   },
-  'odd names': { type: 'object', properties: { 'a"b\\': {}, é: {}, '': {}, __proto__x: {}, '\n': {} }, required: ['a"b\\', '\n'] },
+  'odd names': {
+    type: 'object',
+    properties: { 'a"b\\': {}, é: {}, '': {}, __proto__x: {}, '\n': {} },
+    required: ['a"b\\', '\n'],
+  },
   'additional of a type': {
     type: 'object',
     properties: { a: { type: 'string' }, ab: { type: 'boolean' }, é: { type: 'null' } },
@@ -69,12 +77,24 @@ export const schemas: Record<string, Schema> = {
   'tuple and more': { type: 'array', prefixItems: [{ type: 'null' }], items: { type: 'boolean' }, maxItems: 4 },
   'item counts': { type: 'array', items: { type: 'integer', minimum: 0, maximum: 9 }, minItems: 3, maxItems: 5 },
   'no items': { type: 'array', maxItems: 0 },
-  matrix: { type: 'array', items: { type: 'array', items: { type: 'boolean' }, minItems: 2, maxItems: 2 }, minItems: 2 },
+  matrix: {
+    type: 'array',
+    items: { type: 'array', items: { type: 'boolean' }, minItems: 2, maxItems: 2 },
+    minItems: 2,
+  },
   anyOf: {
     anyOf: [
       { type: 'object', properties: { kind: { const: 'circle' }, r: { type: 'number' } }, required: ['kind', 'r'] },
-      { type: 'object', properties: { kind: { const: 'square' }, side: { type: 'number' } }, required: ['kind', 'side'] },
-      { type: 'object', properties: { kind: { type: 'string' }, other: { type: 'null' } }, required: ['kind', 'other'] },
+      {
+        type: 'object',
+        properties: { kind: { const: 'square' }, side: { type: 'number' } },
+        required: ['kind', 'side'],
+      },
+      {
+        type: 'object',
+        properties: { kind: { type: 'string' }, other: { type: 'null' } },
+        required: ['kind', 'other'],
+      },
       { type: 'null' },
     ],
   },
@@ -108,17 +128,26 @@ export const schemas: Record<string, Schema> = {
     $defs: {
       node: {
         type: 'object',
-        properties: { value: { type: 'integer', minimum: 0, maximum: 9 }, next: { anyOf: [{ $ref: '#/$defs/node' }, { type: 'null' }] } },
+        properties: {
+          value: { type: 'integer', minimum: 0, maximum: 9 },
+          next: { anyOf: [{ $ref: '#/$defs/node' }, { type: 'null' }] },
+        },
         required: ['value', 'next'],
       },
     },
   },
   tree: {
     type: 'object',
-    properties: { name: { type: 'string', maxLength: 3 }, children: { type: 'array', items: { $ref: '#' }, maxItems: 3 } },
+    properties: {
+      name: { type: 'string', maxLength: 3 },
+      children: { type: 'array', items: { $ref: '#' }, maxItems: 3 },
+    },
     required: ['name', 'children'],
   },
-  'pointer with escapes': { $defs: { 'a/b~c': { $ref: '#/$defs/d%20e' }, 'd e': { type: 'null' } }, $ref: '#/$defs/a~1b~0c' },
+  'pointer with escapes': {
+    $defs: { 'a/b~c': { $ref: '#/$defs/d%20e' }, 'd e': { type: 'null' } },
+    $ref: '#/$defs/a~1b~0c',
+  },
   'keywords of other types': { type: ['string', 'null'], minimum: 3, items: { type: 'null' }, maxLength: 4 },
   'no type': { properties: { a: { minLength: 1 } }, required: ['a'] },
 };

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import type { Schema } from '../../lib/grammar/keywords.js';
 import { compileSchema } from '../../lib/grammar/schema.js';
@@ -6,7 +7,6 @@ import { tokenBytes } from '../../lib/text/token-bytes.js';
 import { Tokenizer } from '../../lib/text/tokenizer.js';
 import { run } from '../helpers/ops.js';
 import { Random } from '../ops/support.js';
-import { join } from 'node:path';
 import { sharedData, unlessPresent } from '../text/shared-data.js';
 import { schemas } from './schemas.js';
 import { bytesOf, demoVocabulary, read, singleBytes, sizeOf, tokensOf, vocabularyOf } from './support.js';
@@ -59,7 +59,12 @@ describe('sets of allowed tokens', () => {
   }
 
   it('long tokens fit as far as a length allows', () => {
-    const vocabulary = vocabularyOf([...singleBytes, ...[1, 15, 16, 17, 18, 40].map((n) => 'y'.repeat(n)), 'é'.repeat(17), `${'y'.repeat(17)}"`]);
+    const vocabulary = vocabularyOf([
+      ...singleBytes,
+      ...[1, 15, 16, 17, 18, 40].map((n) => 'y'.repeat(n)),
+      'é'.repeat(17),
+      `${'y'.repeat(17)}"`,
+    ]);
     for (const [most, expected] of [
       [15, ['15']],
       [16, ['15', '16']],
@@ -77,21 +82,27 @@ describe('sets of allowed tokens', () => {
   it('more readings of one text than there may be are an error', () => {
     const schema: Schema = { anyOf: Array.from({ length: 1100 }, (_, i) => ({ type: 'string', minLength: i })) };
     const grammar = compileSchema(schema, true);
-    const call = () => run('grammarSets', 'cpu', { vocabulary: vocabularyOf(singleBytes), grammar, tokens: Int32Array.of(0x22) });
+    const call = () =>
+      run('grammarSets', 'cpu', { vocabulary: vocabularyOf(singleBytes), grammar, tokens: Int32Array.of(0x22) });
     assert.throws(call, { code: 'ERR_AT_MOE_UNSUPPORTED' });
   });
 
   it('damaged grammars and vocabularies are refused', () => {
     const good = compileSchema({ type: 'object', properties: { a: { type: 'string' } } }, true);
     const vocabulary = vocabularyOf(singleBytes);
-    const call = (grammar: object, words: object = vocabulary) => () => run('grammarSets', 'cpu', { vocabulary: words, grammar, tokens: new Int32Array() });
+    const call =
+      (grammar: object, words: object = vocabulary) =>
+      () =>
+        run('grammarSets', 'cpu', { vocabulary: words, grammar, tokens: new Int32Array() });
     call(good)();
     const changed = (name: keyof typeof good, index: number, value: number) => {
       const values = good[name].slice();
       values[index] = value;
       return { ...good, [name]: values };
     };
-    const strings = Array.from({ length: good.nodes.length / 7 }, (_, i) => 7 * i).filter((i) => good.nodes[i + 3] === 2);
+    const strings = Array.from({ length: good.nodes.length / 7 }, (_, i) => 7 * i).filter(
+      (i) => good.nodes[i + 3] === 2,
+    );
     for (const grammar of [
       changed('edges', 2, 1000),
       changed('edges', 0, 300),

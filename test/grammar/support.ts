@@ -10,7 +10,10 @@ const encoder = new TextEncoder();
 
 /** A vocabulary of these tokens, and a last one that is no part of any text. */
 export function vocabularyOf(tokens: (string | Uint8Array)[]): VocabularyDescription {
-  const parts = [...tokens.map((token) => (typeof token === 'string' ? encoder.encode(token) : token)), new Uint8Array()];
+  const parts = [
+    ...tokens.map((token) => (typeof token === 'string' ? encoder.encode(token) : token)),
+    new Uint8Array(),
+  ];
   const offsets = [0];
   for (const part of parts) offsets.push((offsets.at(-1) as number) + part.length);
   return { bytes: Uint8Array.from(parts.flatMap((part) => [...part])), offsets: Int32Array.from(offsets) };
@@ -52,7 +55,23 @@ export async function demoVocabulary(): Promise<VocabularyDescription> {
   return vocabularyOf([...tokens, ...straddling]);
 }
 
-export const straddling = ['{"', '":', '": ', '":"', '","', '", "', '"}', '"},', '"],"', '":[', '[{"', '}}', '1,', '"]}', '\\u00'];
+export const straddling = [
+  '{"',
+  '":',
+  '": ',
+  '":"',
+  '","',
+  '", "',
+  '"}',
+  '"},',
+  '"],"',
+  '":[',
+  '[{"',
+  '}}',
+  '1,',
+  '"]}',
+  '\\u00',
+];
 
 /** Ids of a text's tokens, the longest that fit first. */
 export function tokensOf(vocabulary: VocabularyDescription, text: string): Int32Array {
@@ -78,19 +97,23 @@ export interface Walk {
   ended: boolean;
 }
 
-/** Texts drawn token by token among those allowed, by these weights. */
+/** Texts, behind `tokens` if there are any, drawn token by token among those allowed by these weights. */
 export function walks(
   vocabulary: VocabularyDescription,
   grammar: GrammarDescription,
   weights: Float32Array,
-  options: { seed: number; walks: number; maxTokens: number },
+  options: { seed: number; walks: number; maxTokens: number; tokens?: Int32Array },
 ): Walk[] {
   const { tokens, lengths, ended } = run('grammarWalks', 'cpu', { vocabulary, grammar, weights, ...options });
   let at = 0;
   return Array.from(lengths as Int32Array, (length, i) => {
     const own = (tokens as Int32Array).slice(at, at + length);
     at += length;
-    const text = Buffer.concat(Array.from(own, (id) => bytesOf(vocabulary, id)));
-    return { text: new TextDecoder('utf-8', { fatal: ended[i] === 1 }).decode(text), tokens: own, ended: ended[i] === 1 };
+    const text = Buffer.concat(Array.from([...(options.tokens ?? []), ...own], (id) => bytesOf(vocabulary, id)));
+    return {
+      text: new TextDecoder('utf-8', { fatal: ended[i] === 1 }).decode(text),
+      tokens: own,
+      ended: ended[i] === 1,
+    };
   });
 }

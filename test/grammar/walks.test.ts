@@ -50,6 +50,29 @@ describe('random walks', async () => {
     });
   }
 
+  it('whatever has been written can be ended', () => {
+    const closing = new Float32Array(sizeOf(vocabulary)).fill(1);
+    for (const [text, weight] of [
+      ['"', 1e5],
+      [']', 1e6],
+      ['}', 1e6],
+      ['@', 1e4],
+      ['', 1e7],
+    ] as const) {
+      for (let id = 0; id < closing.length; id++) {
+        if (Buffer.from(bytesOf(vocabulary, id)).toString() === text) closing[id] = weight;
+      }
+    }
+    for (const [name, schema] of Object.entries(schemas)) {
+      const grammar = compileSchema(schema, false);
+      const weights = randomWeights(vocabulary, 7, 1);
+      for (const { tokens } of walks(vocabulary, grammar, weights, { seed: 9, walks: 12, maxTokens: 17 })) {
+        const [end] = walks(vocabulary, grammar, closing, { seed: 9, walks: 1, maxTokens: 2000, tokens }) as [Walk];
+        assert.ok(end.ended, `${name}: ${Buffer.concat(Array.from(tokens, (id) => bytesOf(vocabulary, id)))}`);
+      }
+    }
+  });
+
   it('tokens that straddle structure are used', () => {
     const names = ['any object', 'tree', 'map', 'list'];
     const found = [1, 2, 3, 4].flatMap((seed) => names.flatMap((name) => completed(vocabulary, name, true, seed)));
@@ -64,7 +87,11 @@ describe('random walks', async () => {
     weights[0x22] = 8;
     weights[0x5c] = 30;
     weights[0x75] = 30;
-    for (const { text, ended } of walks(bytes, compileSchema({ type: 'string' }, true), weights, { seed: 3, walks: 500, maxTokens: 500 })) {
+    for (const { text, ended } of walks(bytes, compileSchema({ type: 'string' }, true), weights, {
+      seed: 3,
+      walks: 500,
+      maxTokens: 500,
+    })) {
       assert.ok(ended);
       assert.ok(!/\p{Surrogate}/u.test(JSON.parse(text)), text);
     }

@@ -25,7 +25,11 @@ const hasCode = (code: string) => (error: unknown) => (error as { code?: string 
 
 const short: ResponseFormat = {
   type: 'json_schema',
-  schema: { type: 'object', properties: { ok: { type: 'boolean' }, name: { type: 'string', maxLength: 3 } }, required: ['ok'] },
+  schema: {
+    type: 'object',
+    properties: { ok: { type: 'boolean' }, name: { type: 'string', maxLength: 3 } },
+    required: ['ok'],
+  },
 };
 
 for (const device of devices) {
@@ -65,7 +69,8 @@ describe('response formats', () => {
     const model = await textModel(t, 'cpu');
     const small = await loadBase(t, model.path, 'cpu', { threads: 1, kvTokens: 112, maxBatch: 4, contextLength: 112 });
     const options = { responseFormat, temperature: 1.5, maxTokens: 60, logProbs: true };
-    const run = (of: typeof model) => Promise.all([1, 2, 3, 4].map((seed) => of.complete(prompt, { ...options, seed })));
+    const run = (of: typeof model) =>
+      Promise.all([1, 2, 3, 4].map((seed) => of.complete(prompt, { ...options, seed })));
     assert.deepEqual((await run(small)).map(bits), (await run(model)).map(bits));
   });
 
@@ -86,7 +91,15 @@ describe('response formats', () => {
     const stopped = await model.complete(prompt, { responseFormat, stop: '"age"', maxTokens: 100 });
     assert.equal(stopped.stop, '"age"');
     assert.match(stopped.text, /^\{"name": ?".*", ?$/);
-    const narrow = { responseFormat, temperature: 2, topK: 1, topP: 0.5, minP: 0.5, repetitionPenalty: 1.3, maxTokens: 200 };
+    const narrow = {
+      responseFormat,
+      temperature: 2,
+      topK: 1,
+      topP: 0.5,
+      minP: 0.5,
+      repetitionPenalty: 1.3,
+      maxTokens: 200,
+    };
     const result = await model.complete(prompt, narrow);
     if (result.finishReason === 'stop') assert.ok(validate(JSON.parse(result.text)), result.text);
     else assert.equal(result.tokens.length, 200);
@@ -114,9 +127,17 @@ describe('response formats', () => {
     const given = await model.complete(prompt, { responseFormat: compiled, seed: 1 });
     assert.deepEqual(await model.complete(prompt, { responseFormat, seed: 1 }), given);
     // More formats than are kept: the first is made again, under way or not.
-    const others = Array.from({ length: 80 }, (_, i): ResponseFormat => ({ type: 'json_schema', schema: { const: i } }));
-    const texts = await Promise.all(others.map(async (one) => (await model.complete(prompt, { responseFormat: one })).text));
-    assert.deepEqual(texts, Array.from({ length: 80 }, (_, i) => `${i}`));
+    const others = Array.from(
+      { length: 80 },
+      (_, i): ResponseFormat => ({ type: 'json_schema', schema: { const: i } }),
+    );
+    const texts = await Promise.all(
+      others.map(async (one) => (await model.complete(prompt, { responseFormat: one })).text),
+    );
+    assert.deepEqual(
+      texts,
+      Array.from({ length: 80 }, (_, i) => `${i}`),
+    );
     assert.notEqual(model.compileResponseFormat(responseFormat), compiled);
     assert.equal((await model.complete(prompt, { responseFormat: compiled, seed: 1 })).text, given.text);
   });
@@ -132,7 +153,9 @@ describe('response formats', () => {
     using session = model.createSession();
     const first = await session.complete('a', { responseFormat, temperature: 1 });
     assert.ok(validate(JSON.parse(first.text)));
-    const second = await session.complete('b', { responseFormat: { type: 'json_schema', schema: { type: 'boolean' } } });
+    const second = await session.complete('b', {
+      responseFormat: { type: 'json_schema', schema: { type: 'boolean' } },
+    });
     assert.match(second.text, /^(true|false)$/);
     assert.equal(session.messages.at(-3)?.content, first.text);
   });
@@ -149,8 +172,16 @@ describe('response formats', () => {
   it('wrong formats throw at the call', async (t) => {
     const model = await textModel(t, 'cpu');
     const wrong = [null, 'json', {}, { type: 'xml' }, { type: 'json_schema' }, { type: 'json_object', schema: {} }];
-    for (const format of [...wrong, { type: 'json_schema', schema: {}, strict: 1 }, { type: 'json_schema', schema: [] }]) {
-      assert.throws(() => model.generate(prompt, { responseFormat: format as ResponseFormat }), TypeError, JSON.stringify(format));
+    for (const format of [
+      ...wrong,
+      { type: 'json_schema', schema: {}, strict: 1 },
+      { type: 'json_schema', schema: [] },
+    ]) {
+      assert.throws(
+        () => model.generate(prompt, { responseFormat: format as ResponseFormat }),
+        TypeError,
+        JSON.stringify(format),
+      );
     }
     const unsupported = { type: 'object', properties: { a: { not: {} } } };
     assert.throws(

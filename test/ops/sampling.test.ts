@@ -102,17 +102,25 @@ onDevices('sampling: only allowed tokens are drawn, and log-probabilities are of
           kept.some(([id]) => id === token),
           `${token} is no candidate`,
         );
-        close([out.logProbs[n]], [logits.data[n * vocabulary + token]! - logSumExp(row(logits, n))], 1e-5, 'log probability');
+        close(
+          [out.logProbs[n]],
+          [logits.data[n * vocabulary + token]! - logSumExp(row(logits, n))],
+          1e-5,
+          'log probability',
+        );
       });
     }
   }
 });
 
-onDevices('sampling: all tokens allowed is the same as no limit, and a limit is a row\'s own', (device) => {
+onDevices("sampling: all tokens allowed is the same as no limit, and a limit is a row's own", (device) => {
   const logits = new Random(12).matrix(4, 2051, 2);
   const rows: SamplingRow[] = range(0, 4).map((n) => ({ ...rules[2 * n]!, seed: 3, draw: n }));
   const free = run('sampling', device, { logits, rows });
-  const all = run('sampling', device, { logits, rows: rows.map((own) => ({ ...own, allowed: tokenSet(2051, () => true) })) });
+  const all = run('sampling', device, {
+    logits,
+    rows: rows.map((own) => ({ ...own, allowed: tokenSet(2051, () => true) })),
+  });
   assert.deepEqual(all.tokens, free.tokens);
   const second = { ...rows[1]!, allowed: tokenSet(2051, (id) => id % 100 === 7) };
   const mixed = run('sampling', device, { logits, rows: [rows[0], second, rows[2], rows[3]] });
