@@ -35,7 +35,7 @@ export interface Usage {
 export interface Choice {
   text: string;
   tokens: number[];
-  /** 'stop': an end-of-sequence token or a stop string; 'length': maxTokens or the end of the context. */
+  /** 'stop': an end-of-sequence token, a stop string or the end of a response format's value; 'length': maxTokens or the end of the context. */
   finishReason: 'stop' | 'length';
   /** The stop string, when one ended the text. */
   stop?: string;
@@ -148,8 +148,13 @@ export async function* runSequence(
   options: CheckedOptions,
 ): AsyncGenerator<Piece, GenerateResult> {
   core.check();
-  const routing = route();
   options.signal?.throwIfAborted();
+  if (options.responseFormat) {
+    await core.formats.prepare();
+    core.check();
+    options.signal?.throwIfAborted();
+  }
+  const routing = route();
   const queue = new EventQueue();
   const before = [...Array.from(run.context), ...run.ids];
   const choices = Array.from({ length: options.n ?? 1 }, () => new Transcript(core, before, options.stop));
@@ -206,6 +211,7 @@ function request(core: ModelCore, run: SequenceRun, routing: RequestRouting, opt
     maxTokens: options.maxTokens,
     stopTokens: options.ignoreEos ? new Int32Array(0) : core.stopTokens,
     sampling: options.sampling,
+    ...(options.responseFormat && { grammar: core.formats.handleOf(options.responseFormat) }),
     routing: routing.request,
     trace: options.trace,
     logProbs: options.logProbs,

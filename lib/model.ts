@@ -21,6 +21,7 @@ import { Mixture, type MixtureOptions } from './mixture.js';
 import { ModelCore } from './model-core.js';
 import { createEngine } from './native.js';
 import type { EngineStats, MemoryStatement } from './native-types.js';
+import type { CompiledResponseFormat, ResponseFormat } from './response-format.js';
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
 import { TextGenerator } from './text-generator.js';
@@ -190,6 +191,17 @@ export class Model extends TextGenerator {
   /** Absent for a folder without tokenizer.json: prompts are token ids then. */
   get tokenizer(): Tokenizer | undefined {
     return this.#core.tokenizer;
+  }
+
+  /**
+   * Compiles a response format once for many requests. Formats given as they are to `generate` are compiled too, and the
+   * last 64 are kept by their JSON.
+   * @throws TypeError, RangeError with `code` ERR_AT_MOE_SCHEMA and the `pointer` of what is wrong or not supported;
+   * AtMoeError ERR_AT_MOE_UNSUPPORTED without a tokenizer that spells bytes.
+   */
+  compileResponseFormat(format: ResponseFormat): CompiledResponseFormat {
+    this.#core.check();
+    return this.#core.formats.compile(format);
   }
 
   /** A new mixture: fresh experts (B = 0) or PEFT adapters in groups, and a router that weighs all groups alike. */

@@ -138,6 +138,28 @@ export interface SamplingOptions {
   seed: number | bigint;
 }
 
+/** The bytes of every id's token: those of id i are [offsets[i], offsets[i + 1]); none for what is no part of a text. */
+export interface VocabularyDescription {
+  bytes: Uint8Array;
+  offsets: Int32Array;
+}
+
+/** A handle of a grammar in an engine. Requests in flight keep theirs after `releaseGrammar`. */
+export type GrammarHandle = number;
+
+/** A language of JSON texts, as native/grammar/grammar.h reads it. */
+export interface GrammarDescription {
+  /** [end of edges, end of empty, end of calls, kind (0, 1 accepts, 2 string), least, most, target] each. */
+  nodes: Int32Array;
+  /** [low, high, target] each. */
+  edges: Int32Array;
+  empty: Int32Array;
+  /** [rule, target] each. */
+  calls: Int32Array;
+  /** First nodes; the first rule is the root. */
+  rules: Int32Array;
+}
+
 export interface SessionRequest {
   /** Chosen by the caller; its context (tokens, keys, routing) outlives the request until `releaseSession`. */
   id: number;
@@ -169,6 +191,8 @@ export interface GenerateRequest extends Scheduling {
   /** Ids that are never sampled. */
   bannedTokens?: Int32Array;
   sampling: SamplingOptions;
+  /** Holds the text to a grammar: it ends ('stop') when it is complete and nothing can follow. */
+  grammar?: GrammarHandle;
   routing: RoutingRequest;
   trace?: boolean;
   logProbs?: boolean;
@@ -383,6 +407,12 @@ export interface NativeEngine {
   releaseMixture(mixture: MixtureHandle): void;
   /** Current values of the tensors whose name starts with `prefix`: 'experts.3.', 'general.', 'router.', '' … */
   readMixture(mixture: MixtureHandle, prefix: string): Promise<NamedTensor[]>;
+
+  /** Before the first sequence with a grammar. */
+  loadVocabulary(vocabulary: VocabularyDescription): Promise<void>;
+  createGrammar(description: GrammarDescription): GrammarHandle;
+  /** Unknown handles are ignored. */
+  releaseGrammar(grammar: GrammarHandle): void;
 
   /**
    * Starts the request's n sequences; `listener` gets the events of each, the last one being 'done'. Returns the number of

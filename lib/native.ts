@@ -10,6 +10,7 @@ import type {
   DeviceDescription,
   EngineOptions,
   GenerateRequest,
+  GrammarDescription,
   JobOptions,
   LoadOptions,
   MergeRequest,
@@ -20,16 +21,20 @@ import type {
   SequenceEvent,
   TrainerState,
   TrainOptions,
+  VocabularyDescription,
 } from './native-types.js';
 
 /** The methods of the native class: those of NativeEngine with a number, chosen here, in front of each job's arguments. */
 type NativeMethod = (number: number, ...args: unknown[]) => Promise<unknown>;
-type JobName = Exclude<keyof NativeEngine, 'generate' | 'cancel' | 'read' | 'releaseMixture' | 'releaseSession'>;
+type Effect = 'generate' | 'cancel' | 'read' | 'createGrammar' | 'releaseGrammar' | 'releaseMixture' | 'releaseSession';
+type JobName = Exclude<keyof NativeEngine, Effect>;
 type RawEngine = Record<JobName, NativeMethod> & {
   generate(sequence: number, request: GenerateRequest): void;
   cancelSequence(sequence: number): void;
   readTokens(sequence: number, tokens: number): void;
   cancelJob(job: number): void;
+  createGrammar(grammar: number, description: GrammarDescription): void;
+  releaseGrammar(grammar: number): void;
   releaseMixture(mixture: number): void;
   releaseSession(session: number): void;
 };
@@ -147,6 +152,24 @@ class Engine implements NativeEngine {
 
   readMixture(mixture: number, prefix: string) {
     return this.#run('readMixture', [mixture, prefix]);
+  }
+
+  loadVocabulary(vocabulary: VocabularyDescription) {
+    return this.#run('loadVocabulary', [vocabulary]);
+  }
+
+  createGrammar(description: GrammarDescription): number {
+    const number = this.#hub.next++;
+    try {
+      this.#raw.createGrammar(number, description);
+    } catch (error) {
+      throw wrapError(error);
+    }
+    return number;
+  }
+
+  releaseGrammar(grammar: number) {
+    this.#raw.releaseGrammar(grammar);
   }
 
   generate(request: GenerateRequest, listener: (event: SequenceEvent, index: number) => void): number {

@@ -72,9 +72,9 @@ export class ChatSession {
     if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the session was disposed');
     if (this.#busy) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the session is still at its last turn');
     if (text === '') throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the turn is empty');
-    const checked = checkGenerateOptions(options);
-    if (checked.n !== undefined) throw new TypeError('a session goes on in one way: n cannot be given');
     const { core } = this.#generator;
+    const checked = checkGenerateOptions(options, core.formats);
+    if (checked.n !== undefined) throw new TypeError('a session goes on in one way: n cannot be given');
     const routing = this.#generator.requestRouting(checked.routing);
     const reroute = this.#everyTurn || routing.perToken;
     const controls = JSON.stringify(checked.routing);

@@ -51,7 +51,7 @@ export abstract class TextGenerator {
 
   #run(prompt: Prompt, options: GenerateOptions, whole: boolean): AsyncGenerator<Piece, GenerateResult> {
     this.core.check();
-    const checked = checkGenerateOptions(options);
+    const checked = checkGenerateOptions(options, this.core.formats);
     if (checked.stop.length > 0 && !this.core.tokenizer)
       throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'stop needs text, and the model folder has no tokenizer.json');
     const run = { ids: this.core.encode(prompt), context: [], whole };
@@ -111,7 +111,7 @@ export abstract class TextGenerator {
     completion: string | readonly number[] | Int32Array,
     options: ScoreOptions = {},
   ): Promise<ScoreResult> {
-    const checked = checkScoreOptions(options);
+    const checked = checkScoreOptions(options, this.core.formats);
     const { signal } = checked;
     this.core.check();
     const before = this.core.encode(prompt);

@@ -141,7 +141,8 @@ async function alone(options: BenchOptions, list: Call[]): Promise<number[][][][
       const made: number[][][] = [];
       for (const call of list) {
         options.signal?.throwIfAborted();
-        made.push(textsOf(await drain(service.run(call, checkGenerateOptions(call.options), true))));
+        const checked = checkGenerateOptions(call.options, service.core.formats);
+        made.push(textsOf(await drain(service.run(call, checked, true))));
       }
       texts.push(made);
     }
@@ -197,11 +198,8 @@ export async function benchSoak(options: BenchOptions & { seconds: number }): Pr
       const index = random.below(list.length);
       const call = list[index] as Call;
       const manner = random.below(8);
-      const checked = checkGenerateOptions({
-        ...call.options,
-        priority: random.below(3),
-        ...(manner === 0 && { timeoutMs: 1 + random.below(20) }),
-      });
+      const scheduling = { priority: random.below(3), ...(manner === 0 && { timeoutMs: 1 + random.below(20) }) };
+      const checked = checkGenerateOptions({ ...call.options, ...scheduling }, service.core.formats);
       const pieces = service.run(call, checked, manner > 5);
       const texts = expected[call.routing === 'base' ? 0 : service.content]?.[index] as number[][];
       const most = manner === 1 ? random.below(20) : Number.POSITIVE_INFINITY;

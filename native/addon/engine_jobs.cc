@@ -1,8 +1,10 @@
 // The methods of the class `Engine` one by one.
 #include "addon/engine_wrap.h"
 #include "addon/environment.h"
+#include "addon/read_grammar.h"
 #include "addon/read_requests.h"
 #include "addon/read_tensors.h"
+#include "addon/write.h"
 #include "engine/worker.h"
 
 namespace at_moe {
@@ -65,6 +67,26 @@ Napi::Value EngineWrap::read_mixture(const Info& info) {
     return
         [mixture, prefix](Worker& worker, JobResult& result) { return worker.read_mixture(mixture, prefix, result); };
   });
+}
+
+Napi::Value EngineWrap::load_vocabulary(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    std::shared_ptr<Vocabulary> vocabulary = read_vocabulary(Fields(info[1], "vocabulary"));
+    return [vocabulary](Worker& worker, JobResult& result) { return worker.load_vocabulary(vocabulary, result); };
+  });
+}
+
+void EngineWrap::create_grammar(const Info& info) {
+  const int64_t number = integer_of(info[0], "grammar");
+  guarded(info, [&] {
+    std::shared_ptr<const Grammar> grammar = read_grammar(Fields(info[1], "description"));
+    engine_->post([number, grammar](Worker& worker) { worker.constraints().add(number, grammar); });
+  });
+}
+
+void EngineWrap::release_grammar(const Info& info) {
+  const int64_t number = integer_of(info[0], "grammar");
+  engine_->post([number](Worker& worker) { worker.constraints().release(number); });
 }
 
 void EngineWrap::generate(const Info& info) {

@@ -29,6 +29,9 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value create_mixture(const Info& info);
   void release_mixture(const Info& info);
   Napi::Value read_mixture(const Info& info);
+  Napi::Value load_vocabulary(const Info& info);
+  void create_grammar(const Info& info);
+  void release_grammar(const Info& info);
   void generate(const Info& info);
   void cancel_sequence(const Info& info);
   void read_tokens(const Info& info);

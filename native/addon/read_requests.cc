@@ -79,6 +79,7 @@ GenerateRequest read_generate_request(const Fields& from) {
   request.routing = read_routing(from.child("routing"));
   request.trace = from.flag("trace", false);
   request.log_probs = from.flag("logProbs", false);
+  if (from.has("grammar")) request.grammar = from.integer("grammar");
   if (from.has("session")) {
     const Fields session = from.child("session");
     request.session = session.integer("id");

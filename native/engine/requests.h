@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -61,6 +62,7 @@ struct Scheduling {
   int64_t priority = 0;  // higher ones first
   Clock::time_point deadline = Clock::time_point::max();
 };
+class Constraint;
 
 struct GenerateRequest {
   int64_t sequence = 0;  // of the first of n
@@ -76,6 +78,8 @@ struct GenerateRequest {
   std::optional<int64_t> session;
   std::optional<int64_t> keep;  // tokens of the session's context that stay
   bool reroute = false;
+  std::optional<int64_t> grammar;
+  std::shared_ptr<Constraint> constraint;  // of `grammar`, found by the worker
 };
 
 struct ScoreRequest {

@@ -89,6 +89,7 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   sequence->scheduling = request.scheduling;
   sequence->max_unread = request.max_unread;
   add_siblings(*sequence, request.n);
+  if (request.constraint) sequence->matcher.emplace(request.constraint);
   return sequence;
 }
 
@@ -122,27 +123,13 @@ void Scheduler::number_routing(Context& context, const RoutingRequest& request, 
 }
 
 void Scheduler::add(const GenerateRequest& request) {
-  try {
-    check_queue();
-    enter(begin(request));
-  } catch (...) {
-    DoneEvent done;
-    done.sequence = request.sequence;
-    done.reason = Reason::kError;
-    done.usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
-    done.failure = failure_of(std::current_exception());
-    for (int64_t i = 0; i < request.n; ++i, ++done.sequence) sink_.push(done);
-  }
+  check_queue();
+  enter(begin(request));
 }
 
 void Scheduler::add(ScoreRequest request) {
-  const int64_t job = request.job;
-  try {
-    check_queue();
-    enter(begin(std::move(request)));
-  } catch (...) {
-    sink_.push(JobDone{job, failure_of(std::current_exception())});
-  }
+  check_queue();
+  enter(begin(std::move(request)));
 }
 
 void Scheduler::enter(const Shared& sequence) {
@@ -268,6 +255,7 @@ std::vector<Scheduler::Sampled> Scheduler::sample(const std::vector<Shared>& bat
     row.history_length = sequence->context.size();
     row.banned = sequence->banned_tokens.data();
     row.banned_length = static_cast<int64_t>(sequence->banned_tokens.size());
+    if (sequence->matcher) row.allowed = sequence->matcher->allowed(sequence->stop_tokens);
     rows.push_back(row);
     log_probs |= sequence->log_probs;
   }
@@ -293,7 +281,10 @@ void Scheduler::accept(const Shared& sequence, Sampled sampled) {
   ++sequence->unread;
   ++stats_.completion_tokens;
   sink_.push(TokenEvent{sequence->id, sampled.token, sampled.log_prob});
-  if (sequence->context.size() >= sequence->limit) {
+  if (sequence->matcher) sequence->matcher->accept(sampled.token);
+  if (sequence->matcher && sequence->matcher->finished()) {
+    finish(sequence, Reason::kStop);
+  } else if (sequence->context.size() >= sequence->limit) {
     finish(sequence, Reason::kLength);
   } else if (sequence->must_wait()) {
     put(sequence, Place::kStalled);

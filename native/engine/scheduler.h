@@ -41,7 +41,7 @@ class Scheduler {
 
   // Fails unless there are ids and all are in the vocabulary.
   void check_ids(const std::vector<int32_t>& ids) const;
-  // Failures are told through the sink.
+  // Fails with kQueueFull, and for requests that cannot be served.
   void add(const GenerateRequest& request);
   void add(ScoreRequest request);
   void cancel(int64_t sequence) { cancel(Kind::kGenerate, sequence); }

@@ -10,6 +10,7 @@
 #include "engine/event.h"
 #include "engine/host_pages.h"
 #include "engine/requests.h"
+#include "grammar/matcher.h"
 #include "model/routing.h"
 
 namespace at_moe {
@@ -63,6 +64,7 @@ struct Sequence {
   bool trace = false, log_probs = false;
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;
+  std::optional<Matcher> matcher;                   // holds the text to a grammar
   std::vector<std::shared_ptr<Sequence>> siblings;  // go on from the same prompt once it has been read
   std::weak_ptr<Sequence> carrier;                  // whose sibling it is up to then
   std::optional<int64_t> max_unread;

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "backend/backend.h"
+#include "engine/constraints.h"
 #include "engine/lanes.h"
 #include "engine/requests.h"
 #include "engine/scheduler.h"
@@ -26,6 +27,7 @@ class Worker {
   Pass create_mixture(MixtureSource source, JobResult& result);
   Pass read_mixture(int64_t mixture, std::string prefix, JobResult& result);
   Pass begin_training(int64_t mixture, TrainOptions options, JobResult& result);  // mixture 0: the base
+  Pass load_vocabulary(std::shared_ptr<Vocabulary> vocabulary, JobResult& result);
   Pass merged(MergeRequest request, JobResult& result);
   Pass memory(JobResult& result);
   Pass logits(ScoreRequest request, JobResult& result);
@@ -40,6 +42,7 @@ class Worker {
   void cancel_job(int64_t job);
   void release_mixture(int64_t mixture);
   void release_session(int64_t session);
+  Constraints& constraints() { return constraints_; }
 
   EngineStats stats() const;
 
@@ -67,6 +70,7 @@ class Worker {
   std::map<int64_t, std::shared_ptr<Mixture>> mixtures_;
   int64_t last_mixture_ = 0;
   std::unique_ptr<Scheduler> scheduler_;
+  Constraints constraints_;
   Trainers trainers_;
   Lanes lanes_;
   bool working_ = false;

@@ -64,9 +64,8 @@ export const expertDir = (name: string, path: string) => join(golden, name, 'exp
 
 const demoBase = new URL('../../../examples/demo/base/', import.meta.url);
 
-/** A base with random weights, a tokenizer and, unless it is to be plain, a chat template. */
-export async function textModel(t: TestContext, device: string, { plain = false } = {}): Promise<Model> {
-  const dir = join(temporary(t), 'base');
+/** Writes a base with random weights, a tokenizer and, unless it is to be plain, a chat template. */
+export async function writeTextModel(dir: string, { plain = false } = {}): Promise<void> {
   const text = (name: string) => readFileSync(new URL(name, demoBase), 'utf8');
   const { chat_template, ...tokenizer } = JSON.parse(text('tokenizer_config.json'));
   await initializeModel(dir, JSON.parse(text('config.json')), {
@@ -76,6 +75,12 @@ export async function textModel(t: TestContext, device: string, { plain = false 
       'tokenizer_config.json': JSON.stringify({ ...tokenizer, ...(!plain && { chat_template }) }),
     },
   });
+}
+
+/** The model of writeTextModel. */
+export async function textModel(t: TestContext, device: string, options: { plain?: boolean } = {}): Promise<Model> {
+  const dir = join(temporary(t), 'base');
+  await writeTextModel(dir, options);
   const model = await loadModel(dir, { device: device as Device, threads: 1 });
   t.after(() => model.dispose());
   return model;
