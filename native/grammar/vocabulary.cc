@@ -7,6 +7,12 @@
 
 namespace at_moe {
 
+namespace {
+
+constexpr size_t kUnit = 16384;  // tokens laid out between two units
+
+}  // namespace
+
 bool TokenSet::empty() const {
   return std::ranges::all_of(words_, [](uint32_t word) { return word == 0; });
 }
@@ -61,15 +67,14 @@ Pass Vocabulary::prepare() {
   sorted.reserve(by_bytes.size());
   for (const auto& entry : by_bytes) sorted.push_back(entry.second);
   co_await unit_end();
-  all_ = trie_of(sorted);
+  co_await lay_out(sorted, all_);
   co_await unit_end();
   std::erase_if(sorted, [this](int32_t token) { return plain_length(bytes_of(token)) > 0; });
-  others_ = trie_of(sorted);
+  co_await lay_out(sorted, others_);
   sort_plain(std::move(plain));
 }
 
-TokenTrie Vocabulary::trie_of(std::span<const int32_t> sorted) const {
-  TokenTrie trie;
+Pass Vocabulary::lay_out(std::span<const int32_t> sorted, TokenTrie& trie) const {
   std::vector<size_t> path;  // nodes of the bytes so far
   std::span<const uint8_t> before;
   auto close = [&](size_t depth) {
@@ -86,10 +91,10 @@ TokenTrie Vocabulary::trie_of(std::span<const int32_t> sorted) const {
     trie.tokens.push_back(token);
     trie.longest = std::max(trie.longest, bytes.size());
     before = bytes;
+    if (trie.tokens.size() % kUnit == 0) co_await unit_end();
   }
   close(0);
   trie.nodes.push_back({0, static_cast<int32_t>(trie.tokens.size())});
-  return trie;
 }
 
 void Vocabulary::sort_plain(std::vector<std::pair<int32_t, int32_t>> plain) {

@@ -68,7 +68,7 @@ class Vocabulary {
 
   static uint64_t first_bytes(std::span<const uint8_t> bytes);
   static int32_t plain_length(std::span<const uint8_t> bytes);
-  TokenTrie trie_of(std::span<const int32_t> sorted) const;
+  Pass lay_out(std::span<const int32_t> sorted, TokenTrie& trie) const;
   void sort_plain(std::vector<std::pair<int32_t, int32_t>> plain);
 
   std::vector<uint8_t> bytes_;
