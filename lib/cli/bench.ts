@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os';
 import { benchDecode } from '../bench/decode.js';
 import { benchEventLoop, eventLoopText } from '../bench/event-loop.js';
+import { benchIdle, idleText } from '../bench/idle.js';
 import { benchLoad, loadText } from '../bench/load.js';
 import { benchPrefill } from '../bench/prefill.js';
 import { speedText } from '../bench/report.js';
@@ -13,12 +14,12 @@ import { type Command, type Flags, parseCommand, UsageError, type Values } from 
 
 const command = {
   name: 'bench',
-  usage: 'decode|prefill|train|load|event-loop|soak [flags]',
+  usage: 'decode|prefill|train|load|event-loop|idle|soak [flags]',
   summary:
     'Measures a model of random weights. decode, prefill: base and mixture in turns. train: a step of one expert ' +
     '("base") and of the router over all experts ("mixture"). Each is set against its floor, from bytes or ' +
     'multiply-adds, and against the rate this machine reached in the same run. load: time and peak memory of loading a ' +
-    'checkpoint. event-loop: how late a 10 ms timer fires while the package works. soak: random traffic with slow readers, ' +
+    'checkpoint. event-loop: how late a 10 ms timer fires while the package works. idle: what loaded mixtures cost the base. soak: random traffic with slow readers, ' +
     'aborts, replaced mixtures and too little KV cache; compares every text with the same request alone.',
   positionals: 1,
   flags: {
@@ -36,7 +37,7 @@ const command = {
       type: 'integer',
       help: 'decode: tokens before the step; else of each sequence; default 128, prefill 256',
     },
-    steps: { type: 'integer', help: 'of each variant; default 24 for decode, 8 for prefill and train' },
+    steps: { type: 'integer', help: 'of each variant; default 24 for decode, 8 for prefill and train, 100 for idle' },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
     device: { type: 'string', choices: ['auto', 'cpu', 'cuda'], unlisted: ['emulated'], help: 'default auto' },
@@ -52,10 +53,10 @@ const command = {
   ],
 } as const satisfies Command<Flags>;
 
-const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop', 'soak'] as const;
+const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop', 'idle', 'soak'] as const;
 type Kind = (typeof kinds)[number];
 
-const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1, soak: 1 };
+const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1, idle: 100, soak: 1 };
 
 function atLeastOne(name: string, value: number): number {
   if (value < 1) throw new UsageError(`--${name} is at least 1`);
@@ -92,6 +93,10 @@ async function run(kind: Kind, options: BenchOptions, seconds: number): Promise<
   if (kind === 'event-loop') {
     const report = await benchEventLoop({ ...options, seconds });
     return { report, text: eventLoopText(report) };
+  }
+  if (kind === 'idle') {
+    const report = await benchIdle(options);
+    return { report, text: idleText(report) };
   }
   if (kind === 'soak') {
     const report = await benchSoak({ ...options, seconds });
