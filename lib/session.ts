@@ -67,7 +67,11 @@ export class ChatSession {
    * @throws as generate() of the model; AtMoeError ERR_AT_MOE_BUSY while another turn runs; ERR_AT_MOE_ROUTING for other
    * controls than the first turn's where its routing holds.
    */
-  async *generate(text: string, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
+  generate(text: string, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
+    return this.#turn(text, options, false);
+  }
+
+  async *#turn(text: string, options: GenerateOptions, whole: boolean): AsyncGenerator<Piece, GenerateResult> {
     if (typeof text !== 'string') throw new TypeError('a turn of a session is text');
     if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the session was disposed');
     if (this.#busy) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the session is still at its last turn');
@@ -96,6 +100,7 @@ export class ChatSession {
       const run = {
         ids: Int32Array.from(wanted.slice(keep)),
         context: this.#context,
+        whole,
         session: { id: this.#id, keep, reroute },
         onEnd: (usage: { contextTokens: number }) => {
           contextTokens = usage.contextTokens;
@@ -122,7 +127,7 @@ export class ChatSession {
 
   /** One turn as a whole. Errors as generate(). */
   async complete(text: string, options: GenerateOptions = {}): Promise<GenerateResult> {
-    return await drain(this.generate(text, options));
+    return await drain(this.#turn(text, options, true));
   }
 
   /** Frees the cache. May be called again. */

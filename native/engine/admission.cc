@@ -34,7 +34,7 @@ void Scheduler::admit() {
       continue;
     }
     if (full && least->place == Place::kBatch) park(least);
-    queue_.take();
+    queue_.take(next);
     next->place = Place::kNone;
     if (!next->started) next->usage.cached_tokens = next->context.computed;
     next->started = true;

@@ -23,8 +23,7 @@ const Queue::Shared& Queue::next() {
   return *ranked_.begin();
 }
 
-void Queue::take() {
-  const Shared sequence = next();
+void Queue::take(const Shared& sequence) {
   passed_over_ = sequence == *arrived_.begin() ? 0 : passed_over_ + 1;
   remove(sequence);
 }

@@ -24,8 +24,8 @@ class Queue {
   void remove(const Shared& sequence);
   // Who is to be taken next; there must be one. Whose patience is at an end counts as of the highest priority.
   const Shared& next();
-  // Removes `next`.
-  void take();
+  // Removes one that was `next`.
+  void take(const Shared& sequence);
 
   // In the order of their ranks.
   auto begin() const { return ranked_.begin(); }

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Ajv2020 } from 'ajv/dist/2020.js';
+import type { GenerateOptions } from '../../lib/generation-options.js';
 import { CompiledResponseFormat, type ResponseFormat } from '../../lib/response-format.js';
 import { devices } from '../helpers/devices.js';
 import { bits, loadBase, textModel } from './support.js';
