@@ -25,6 +25,7 @@ const command = {
     'adapters-root': { type: 'string', value: 'DIR', help: 'clients may load adapters from there, and unload them' },
     'max-adapters': { type: 'integer', help: 'most adapters and mixtures at once; default 64' },
     'max-batch': { type: 'integer', help: 'most sequences worked on at once; default 16' },
+    'max-queue': { type: 'integer', help: 'requests that may wait for a place, others get 429; default any number' },
     'kv-tokens': { type: 'integer', help: 'tokens of the KV cache, all sequences together' },
     'max-tokens': { type: 'integer', help: 'most new tokens of a text; default the context length' },
     'body-limit': { type: 'integer', help: 'bytes of a request; default 2097152' },
@@ -110,7 +111,7 @@ export async function serve(argv: string[], signal: AbortSignal): Promise<number
   if (!isLoopback(values.host ?? '127.0.0.1') && options.apiKeys?.length === 0) {
     process.stderr.write('warning: no API key is asked for, of anyone who reaches this host\n');
   }
-  const place = { maxBatch: values['max-batch'], kvTokens: values['kv-tokens'] };
+  const place = { maxBatch: values['max-batch'], maxQueue: values['max-queue'], kvTokens: values['kv-tokens'] };
   const model = await openModel({ ...values, model: values.model ?? positionals[0] }, signal, place);
   try {
     await serveUntil(signal, model, options, values);

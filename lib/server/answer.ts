@@ -1,9 +1,9 @@
 import { randomUUID } from 'node:crypto';
-import type { Piece, Usage } from '../generation.js';
+import type { Choice, Piece, Usage } from '../generation.js';
 import type { Tokenizer } from '../text/tokenizer.js';
 import type { Dialect, ScoredToken, TextPart } from './dialect.js';
 import type { GenerationRequest } from './requests.js';
-import type { Text, TextStep } from './scheduling.js';
+import type { TextStep } from './text-step.js';
 
 /** The texts of a request as they come; returns its counts. */
 export type TextSteps = AsyncGenerator<TextStep, Usage>;
@@ -56,7 +56,7 @@ class Parts {
 }
 
 /** What an ended text has beside its words: `finish_reason`, and extensions. */
-function ending({ finishReason, seed, routing }: Text, { options }: GenerationRequest): object {
+function ending({ finishReason, seed, routing }: Choice, { options }: GenerationRequest): object {
   return { finish_reason: finishReason, seed, ...(options.trace && routing && { routing }) };
 }
 

@@ -44,8 +44,6 @@ export const shuttingDown = () =>
 /** What work ends with when nobody waits for it any more; the status is that of the log and the metrics. */
 export const clientLeft = () => new ApiError(499, 'the client left', { code: 'client_left' });
 
-export const deadlineExceeded = (message: string) => new ApiError(504, message, { code: 'deadline_exceeded' });
-
 /** What each code of docs/errors.md means to a client; codes that are not named are faults of the server. */
 const statusOfCode: Record<string, { status: number; code: string; param?: string; headers?: Record<string, string> }> =
   {
@@ -92,6 +90,10 @@ export function logFault(request: FastifyRequest, error: ApiError): void {
 /** The library's errors of wrong arguments, thrown at a call: the client's doing. */
 export function argumentError(error: unknown): unknown {
   if (!(error instanceof TypeError || error instanceof RangeError)) return error;
+  if (codeOf(error) === 'ERR_AT_MOE_SCHEMA') {
+    const message = `response_format: ${error.message}`;
+    return new ApiError(400, message, { code: 'invalid_schema', param: 'response_format', cause: error });
+  }
   const param = error.message.includes('routing') && { param: 'routing' };
   return new ApiError(400, error.message, { code: 'invalid_value', ...param, cause: error });
 }

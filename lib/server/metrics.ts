@@ -1,9 +1,9 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { Usage } from '../generation.js';
 import type { Model } from '../model.js';
-import type { MemoryStatement } from '../native-types.js';
+import type { EngineStats, MemoryStatement } from '../native-types.js';
 import type { RoutingTrace } from '../routing-trace.js';
-import { type EngineStats, engineStats, type TextStep } from './scheduling.js';
+import type { TextStep } from './text-step.js';
 
 const latencies = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 const tokenTimes = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5];
@@ -119,15 +119,14 @@ export class Metrics {
 
 interface EngineState {
   memory: MemoryStatement;
-  /** Of an engine that counts. */
-  stats?: EngineStats;
+  stats: EngineStats;
 }
 
 /** What the engine says of itself, once for all metrics of a reading; nothing when it has failed. */
 function engineReader(model: Model): () => Promise<EngineState | undefined> {
-  const ask = async (): Promise<EngineState | undefined> => {
-    const [memory, stats] = await Promise.all([model.memory(), engineStats(model)]);
-    return { memory, ...(stats && { stats }) };
+  const ask = async (): Promise<EngineState> => {
+    const [memory, stats] = await Promise.all([model.memory(), model.stats()]);
+    return { memory, stats };
   };
   let pending: Promise<EngineState | undefined> | undefined;
   return () => {
@@ -166,8 +165,8 @@ function addEngine(registry: Registry, model: Model): void {
       registers,
       async collect() {
         this.reset();
-        const stats = (await read())?.stats;
-        for (const [labels, value] of stats ? samples(stats) : []) this.inc(labels, value);
+        const state = await read();
+        for (const [labels, value] of state ? samples(state.stats) : []) this.inc(labels, value);
       },
     });
   gauge(
@@ -182,17 +181,24 @@ function addEngine(registry: Registry, model: Model): void {
   gauge(
     'at_moe_sequences',
     'Sequences in the batch, waiting for a place in it, waiting for their reader',
-    ({ stats }) =>
-      stats
-        ? [
-            [{ state: 'running' }, stats.running],
-            [{ state: 'queued' }, stats.queued],
-            [{ state: 'stalled' }, stats.stalled],
-          ]
-        : [],
+    ({ stats: { running, queued, stalled } }) => [
+      [{ state: 'running' }, running],
+      [{ state: 'queued' }, queued],
+      [{ state: 'stalled' }, stalled],
+    ],
     ['state'],
   );
-  gauge('at_moe_batch_size', 'Sequences of the last step', ({ stats }) => (stats ? [[{}, stats.batchSize]] : []));
+  gauge('at_moe_batch_size', 'Sequences of the last step', ({ stats }) => [[{}, stats.batchSize]]);
+  counter(
+    'at_moe_engine_requests_total',
+    'Requests that the engine took, refused because its queue was full, ended because their time was up',
+    ({ requests, refused, expired }) => [
+      [{ result: 'taken' }, requests],
+      [{ result: 'refused' }, refused],
+      [{ result: 'expired' }, expired],
+    ],
+    ['result'],
+  );
   counter(
     'at_moe_prefix_cache_tokens_total',
     'Tokens of prompts that were looked up in the prefix cache, and found',

@@ -6,7 +6,6 @@ export type LogFields = Record<string, string | number>;
 
 interface Open {
   controller: AbortController;
-  response: ServerResponse;
   fields: LogFields;
 }
 
@@ -28,7 +27,7 @@ export class OpenRequests {
 
   /** `onEnd` hears when the response is done, or the client gone. */
   add(request: IncomingMessage, response: ServerResponse, onEnd: (left: boolean, fields: LogFields) => void): void {
-    const open = { controller: new AbortController(), response, fields: {} };
+    const open = { controller: new AbortController(), fields: {} };
     this.#known.set(request, open);
     this.#open.add(open);
     let stalled: NodeJS.Timeout | undefined;
@@ -48,14 +47,9 @@ export class OpenRequests {
     });
   }
 
-  /** Aborts when the client leaves, the server gives the request up, or `timeoutMs` are over: with `timeoutReason`. */
-  signalOf(request: IncomingMessage, timeoutMs?: number, timeoutReason?: () => Error): AbortSignal {
-    const { controller, response } = this.#get(request);
-    if (timeoutMs !== undefined) {
-      const timer = setTimeout(() => controller.abort(timeoutReason?.()), timeoutMs);
-      response.once('close', () => clearTimeout(timer));
-    }
-    return controller.signal;
+  /** Aborts when the client leaves, or the server gives the request up. */
+  signalOf(request: IncomingMessage): AbortSignal {
+    return this.#get(request).controller.signal;
   }
 
   log(request: IncomingMessage, fields: LogFields): void {

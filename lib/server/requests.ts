@@ -11,14 +11,13 @@ export interface GenerationRequest {
   prompts: Prompt[];
   /** Texts for each prompt. */
   n: number;
+  /** Without `n` and `routing`. */
   options: GenerateOptions;
   /** Routing of the request, without `trace`. */
   controls: RoutingControls;
   stream: boolean;
   includeUsage: boolean;
   tokenIds: boolean;
-  priority: number | undefined;
-  timeoutMs: number | undefined;
 }
 
 export interface RequestLimits {
@@ -196,13 +195,14 @@ function toRequest(
       ignoreEos: body.ignore_eos ?? false,
       trace,
       logProbs,
+      ...(body.response_format && { responseFormat: body.response_format }),
+      ...(body.priority != null && { priority: body.priority }),
+      ...(body.timeout_ms != null && { timeoutMs: body.timeout_ms }),
     },
     controls: controls as RoutingControls,
     stream: body.stream ?? false,
     includeUsage: body.stream_options?.include_usage ?? false,
     tokenIds: body.return_token_ids ?? false,
-    priority: body.priority ?? undefined,
-    timeoutMs: body.timeout_ms ?? undefined,
   };
 }
 

@@ -8,7 +8,7 @@ import type { Handler, Routes } from './app.js';
 import { chat } from './chat.js';
 import { completions } from './completions.js';
 import type { Dialect } from './dialect.js';
-import { ApiError, deadlineExceeded, logFault, schemaError, shuttingDown, toApiError } from './errors.js';
+import { ApiError, logFault, schemaError, shuttingDown, toApiError } from './errors.js';
 import { sendEvents } from './events.js';
 import { generate } from './generation.js';
 import type { Metrics } from './metrics.js';
@@ -37,14 +37,12 @@ function writeText(service: Service, dialect: Dialect): Handler {
   const { model, models, open, metrics, maxTokens, stallMs } = service;
   return async (request, reply) => {
     const asked = dialect.parse(request.body, { maxTokens });
-    const { timeoutMs, stream } = asked;
     const lease = models.lease(asked.model);
     try {
       open.log(request.raw, { model: asked.model });
-      const late = () => deadlineExceeded(`not done within ${timeoutMs} ms`);
-      const signal = open.signalOf(request.raw, timeoutMs, late);
-      const steps = generate(model, lease, asked, signal, metrics);
-      if (!stream) {
+      const signal = open.signalOf(request.raw);
+      const steps = generate(lease, asked, signal, metrics);
+      if (!asked.stream) {
         const { body, usage } = await wholeAnswer(dialect, asked, steps, model.tokenizer);
         logUsage(service, request, usage);
         return body;

@@ -88,8 +88,8 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   sequence->sampling = request.sampling;
   sequence->scheduling = request.scheduling;
   sequence->max_unread = request.max_unread;
-  add_siblings(*sequence, request.n);
   if (request.constraint) sequence->matcher.emplace(request.constraint);
+  add_siblings(*sequence, request.n);
   return sequence;
 }
 

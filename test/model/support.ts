@@ -8,7 +8,7 @@ import { modelDescriptor } from '../../lib/formats/model-folder.js';
 import { type GoldenCase, readCase } from '../../lib/golden/case.js';
 import { initializeModel } from '../../lib/initialize.js';
 import { Mixture } from '../../lib/mixture.js';
-import { loadModel, Model } from '../../lib/model.js';
+import { type LoadModelOptions, loadModel, Model } from '../../lib/model.js';
 import { ModelCore } from '../../lib/model-core.js';
 import { createEngine } from '../../lib/native.js';
 import type { EngineOptions, LoadOptions } from '../../lib/native-types.js';
@@ -78,10 +78,14 @@ export async function writeTextModel(dir: string, { plain = false } = {}): Promi
 }
 
 /** The model of writeTextModel. */
-export async function textModel(t: TestContext, device: string, options: { plain?: boolean } = {}): Promise<Model> {
+export async function textModel(
+  t: TestContext,
+  device: string,
+  { plain, ...options }: { plain?: boolean } & LoadModelOptions = {},
+): Promise<Model> {
   const dir = join(temporary(t), 'base');
-  await writeTextModel(dir, options);
-  const model = await loadModel(dir, { device: device as Device, threads: 1 });
+  await writeTextModel(dir, plain === undefined ? {} : { plain });
+  const model = await loadModel(dir, { device: device as Device, threads: 1, ...options });
   t.after(() => model.dispose());
   return model;
 }

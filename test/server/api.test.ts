@@ -231,7 +231,6 @@ const refusals: [what: string, body: object, expected: object][] = [
   ['too many texts', { prompt: Array(100).fill('a'), n: 2 }, { status: 400, param: 'n' }],
   ['an unknown parameter', { max_token: 3 }, { status: 400, param: 'max_token', code: 'unknown_parameter' }],
   ['a penalty that is not computed', { frequency_penalty: 0.5 }, { status: 400, param: 'frequency_penalty' }],
-  ['JSON as a format', { response_format: { type: 'json_object' } }, { status: 400, param: 'response_format.type' }],
   ['controls of the base', { model: 'base', routing: { deny: ['x'] } }, { status: 400, param: 'routing' }],
   [
     'controls of one expert',

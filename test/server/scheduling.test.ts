@@ -1,103 +1,119 @@
-// Engines that schedule, played by objects: what is asked of them, and what is made of their answers.
+// What the engine offers many requests at once, through the server.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { GenerateOptions, GenerateResult, Model, Piece, Prompt, TextGenerator } from '../../lib/index.js';
+import type { Model } from '../../lib/index.js';
 import { toApiError } from '../../lib/server/errors.js';
 import { Metrics } from '../../lib/server/metrics.js';
-import { generateTexts, type TextStep } from '../../lib/server/scheduling.js';
+import { errorOf, idle, openModel, start, until } from './support.js';
 
-const memory = async () => ({ kvTokens: 64, kvFreeTokens: 16 });
-const stats = async () => ({
-  running: 3,
-  queued: 2,
-  stalled: 1,
-  batchSize: 4,
-  lookedUpTokens: 100,
-  hitTokens: 60,
-  preemptions: 5,
-});
-const plain = { memory } as Model;
-const scheduling = { memory, stats } as unknown as Model;
-const usage = { promptTokens: 4, completionTokens: 2, totalTokens: 6, cachedTokens: 1 };
-const choice = (text: string, seed: number) => ({ text, tokens: [seed], finishReason: 'stop' as const, seed });
+const text = 'note: cough\n';
+const long = { model: 'base', prompt: text, max_tokens: 3500, ignore_eos: true, stream: true };
 
-async function collect(steps: ReturnType<typeof generateTexts>) {
-  const found: TextStep[] = [];
-  for (;;) {
-    const step = await steps.next();
-    if (step.done) return { found, usage: step.value };
-    found.push(step.value);
-  }
+/** A text under way, up to `abort`. */
+async function occupy(post: (path: string, body: object) => Promise<Response>) {
+  const reader = (await post('/v1/completions', long)).body?.getReader();
+  await reader?.read();
+  return { end: () => reader?.cancel() };
 }
 
-test('n, priority and a deadline go to an engine that schedules, in one call', async () => {
-  const calls: GenerateOptions[] = [];
-  async function* generate(_prompt: Prompt, options: GenerateOptions): AsyncGenerator<Piece, GenerateResult> {
-    calls.push(options);
-    yield { text: 'b', tokens: [8], index: 1 } as Piece;
-    yield { text: 'a', tokens: [7], index: 0 } as Piece;
-    return { ...choice('a', 7), usage, choices: [choice('a', 7), choice('b', 8)] } as GenerateResult;
+test('a full queue is 429 with a time to come back', async () => {
+  const model = await openModel({ maxBatch: 1, maxQueue: 0 });
+  const { post, metric } = await start(model);
+  const busy = await occupy(post);
+  for (const stream of [false, true]) {
+    const refused = await post('/v1/completions', { ...long, stream });
+    assert.equal(refused.status, 429);
+    assert.equal(refused.headers.get('retry-after'), '1');
+    const { code, type } = await errorOf(refused);
+    assert.deepEqual([code, type], ['queue_full', 'rate_limit_error']);
   }
-  const generator = { generate } as unknown as TextGenerator;
-  const asked = { n: 2, priority: 3, timeoutMs: 50 };
-  const { found, usage: counted } = await collect(generateTexts(scheduling, generator, 'a', { seed: 7 }, asked));
-  assert.deepEqual(calls, [{ seed: 7, ...asked }]);
-  assert.deepEqual(
-    found.map((step) => [step.index, 'piece' in step ? step.piece.text : step.text.seed]),
-    [
-      [1, 'b'],
-      [0, 'a'],
-      [0, 7],
-      [1, 8],
-    ],
-  );
-  assert.deepEqual(counted, usage);
+  assert.equal(await metric('at_moe_engine_requests_total{result="refused"}'), 2);
+  await busy.end();
+  await idle(model);
 });
 
-test('an engine that does not schedule gets n calls, and refuses a priority', async () => {
-  const calls: GenerateOptions[] = [];
-  async function* generate(_prompt: Prompt, options: GenerateOptions): AsyncGenerator<Piece, GenerateResult> {
-    calls.push(options);
-    yield { text: 'a', tokens: [1] };
-    return { ...choice('a', options.seed ?? 0), usage };
-  }
-  const generator = { generate } as unknown as TextGenerator;
-  const { usage: counted } = await collect(generateTexts(plain, generator, 'a', { seed: 7 }, { n: 2 }));
-  assert.deepEqual(calls, [{ seed: 7 }, { seed: 8 }]);
-  assert.deepEqual(counted, { promptTokens: 4, completionTokens: 4, totalTokens: 8, cachedTokens: 1 });
-  assert.throws(() => generateTexts(plain, generator, 'a', {}, { n: 1, priority: 1 }), {
-    status: 400,
-    param: 'priority',
+test('a higher priority goes first', async () => {
+  const model = await openModel({ maxBatch: 1 });
+  const { post } = await start(model);
+  const busy = await occupy(post);
+  const order: number[] = [];
+  const short = { model: 'base', prompt: text, max_tokens: 2, ignore_eos: true };
+  const waiting = [-2, -1].map(async (priority) => {
+    const { status } = await post('/v1/completions', { ...short, priority });
+    assert.equal(status, 200);
+    order.push(priority);
   });
+  await until(async () => (await model.stats()).queued === 2);
+  await busy.end();
+  await Promise.all(waiting);
+  assert.deepEqual(order, [-1, -2]);
 });
 
-test('a full queue is 429 with a time to come back, a deadline 504, a lost device a fault without details', () => {
+test('a deadline ends a request that still waits', async () => {
+  const model = await openModel({ maxBatch: 1 });
+  const { post, metric } = await start(model);
+  const busy = await occupy(post);
+  const late = await post('/v1/completions', { model: 'base', prompt: text, timeout_ms: 20 });
+  assert.deepEqual([late.status, (await errorOf(late)).code], [504, 'deadline_exceeded']);
+  assert.equal(await metric('at_moe_engine_requests_total{result="expired"}'), 1);
+  await busy.end();
+  await idle(model);
+});
+
+test('a prompt that begins as one before says so in its usage and in the metrics', async () => {
+  const model = await openModel();
+  const { client, metric } = await start(model);
+  const body = { model: 'base', prompt: text.repeat(20), max_tokens: 4, temperature: 0 };
+  const first = await client.completions.create(body);
+  const again = await client.completions.create(body);
+  assert.equal(again.choices[0]?.text, first.choices[0]?.text);
+  assert.equal(first.usage?.prompt_tokens_details?.cached_tokens, 0);
+  const cached = again.usage?.prompt_tokens_details?.cached_tokens ?? 0;
+  assert.ok(cached >= 16 && cached < (again.usage?.prompt_tokens ?? 0), `${cached}`);
+  assert.equal(await metric('at_moe_cached_prompt_tokens_total{model="base"}'), cached);
+  assert.equal(await metric('at_moe_prefix_cache_tokens_total{result="hit"}'), cached);
+});
+
+test('errors of the engine: a deadline is 504, a lost device a fault without details', () => {
   const of = (code: string) => toApiError(Object.assign(new Error('said'), { code }));
-  const full = of('ERR_AT_MOE_QUEUE_FULL');
-  assert.deepEqual([full.status, full.code, full.headers], [429, 'queue_full', { 'retry-after': '1' }]);
   assert.deepEqual([of('ERR_AT_MOE_DEADLINE').status, of('ERR_AT_MOE_DEADLINE').code], [504, 'deadline_exceeded']);
   const lost = of('ERR_AT_MOE_DEVICE_LOST');
   assert.deepEqual([lost.status, lost.message], [500, 'internal error']);
 });
 
-test('metrics of an engine: as far as it counts, and none when it has failed', async () => {
+test('metrics of an engine, and none when it has failed', async () => {
   const read = async (model: Model) => {
     const text = await new Metrics(model, 'base', () => 0).registry.metrics();
-    const names = /^at_moe_(?:kv|sequences|batch|prefix|preemptions)/;
+    const names = /^at_moe_(?:kv|sequences|batch|engine|prefix|preemptions)/;
     return text.split('\n').filter((line) => names.test(line));
   };
-  const kv = ['at_moe_kv_tokens{state="free"} 16', 'at_moe_kv_tokens{state="used"} 48'];
-  assert.deepEqual(await read(scheduling), [
-    ...kv,
+  const counts = {
+    running: 3,
+    queued: 2,
+    stalled: 1,
+    batchSize: 4,
+    lookedUpTokens: 100,
+    hitTokens: 60,
+    preemptions: 5,
+  };
+  const played = {
+    memory: async () => ({ kvTokens: 64, kvFreeTokens: 16 }),
+    stats: async () => ({ ...counts, requests: 9, refused: 7, expired: 6 }),
+  };
+  assert.deepEqual(await read(played as unknown as Model), [
+    'at_moe_kv_tokens{state="free"} 16',
+    'at_moe_kv_tokens{state="used"} 48',
     'at_moe_sequences{state="running"} 3',
     'at_moe_sequences{state="queued"} 2',
     'at_moe_sequences{state="stalled"} 1',
     'at_moe_batch_size 4',
+    'at_moe_engine_requests_total{result="taken"} 9',
+    'at_moe_engine_requests_total{result="refused"} 7',
+    'at_moe_engine_requests_total{result="expired"} 6',
     'at_moe_prefix_cache_tokens_total{result="looked_up"} 100',
     'at_moe_prefix_cache_tokens_total{result="hit"} 60',
     'at_moe_preemptions_total 5',
   ]);
-  assert.deepEqual((await read(plain)).slice(0, 2), kv);
-  const failed = { memory: () => Promise.reject(new Error('lost')) } as unknown as Model;
+  const failed = { ...played, memory: () => Promise.reject(new Error('lost')) } as unknown as Model;
   assert.ok((await read(failed)).every((line) => line.endsWith(' 0')));
 });
