@@ -18,6 +18,14 @@ class CudaKvPool : public KvPool {
     return 2 * static_cast<size_t>(shape.layers * layer_elements(shape)) * size_of(dtype);
   }
 
+  std::vector<Part> parts(int64_t page) const override {
+    const int64_t bytes = shape().kv_heads * kPageTokens * shape().head_dim * static_cast<int64_t>(size_of(dtype_));
+    std::vector<Part> parts;
+    for (int64_t index = 0; index < 2 * shape().layers; ++index)
+      parts.push_back({static_cast<char*>(at(index)) + page * bytes, static_cast<size_t>(bytes)});
+    return parts;
+  }
+
   // Element (page, kv_head, token, dim) at ((page * kv_heads + kv_head) * kPageTokens + token) * head_dim + dim.
   void* keys(int64_t layer) const { return at(layer); }
   void* values(int64_t layer) const { return at(shape().layers + layer); }

@@ -1,5 +1,5 @@
 // Sampling of one token per row (contract: backend/ops/sampling.h).
-//   s_i = (l_i - max l) / temperature <= 0, l the penalised logits with banned ones -inf;  weight_i = e^s_i
+//   s_i = (l_i - max l) / temperature <= 0, l the penalised logits, -inf if banned or not allowed;  weight_i = e^s_i
 // The order of candidates is ascending (|s_i| as bits, i): a place, unique in the row. What top-k, top-p, min-p and the
 // draw ask for is always a prefix of that order, ended by a count or by a mass. It is found without sorting the row:
 // counts and masses of kBins intervals of places, one interval chosen, and so on until what is left fits a sort in
@@ -41,6 +41,7 @@ struct RowOptions {
   int32_t top_k;
   uint64_t seed, draw;
   int64_t history = 0, banned = 0, end = 0;  // ids [history, banned) are penalised, [banned, end) are banned
+  int64_t allowed = -1;                      // where the words of the allowed set begin; -1: all are
 };
 
 struct RowResult {
@@ -230,17 +231,25 @@ class Row {
 };
 static_assert(kSorted <= kBins, "a sorted list is walked as bins of one place");
 
-// scores = the row after repetition penalty and bans.
+// scores = the row after repetition penalty, bans and the allowed set.
 __device__ void penalise(const RowOptions& options, const int32_t* ids, const float* logits, int64_t n, float* scores) {
+  // Bit k: whether token i + k is allowed, up to the end of the word that has i.
+  const auto allowed = [&](int64_t i) {
+    return options.allowed < 0 ? ~0u : static_cast<unsigned>(ids[options.allowed + i / 32]) >> (i % 32);
+  };
   visit_fours(n, [&](int64_t i, int count) {
     float x[4];
     load_four(logits + i, count, x);
+    const unsigned bits = allowed(i);
+    for (int k = 0; k < 4; ++k) {
+      if ((bits >> k & 1) == 0) x[k] = -INFINITY;
+    }
     store_four(scores + i, count, x);
   });
   __syncthreads();
   for (int64_t i = options.history + threadIdx.x; i < options.banned; i += kRowThreads) {
     const float l = logits[ids[i]];
-    scores[ids[i]] = l < 0 ? l * options.repetition_penalty : l / options.repetition_penalty;
+    if (allowed(ids[i]) & 1) scores[ids[i]] = l < 0 ? l * options.repetition_penalty : l / options.repetition_penalty;
   }
   __syncthreads();
   for (int64_t i = options.banned + threadIdx.x; i < options.end; i += kRowThreads) scores[ids[i]] = -INFINITY;
@@ -322,7 +331,7 @@ __global__ void __launch_bounds__(kRowThreads) sample_rows(const void* arguments
   const LogSumExp raw = log_sum_exp(logits, n);
   const float* source = logits;
   float largest = raw.largest;
-  if (options.end > options.history) {
+  if (options.end > options.history || options.allowed >= 0) {
     penalise(options, args.ids, logits, n, scores);
     source = scores;
     float own = -INFINITY;
@@ -336,13 +345,17 @@ __global__ void __launch_bounds__(kRowThreads) sample_rows(const void* arguments
   if (threadIdx.x == 0) args.results[blockIdx.x] = {token, token < 0 ? 0 : raw.log_p(logits[token])};
 }
 
-RowOptions options_of(const SamplingRow& row, std::vector<int32_t>& ids) {
+RowOptions options_of(const SamplingRow& row, int64_t n, std::vector<int32_t>& ids) {
   RowOptions options{row.temperature, row.top_p, row.min_p, row.repetition_penalty, row.top_k, row.seed, row.draw};
   options.history = static_cast<int64_t>(ids.size());
   if (row.repetition_penalty != 1) ids.insert(ids.end(), row.history, row.history + row.history_length);
   options.banned = static_cast<int64_t>(ids.size());
   ids.insert(ids.end(), row.banned, row.banned + row.banned_length);
   options.end = static_cast<int64_t>(ids.size());
+  if (row.allowed) {
+    options.allowed = options.end;
+    ids.insert(ids.end(), row.allowed, row.allowed + (n + 31) / 32);
+  }
   return options;
 }
 
@@ -361,7 +374,7 @@ void CudaBackend::sample(const Sampling& args) {
     std::vector<int32_t> ids;
     int64_t last = first;
     do {
-      options.push_back(options_of(args.rows[static_cast<size_t>(last++)], ids));
+      options.push_back(options_of(args.rows[static_cast<size_t>(last++)], n, ids));
     } while (last < rows && static_cast<int64_t>(ids.size()) < kStagedIds);
     commands_.make_room();
     SampleArguments sample{};

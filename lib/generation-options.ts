@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { checkArgument } from './arguments.js';
-import type { SamplingOptions } from './native-types.js';
+import type { SamplingOptions, Scheduling } from './native-types.js';
+import type { CompiledResponseFormat, ResponseFormat, ResponseFormats } from './response-format.js';
 import { checkControls, type RoutingControls } from './routing-controls.js';
 import type { ChatMessage } from './text/chat-template.js';
 
@@ -26,6 +27,11 @@ export interface GenerateOptions {
   stop?: string | string[];
   /** Go on after an end-of-sequence token. */
   ignoreEos?: boolean;
+  /**
+   * Holds the text to JSON, from its first token to the end of the value, where it stops; maxTokens may cut it short
+   * (finishReason 'length'). Log-probabilities stay those of all tokens.
+   */
+  responseFormat?: ResponseFormat | CompiledResponseFormat;
   /** Controls of the mixture's routing. */
   routing?: RoutingControls;
   /** Return the routing of every layer. */
@@ -33,6 +39,12 @@ export interface GenerateOptions {
   /** Return the log-probability of every token. */
   logProbs?: boolean;
   signal?: AbortSignal;
+  /** Requests of higher priority are served first, equal ones in the order of the calls; an integer, default 0. */
+  priority?: number;
+  /** Milliseconds from the call after which the request ends with ERR_AT_MOE_DEADLINE; default: none. */
+  timeoutMs?: number;
+  /** Texts for the one prompt, default 1: the i-th (from 0) is that of a request with the seed + i. */
+  n?: number;
 }
 
 const schema = z.strictObject({
@@ -45,10 +57,14 @@ const schema = z.strictObject({
   seed: z.int().min(0).optional(),
   stop: z.union([z.string(), z.array(z.string())]).default([]),
   ignoreEos: z.boolean().default(false),
+  responseFormat: z.custom<ResponseFormat | CompiledResponseFormat>().optional(),
   routing: z.custom<RoutingControls>((value) => typeof value === 'object' && value !== null).optional(),
   trace: z.boolean().default(false),
   logProbs: z.boolean().default(false),
   signal: z.instanceof(AbortSignal).optional(),
+  priority: z.int().min(-1e9).max(1e9).default(0),
+  timeoutMs: z.number().positive().max(1e12).optional(),
+  n: z.int().min(1).max(1024).optional(),
 });
 
 export interface CheckedOptions {
@@ -56,26 +72,42 @@ export interface CheckedOptions {
   sampling: SamplingOptions & { seed: number };
   stop: string[];
   ignoreEos: boolean;
+  /** Absent for free text. */
+  responseFormat: CompiledResponseFormat | undefined;
   routing: RoutingControls;
   trace: boolean;
   logProbs: boolean;
   signal: AbortSignal | undefined;
+  scheduling: Scheduling;
+  /** Absent when one text was asked for without a number. */
+  n: number | undefined;
 }
 
-/** Fills in the defaults. Errors: TypeError, RangeError. */
-export function checkGenerateOptions(options: GenerateOptions): CheckedOptions {
+/** Fills in the defaults. Errors: TypeError, RangeError; those of `formats` for the response format. */
+export function checkGenerateOptions(options: GenerateOptions, formats: ResponseFormats): CheckedOptions {
   const checked = checkArgument('generate', schema, options);
   const { temperature, topK, topP, minP, repetitionPenalty, stop, routing = {}, ...rest } = checked;
   checkControls(routing);
+  const format = rest.responseFormat === undefined ? undefined : formats.compile(rest.responseFormat);
   const seed = rest.seed ?? Math.floor(Math.random() * 2 ** 48);
   return {
     maxTokens: rest.maxTokens,
     sampling: { temperature, topK, topP, minP, repetitionPenalty, seed },
     stop: typeof stop === 'string' ? [stop] : stop,
     ignoreEos: rest.ignoreEos,
+    responseFormat: format?.grammar && format,
     routing,
     trace: rest.trace,
     logProbs: rest.logProbs,
     signal: rest.signal,
+    scheduling: { priority: rest.priority, ...(rest.timeoutMs !== undefined && { timeoutMs: rest.timeoutMs }) },
+    n: rest.n,
   };
+}
+
+const scoreSchema = schema.pick({ routing: true, signal: true, priority: true, timeoutMs: true });
+
+/** The options of scoring among them. Errors: TypeError, RangeError. */
+export function checkScoreOptions(options: GenerateOptions, formats: ResponseFormats): CheckedOptions {
+  return checkGenerateOptions(checkArgument('score', scoreSchema, options) as GenerateOptions, formats);
 }

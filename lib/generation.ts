@@ -1,7 +1,13 @@
 import { AtMoeError } from './errors.js';
 import type { CheckedOptions } from './generation-options.js';
 import type { ModelCore } from './model-core.js';
-import type { Usage as EngineUsage, RoutingRequest, SequenceEvent, SessionRequest } from './native-types.js';
+import type {
+  Usage as EngineUsage,
+  GenerateRequest,
+  RoutingRequest,
+  SequenceEvent,
+  SessionRequest,
+} from './native-types.js';
 import type { RoutingNames } from './routing-controls.js';
 import { buildTrace, type RoutingTrace, type TraceRecords } from './routing-trace.js';
 import { Detokenizer } from './text/detokenizer.js';
@@ -13,29 +19,39 @@ export interface Piece {
   /** Ids since the piece before. */
   tokens: number[];
   logProbs?: number[];
+  /** Which of the n texts, from 0, when `n` was given. */
+  index?: number;
 }
 
 export interface Usage {
   promptTokens: number;
   completionTokens: number;
   totalTokens: number;
-  /** Tokens whose keys were still there from an earlier turn. */
+  /** Tokens of the prompt whose keys were there, from an earlier turn or from the prefix cache. */
   cachedTokens: number;
 }
 
-export interface GenerateResult {
+/** One text for a prompt. */
+export interface Choice {
   text: string;
   tokens: number[];
-  /** 'stop': an end-of-sequence token or a stop string; 'length': maxTokens or the end of the context. */
+  /** 'stop': an end-of-sequence token, a stop string or the end of a response format's value; 'length': maxTokens or the end of the context. */
   finishReason: 'stop' | 'length';
   /** The stop string, when one ended the text. */
   stop?: string;
-  usage: Usage;
   /** The seed that gives this text again. */
   seed: number;
   /** Natural logarithms, one per token. */
   logProbs?: number[];
   routing?: RoutingTrace;
+}
+
+/** The first text, with the counts of the request. */
+export interface GenerateResult extends Choice {
+  /** `completionTokens` of all texts together. */
+  usage: Usage;
+  /** All texts, the first one with them, when `n` was given. */
+  choices?: Choice[];
 }
 
 /** Where a request's routing comes from, and how to name its experts. */
@@ -46,19 +62,30 @@ export interface RequestRouting {
   perToken: boolean;
 }
 
-/** The events of one sequence, in order; a reader waits for the next one. */
+type DoneEvent = Extract<SequenceEvent, { type: 'done' }>;
+
+/** Tokens of a text that may be unread before the engine stops writing it; told to it in parts. */
+const mostUnread = 64;
+const readPart = 16;
+
+interface ChoiceEvent {
+  index: number;
+  event: SequenceEvent;
+}
+
+/** The events of a request's sequences, in order; a reader waits for the next one. */
 class EventQueue {
-  readonly #events: SequenceEvent[] = [];
+  readonly #events: ChoiceEvent[] = [];
   #wake: (() => void) | undefined;
 
-  push(event: SequenceEvent): void {
+  push(event: ChoiceEvent): void {
     this.#events.push(event);
     this.#wake?.();
   }
 
-  async next(): Promise<SequenceEvent> {
+  async next(): Promise<ChoiceEvent> {
     while (this.#events.length === 0) await new Promise<void>((resolve) => (this.#wake = resolve));
-    return this.#events.shift() as SequenceEvent;
+    return this.#events.shift() as ChoiceEvent;
   }
 }
 
@@ -66,7 +93,7 @@ class EventQueue {
 class Transcript {
   readonly tokens: number[] = [];
   readonly logProbs: number[] = [];
-  readonly traces: TraceRecords[] = [];
+  readonly traces: (TraceRecords & { position: number })[] = [];
   text = '';
   stop: string | undefined;
   readonly #detokenizer: Detokenizer | undefined;
@@ -104,71 +131,101 @@ export interface SequenceRun {
   /** Ids before them, of which the text's start depends on the last few. */
   context: ArrayLike<number>;
   session?: SessionRequest;
+  /** The pieces are read without a pause: tokens need not wait for their reader. */
+  whole?: boolean;
   /** Called at the end with what the engine's context holds. */
   onEnd?: (usage: EngineUsage) => void;
 }
 
 /**
- * Runs one sequence; yields its text as it comes and returns the whole.
- * Leaving the iterator early ends the sequence. Errors: the signal's reason; AtMoeError of the engine.
+ * Runs one request, routed by what `route` gives when it starts; yields its text as it comes and returns the whole.
+ * Leaving the iterator early ends its sequences. Errors: the signal's reason; AtMoeError of the engine.
  */
 export async function* runSequence(
   core: ModelCore,
   run: SequenceRun,
-  routing: RequestRouting,
+  route: () => RequestRouting,
   options: CheckedOptions,
 ): AsyncGenerator<Piece, GenerateResult> {
   core.check();
   options.signal?.throwIfAborted();
+  if (options.responseFormat) {
+    await core.formats.prepare();
+    core.check();
+    options.signal?.throwIfAborted();
+  }
+  const routing = route();
   const queue = new EventQueue();
-  const transcript = new Transcript(core, [...Array.from(run.context), ...run.ids], options.stop);
-  const sequence = core.engine.generate(
-    {
-      ids: run.ids,
-      maxTokens: options.maxTokens,
-      stopTokens: options.ignoreEos ? new Int32Array(0) : core.stopTokens,
-      sampling: options.sampling,
-      routing: routing.request,
-      trace: options.trace,
-      logProbs: options.logProbs,
-      ...(run.session && { session: run.session }),
-    },
-    (event) => queue.push(event),
+  const before = [...Array.from(run.context), ...run.ids];
+  const choices = Array.from({ length: options.n ?? 1 }, () => new Transcript(core, before, options.stop));
+  const ends: DoneEvent[] = [];
+  let open = choices.length;
+  const next = async () => {
+    const { index, event } = await queue.next();
+    if (event.type === 'done') {
+      ends[index] = event;
+      open--;
+    }
+    return { index, event };
+  };
+  const first = core.engine.generate(request(core, run, routing, options), (event, index) =>
+    queue.push({ index, event }),
   );
-  const cancel = () => core.engine.cancel(sequence);
+  const cancel = () => {
+    for (const index of choices.keys()) if (!ends[index]) core.engine.cancel(first + index);
+  };
+  const mark = (index: number) => (options.n === undefined ? {} : { index });
   options.signal?.addEventListener('abort', cancel, { once: true });
-  let done: (SequenceEvent & { type: 'done' }) | undefined;
   try {
-    while (!done) {
-      const event = await queue.next();
-      if (event.type === 'done') done = event;
+    while (open > 0) {
+      const { index, event } = await next();
+      const choice = choices[index] as Transcript;
       // What the engine made before the abort is not wanted any more.
       options.signal?.throwIfAborted();
       core.check();
-      if (event.type === 'trace') transcript.traces.push(event);
-      else if (event.type === 'token' && transcript.stop === undefined) {
-        const text = transcript.take(event.token, event.logProb);
-        if (transcript.stop !== undefined) cancel();
-        yield { text, tokens: [event.token], ...(options.logProbs && { logProbs: [event.logProb] }) };
+      if (event.type === 'done') checkEnd(event, choice);
+      else if (event.type === 'trace') choice.traces.push(event);
+      else if (choice.stop === undefined) {
+        const text = choice.take(event.token, event.logProb);
+        if (!run.whole && choice.tokens.length % readPart === 0) core.engine.read(first + index, readPart);
+        if (choice.stop !== undefined) core.engine.cancel(first + index);
+        yield { text, tokens: [event.token], ...(options.logProbs && { logProbs: [event.logProb] }), ...mark(index) };
       }
     }
   } finally {
     options.signal?.removeEventListener('abort', cancel);
     cancel();
-    while (!done) {
-      const event = await queue.next();
-      if (event.type === 'done') done = event;
-    }
-    run.onEnd?.(done.usage);
+    while (open > 0) await next();
+    run.onEnd?.((ends[0] as DoneEvent).usage);
   }
-  if (done.reason === 'error') throw new AtMoeError(done.code, done.message);
-  if (done.reason === 'cancelled' && transcript.stop === undefined) {
-    options.signal?.throwIfAborted();
+  for (const [index, choice] of choices.entries()) {
+    const rest = choice.flush();
+    if (rest) yield { text: rest, tokens: [], ...mark(index) };
+  }
+  return result(core, run, routing, options, choices, ends);
+}
+
+function request(core: ModelCore, run: SequenceRun, routing: RequestRouting, options: CheckedOptions): GenerateRequest {
+  return {
+    ids: run.ids,
+    maxTokens: options.maxTokens,
+    stopTokens: options.ignoreEos ? new Int32Array(0) : core.stopTokens,
+    sampling: options.sampling,
+    ...(options.responseFormat && { grammar: core.formats.handleOf(options.responseFormat) }),
+    routing: routing.request,
+    trace: options.trace,
+    logProbs: options.logProbs,
+    ...options.scheduling,
+    ...(options.n !== undefined && { n: options.n }),
+    ...(!run.whole && { maxUnread: mostUnread }),
+    ...(run.session && { session: run.session }),
+  };
+}
+
+function checkEnd(end: DoneEvent, { stop }: Transcript): void {
+  if (end.reason === 'error') throw new AtMoeError(end.code, end.message);
+  if (end.reason === 'cancelled' && stop === undefined)
     throw new AtMoeError('ERR_AT_MOE_ABORTED', 'the request was cancelled');
-  }
-  const rest = transcript.flush();
-  if (rest) yield { text: rest, tokens: [] };
-  return result(core, run, routing, options, transcript, done);
 }
 
 function result(
@@ -176,26 +233,46 @@ function result(
   run: SequenceRun,
   routing: RequestRouting,
   options: CheckedOptions,
-  transcript: Transcript,
-  done: SequenceEvent & { type: 'done' },
+  transcripts: Transcript[],
+  ends: DoneEvent[],
 ): GenerateResult {
-  const { tokens } = transcript;
-  const { promptTokens, cachedTokens } = done.usage;
-  const outcome: GenerateResult = {
-    text: transcript.text,
+  const { promptTokens, cachedTokens } = (ends[0] as DoneEvent).usage;
+  const completionTokens = transcripts.reduce((sum, { tokens }) => sum + tokens.length, 0);
+  // The engine tells the routing of the prompt once, to the first sequence.
+  const shared = transcripts[0]?.traces.filter(({ position }) => position < run.context.length + run.ids.length) ?? [];
+  const choices = transcripts.map((transcript, index) => {
+    const traces = index === 0 ? transcript.traces : [...shared, ...transcript.traces];
+    return choiceOf(core, run, routing, options, { transcript, traces, end: ends[index] as DoneEvent, index });
+  });
+  return {
+    ...(choices[0] as Choice),
+    usage: { promptTokens, completionTokens, totalTokens: promptTokens + completionTokens, cachedTokens },
+    ...(options.n !== undefined && { choices }),
+  };
+}
+
+function choiceOf(
+  core: ModelCore,
+  run: SequenceRun,
+  routing: RequestRouting,
+  options: CheckedOptions,
+  { transcript, traces, end, index }: { transcript: Transcript; traces: TraceRecords[]; end: DoneEvent; index: number },
+): Choice {
+  const { text, tokens, stop } = transcript;
+  const choice: Choice = {
+    text,
     tokens,
-    finishReason: done.reason === 'length' && transcript.stop === undefined ? 'length' : 'stop',
-    ...(transcript.stop !== undefined && { stop: transcript.stop }),
-    usage: { promptTokens, completionTokens: tokens.length, totalTokens: promptTokens + tokens.length, cachedTokens },
-    seed: options.sampling.seed,
+    finishReason: end.reason === 'length' && stop === undefined ? 'length' : 'stop',
+    ...(stop !== undefined && { stop }),
+    seed: options.sampling.seed + index,
     ...(options.logProbs && { logProbs: transcript.logProbs }),
   };
   if (options.trace && routing.names) {
     const { tokenizer } = core;
-    const text = tokenizer && ((id: number) => tokenizer.decode([id], { skipSpecialTokens: false }));
-    outcome.routing = buildTrace(routing.names, transcript.traces, routing.perToken, [...run.ids, ...tokens], text);
+    const decode = tokenizer && ((id: number) => tokenizer.decode([id], { skipSpecialTokens: false }));
+    choice.routing = buildTrace(routing.names, traces, routing.perToken, [...run.ids, ...tokens], decode);
   }
-  return outcome;
+  return choice;
 }
 
 /** Runs an iterator of pieces to its end. */

@@ -1,13 +1,18 @@
 import { Adapter as AdapterModel } from './adapter.js';
-import { freshAdapter, freshRouter, routerValues, withValues } from './adapter-tensors.js';
-import { checkSeed } from './arguments.js';
+import { freshRouter, routerValues, withValues } from './adapter-tensors.js';
+import { checkFolder, checkSeed } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
 import { AtMoeError } from './errors.js';
+import { type ExpertSpec, makeAdapter } from './expert-spec.js';
 import { type ExportOptions, exportAdapter, exportMerged } from './export.js';
-import type { LoraOptions } from './formats/lora-options.js';
 import type { LoraConfig } from './formats/lora-targets.js';
-import { type MixtureData, type NamedAdapter, nameProblem, writeMixture } from './formats/mixture-folder.js';
-import { type Adapter, readAdapter } from './formats/peft.js';
+import {
+  type MixtureData,
+  type NamedAdapter,
+  nameProblem,
+  readMixture,
+  writeMixture,
+} from './formats/mixture-folder.js';
 import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureDescriptor, MixtureHandle } from './native-types.js';
@@ -27,9 +32,6 @@ import { finishing } from './training/finishing.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { parseTrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
-
-/** An expert to be: LoRA options for a fresh one, or the folder of a PEFT adapter. */
-export type ExpertSpec = LoraOptions | { adapter: string };
 
 export interface MixtureOptions {
   /** group name -> expert name -> expert. */
@@ -56,26 +58,13 @@ export function mixtureDescriptor(data: MixtureData): MixtureDescriptor {
   };
 }
 
-async function makeAdapter(core: ModelCore, spec: ExpertSpec, seed: number): Promise<Adapter> {
-  const { config } = core.descriptor;
-  if (typeof spec !== 'object' || spec === null)
-    throw new TypeError('an expert is made from LoRA options or { adapter: folder }');
-  if ('adapter' in spec) {
-    if (typeof spec.adapter !== 'string' || spec.adapter === '')
-      throw new TypeError('adapter must be the folder of a PEFT adapter');
-    const other = Object.keys(spec).find((key) => key !== 'adapter');
-    if (other) throw new TypeError(`an expert read from a folder takes no LoRA options, and ${other} is given`);
-    return await readAdapter(spec.adapter, config);
-  }
-  return freshAdapter(spec, config, seed, core.path);
-}
-
 /** Groups of LoRA experts over a base model, and the router that weighs them in every layer. */
 export class Mixture extends TextGenerator {
   readonly #core: ModelCore;
   #data: MixtureData;
   #names: RoutingNames;
   #handle: MixtureHandle;
+  #version = 1;
   #training = false;
   #disposed = false;
 
@@ -132,6 +121,11 @@ export class Mixture extends TextGenerator {
   /** Group names with their experts' names, in order. */
   get groups(): { name: string; experts: string[] }[] {
     return this.#names.groups.map(({ name, experts }) => ({ name, experts: [...experts] }));
+  }
+
+  /** Counts the contents of this mixture from 1: training, `replace` and changes of experts make a new one. */
+  get version(): number {
+    return this.#version;
   }
 
   get routing(): Readonly<RoutingOptions> {
@@ -278,6 +272,25 @@ export class Mixture extends TextGenerator {
     this.#handle = mixture;
     this.#data = data;
     this.#names = namesOf(data);
+    this.#version++;
+  }
+
+  /**
+   * Puts a saved mixture, or the content of another one of this model, in this one's place while it serves: requests in
+   * flight go on with what they have, those that start later get the new content.
+   * @throws AtMoeError as loadMixture(); ERR_AT_MOE_BUSY while it is trained or changed.
+   */
+  async replace(source: string | Mixture, options: { onWarning?: (message: string) => void } = {}): Promise<void> {
+    const { descriptor, sha256 } = this.core;
+    if (source instanceof Mixture) {
+      if (source.core !== this.#core) throw new TypeError('replace: the mixture is of another model');
+      await this.#exchange(source.#data);
+      return;
+    }
+    checkFolder(source, 'replace needs a folder or a mixture');
+    const { warnings, ...data } = await readMixture(source, { config: descriptor.config, sha256 });
+    for (const warning of warnings) (options.onWarning ?? process.emitWarning)(warning);
+    await this.#exchange(data);
   }
 
   /**

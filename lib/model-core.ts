@@ -5,6 +5,7 @@ import type { ModelDescriptor } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import type { Prompt } from './generation-options.js';
 import type { MixtureHandle, ModelInfo, NativeEngine, TrainTarget } from './native-types.js';
+import { ResponseFormats } from './response-format.js';
 import { type ChatMessage, ChatTemplate } from './text/chat-template.js';
 import type { Tokenizer } from './text/tokenizer.js';
 import type { TrainingContext } from './training/context.js';
@@ -22,6 +23,7 @@ export class ModelCore {
   readonly files: Readonly<Record<string, string>>;
   readonly tokenizer: Tokenizer | undefined;
   readonly chatTemplate: ChatTemplate | undefined;
+  readonly formats: ResponseFormats;
   #disposed: Promise<void> | undefined;
   #sessions = 0;
 
@@ -38,6 +40,7 @@ export class ModelCore {
     this.descriptor = base.descriptor;
     this.files = base.files ?? {};
     this.tokenizer = tokenizer;
+    this.formats = new ResponseFormats(engine, tokenizer, base.descriptor.config.vocabSize);
     this.chatTemplate = tokenizer?.chatTemplate === undefined ? undefined : ChatTemplate.of(tokenizer);
   }
 

@@ -21,7 +21,8 @@ import { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memor
 import { Mixture, type MixtureOptions } from './mixture.js';
 import { ModelCore } from './model-core.js';
 import { createEngine } from './native.js';
-import type { MemoryStatement } from './native-types.js';
+import type { EngineStats, MemoryStatement } from './native-types.js';
+import type { CompiledResponseFormat, ResponseFormat } from './response-format.js';
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
 import { TextGenerator } from './text-generator.js';
@@ -44,6 +45,17 @@ export interface LoadModelOptions {
   contextLength?: number;
   /** Tokens of the KV cache, all sequences together. */
   kvTokens?: number;
+  /** Most requests that may wait for a place in the batch, beyond which they reject with ERR_AT_MOE_QUEUE_FULL; default: no bound. */
+  maxQueue?: number;
+  /** Keep the keys of ended sequences for prompts that begin alike, while their room is not needed; default true. */
+  prefixCache?: boolean;
+  /**
+   * Bytes of host memory for the keys of requests that gave way to others, which are computed again beyond it; default 1 GiB
+   * on a GPU, 0 on the CPU.
+   */
+  hostKvBytes?: number;
+  /** Most tokens of a step: long prompts are cut to fit, so that others wait for no more than a step. Default: by the device. */
+  stepTokens?: number;
   /** Keep f32 parameters, so that the base itself can be trained. */
   trainable?: boolean;
   /** Of a model by Hub name. */
@@ -64,6 +76,10 @@ const schema = z.strictObject({
   maxBatch: z.int().min(1).max(1024).optional(),
   contextLength: z.int().min(1).optional(),
   kvTokens: z.int().min(16).optional(),
+  maxQueue: z.int().min(0).optional(),
+  prefixCache: z.boolean().default(true),
+  hostKvBytes: z.int().min(0).optional(),
+  stepTokens: z.int().min(1).max(65536).optional(),
   trainable: z.boolean().default(false),
   revision: z.string().optional(),
   cacheDir: z.string().optional(),
@@ -83,7 +99,8 @@ const schema = z.strictObject({
 export async function loadModel(pathOrId: string, options: LoadModelOptions = {}): Promise<Model> {
   if (typeof pathOrId !== 'string' || pathOrId === '') throw new TypeError('loadModel needs a folder or a model name');
   const checked = checkArgument('loadModel', schema, options);
-  const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens } = options;
+  const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens, maxQueue, stepTokens } =
+    options;
   signal?.throwIfAborted();
   const path = await resolveModel(pathOrId, {
     ...(options.revision && { revision: options.revision }),
@@ -108,6 +125,10 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(maxBatch && { maxBatch }),
         ...(contextLength && { contextLength }),
         ...(kvTokens && { kvTokens }),
+        ...(maxQueue !== undefined && { maxQueue }),
+        ...(stepTokens && { stepTokens }),
+        prefixCache: checked.prefixCache,
+        ...(options.hostKvBytes !== undefined && { hostKvBytes: options.hostKvBytes }),
       },
       { signal: AbortSignal.any([...(signal ? [signal] : []), failure.signal]), ...(onProgress && { onProgress }) },
     );
@@ -174,6 +195,17 @@ export class Model extends TextGenerator {
   /** Absent for a folder without tokenizer.json: prompts are token ids then. */
   get tokenizer(): Tokenizer | undefined {
     return this.#core.tokenizer;
+  }
+
+  /**
+   * Compiles a response format once for many requests. Formats given as they are to `generate` are compiled too, and the
+   * last 64 are kept by their JSON.
+   * @throws TypeError, RangeError with `code` ERR_AT_MOE_SCHEMA and the `pointer` of what is wrong or not supported;
+   * AtMoeError ERR_AT_MOE_UNSUPPORTED without a tokenizer that spells bytes.
+   */
+  compileResponseFormat(format: ResponseFormat): CompiledResponseFormat {
+    this.#core.check();
+    return this.#core.formats.compile(format);
   }
 
   /** A new mixture: fresh experts (B = 0) or PEFT adapters in groups, and a router that weighs all groups alike. */
@@ -258,6 +290,12 @@ export class Model extends TextGenerator {
   async memory(): Promise<MemoryStatement> {
     this.#core.check();
     return await this.#core.engine.memory();
+  }
+
+  /** What the engine does now, and counts since the load. */
+  async stats(): Promise<EngineStats> {
+    this.#core.check();
+    return await this.#core.engine.stats();
   }
 
   /** Cancels what runs and frees everything; may be called again. */

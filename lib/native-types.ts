@@ -40,8 +40,20 @@ export interface LoadOptions {
   contextLength?: number;
   /** Tokens the KV cache holds, all sequences together. Default: maxBatch contexts, at most 2 GiB, at least one context or 2 GiB. */
   kvTokens?: number;
-  /** Most rows of a prefill step. Default 512. Prompts routed as a whole are taken whole. */
-  prefillRows?: number;
+  /**
+   * Most rows of a step: a row for each sequence that decodes, the rest for prompts, which are cut to fit. A prompt that is
+   * routed as a whole is read in units beside the steps. Default: by the speed of the device.
+   */
+  stepTokens?: number;
+  /** Most requests that may wait for a place in the batch. Default: no bound. */
+  maxQueue?: number;
+  /**
+   * Host memory for the keys of sequences that gave way to others, which are computed again beyond it. Default: 1 GiB, and 0
+   * where the device's memory is the host's.
+   */
+  hostKvBytes?: number;
+  /** Keep the keys of ended sequences while their room is not needed. Default true. */
+  prefixCache?: boolean;
   /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
   chunkRows?: number;
 }
@@ -133,6 +145,28 @@ export interface SamplingOptions {
   seed: number | bigint;
 }
 
+/** The bytes of every id's token: those of id i are [offsets[i], offsets[i + 1]); none for what is no part of a text. */
+export interface VocabularyDescription {
+  bytes: Uint8Array;
+  offsets: Int32Array;
+}
+
+/** A handle of a grammar in an engine. Requests in flight keep theirs after `releaseGrammar`. */
+export type GrammarHandle = number;
+
+/** A language of JSON texts, as native/grammar/grammar.h reads it. */
+export interface GrammarDescription {
+  /** [end of edges, end of empty, end of calls, kind (0, 1 accepts, 2 string), least, most, target] each. */
+  nodes: Int32Array;
+  /** [low, high, target] each. */
+  edges: Int32Array;
+  empty: Int32Array;
+  /** [rule, target] each. */
+  calls: Int32Array;
+  /** First nodes; the first rule is the root. */
+  rules: Int32Array;
+}
+
 export interface SessionRequest {
   /** Chosen by the caller; its context (tokens, keys, routing) outlives the request until `releaseSession`. */
   id: number;
@@ -142,9 +176,21 @@ export interface SessionRequest {
   reroute?: boolean;
 }
 
-export interface GenerateRequest {
+/** When a request is served. */
+export interface Scheduling {
+  /** Higher ones first; default 0. */
+  priority?: number;
+  /** Milliseconds from the call after which it ends with ERR_AT_MOE_DEADLINE. Default: none. */
+  timeoutMs?: number;
+}
+
+export interface GenerateRequest extends Scheduling {
   /** Prompt; with a session only the ids that are new. */
   ids: Int32Array;
+  /** Sequences that go on from the prompt, the i-th one with the seed + i; default 1. Not with a session. */
+  n?: number;
+  /** Tokens that may be unread (`read`) before the sequence waits for its reader. Default: no bound. */
+  maxUnread?: number;
   /** New tokens at most; 0 = routing trace alone. The context length is a bound of its own. */
   maxTokens: number;
   /** Ids that end the sequence; they are not emitted and not kept in a session. Empty: never (ignore_eos). */
@@ -152,6 +198,8 @@ export interface GenerateRequest {
   /** Ids that are never sampled. */
   bannedTokens?: Int32Array;
   sampling: SamplingOptions;
+  /** Holds the text to a grammar: it ends ('stop') when it is complete and nothing can follow. */
+  grammar?: GrammarHandle;
   routing: RoutingRequest;
   trace?: boolean;
   logProbs?: boolean;
@@ -162,7 +210,7 @@ export interface Usage {
   /** Ids of the request. */
   promptTokens: number;
   completionTokens: number;
-  /** Tokens of the session whose keys were still there. */
+  /** Tokens whose keys were there: of the session, or of the prefix cache. */
   cachedTokens: number;
   /** Tokens the context holds at the end: what `keep` of the next request counts. */
   contextTokens: number;
@@ -179,7 +227,7 @@ export type SequenceEvent =
   | { type: 'done'; reason: 'length' | 'cancelled'; usage: Usage }
   | { type: 'done'; reason: 'error'; code: AtMoeErrorCode; message: string; usage: Usage };
 
-export interface ScoreRequest {
+export interface ScoreRequest extends Scheduling {
   ids: Int32Array;
   /** Index of the first id to be scored, at least 1; the ids before it are the prompt (the routing's instruction). */
   first: number;
@@ -287,6 +335,36 @@ export interface MemoryStatement {
   kvTokens: number;
 }
 
+/** Counts since the load, and what is so now. */
+export interface EngineStats {
+  /** Sequences in the batch, waiting for a place in it, waiting for their reader. */
+  running: number;
+  queued: number;
+  stalled: number;
+  /** Steps, and sequences that took part in the last one. */
+  steps: number;
+  batchSize: number;
+  /** KV pages of 16 tokens: held by sequences and sessions; kept for reuse; never used or given back; in host memory. */
+  pagesUsed: number;
+  pagesCached: number;
+  pagesFree: number;
+  pagesOnHost: number;
+  /** Tokens of prompts that were looked up in the prefix cache, and those found. */
+  lookedUpTokens: number;
+  hitTokens: number;
+  /** Tokens of prompts whose keys were computed, with those computed again; tokens sampled. */
+  promptTokens: number;
+  completionTokens: number;
+  /** Sequences that lost their keys, or their place in the batch, to another one. */
+  preemptions: number;
+  /** Tokens whose keys came back from host memory. */
+  restoredTokens: number;
+  /** Requests taken, refused with QUEUE_FULL, ended by DEADLINE. */
+  requests: number;
+  refused: number;
+  expired: number;
+}
+
 export interface BenchRequest {
   kind: 'decode' | 'prefill';
   /** Sequences of a step. */
@@ -356,10 +434,21 @@ export interface NativeEngine {
   /** Current values of the tensors whose name starts with `prefix`: 'experts.3.', 'general.', 'router.', '' … */
   readMixture(mixture: MixtureHandle, prefix: string): Promise<NamedTensor[]>;
 
-  /** Starts a sequence; `listener` gets its events, the last one being 'done'. Returns what `cancel` takes. */
-  generate(request: GenerateRequest, listener: (event: SequenceEvent) => void): number;
-  /** Ends a sequence with 'done' / 'cancelled' within one unit of work. Ended ones are ignored. */
+  /** Before the first sequence with a grammar. */
+  loadVocabulary(vocabulary: VocabularyDescription): Promise<void>;
+  createGrammar(description: GrammarDescription): GrammarHandle;
+  /** Unknown handles are ignored. */
+  releaseGrammar(grammar: GrammarHandle): void;
+
+  /**
+   * Starts the request's n sequences; `listener` gets the events of each, the last one being 'done'. Returns the number of
+   * the first; those of the others follow it.
+   */
+  generate(request: GenerateRequest, listener: (event: SequenceEvent, index: number) => void): number;
+  /** Ends a sequence with 'done' / 'cancelled' within one step. Ended ones are ignored. */
   cancel(sequence: number): void;
+  /** So many more tokens of a sequence with `maxUnread` were read. */
+  read(sequence: number, tokens: number): void;
   releaseSession(session: number): void;
   /** Log-probability of each id from `first` on. */
   score(request: ScoreRequest, job?: JobOptions): Promise<Float32Array>;
@@ -386,6 +475,8 @@ export interface NativeEngine {
   /** A matrix as 8-bit blocks; no model is needed. Rejects values that are not finite or too large (ERR_AT_MOE_UNSUPPORTED). */
   quantize(tensor: TensorSource, job?: JobOptions): Promise<QuantizedTensor>;
   memory(): Promise<MemoryStatement>;
+  /** Told between two steps; waits for no job. */
+  stats(): Promise<EngineStats>;
   /** Each step is one unit of work. */
   bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;
   /** What the CPU does at best; a few hundred milliseconds. */

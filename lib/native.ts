@@ -10,6 +10,7 @@ import type {
   DeviceDescription,
   EngineOptions,
   GenerateRequest,
+  GrammarDescription,
   JobOptions,
   LoadOptions,
   MergeRequest,
@@ -20,15 +21,20 @@ import type {
   SequenceEvent,
   TrainerState,
   TrainOptions,
+  VocabularyDescription,
 } from './native-types.js';
 
 /** The methods of the native class: those of NativeEngine with a number, chosen here, in front of each job's arguments. */
 type NativeMethod = (number: number, ...args: unknown[]) => Promise<unknown>;
-type JobName = Exclude<keyof NativeEngine, 'generate' | 'cancel' | 'releaseMixture' | 'releaseSession'>;
+type Effect = 'generate' | 'cancel' | 'read' | 'createGrammar' | 'releaseGrammar' | 'releaseMixture' | 'releaseSession';
+type JobName = Exclude<keyof NativeEngine, Effect>;
 type RawEngine = Record<JobName, NativeMethod> & {
   generate(sequence: number, request: GenerateRequest): void;
   cancelSequence(sequence: number): void;
+  readTokens(sequence: number, tokens: number): void;
   cancelJob(job: number): void;
+  createGrammar(grammar: number, description: GrammarDescription): void;
+  releaseGrammar(grammar: number): void;
   releaseMixture(mixture: number): void;
   releaseSession(session: number): void;
 };
@@ -148,20 +154,44 @@ class Engine implements NativeEngine {
     return this.#run('readMixture', [mixture, prefix]);
   }
 
-  generate(request: GenerateRequest, listener: (event: SequenceEvent) => void): number {
+  loadVocabulary(vocabulary: VocabularyDescription) {
+    return this.#run('loadVocabulary', [vocabulary]);
+  }
+
+  createGrammar(description: GrammarDescription): number {
     const number = this.#hub.next++;
-    this.#hub.sequences.set(number, listener);
     try {
-      this.#raw.generate(number, request);
+      this.#raw.createGrammar(number, description);
     } catch (error) {
-      this.#hub.sequences.delete(number);
       throw wrapError(error);
     }
     return number;
   }
 
+  releaseGrammar(grammar: number) {
+    this.#raw.releaseGrammar(grammar);
+  }
+
+  generate(request: GenerateRequest, listener: (event: SequenceEvent, index: number) => void): number {
+    const first = this.#hub.next;
+    const { n = 1 } = request;
+    this.#hub.next += n;
+    for (let i = 0; i < n; i++) this.#hub.sequences.set(first + i, (event) => listener(event, i));
+    try {
+      this.#raw.generate(first, request);
+    } catch (error) {
+      for (let i = 0; i < n; i++) this.#hub.sequences.delete(first + i);
+      throw wrapError(error);
+    }
+    return first;
+  }
+
   cancel(sequence: number) {
     this.#raw.cancelSequence(sequence);
+  }
+
+  read(sequence: number, tokens: number) {
+    this.#raw.readTokens(sequence, tokens);
   }
 
   releaseSession(session: number) {
@@ -230,6 +260,10 @@ class Engine implements NativeEngine {
 
   bench(request: BenchRequest, job?: JobOptions) {
     return this.#run('bench', [request], job);
+  }
+
+  stats() {
+    return this.#run('stats', []);
   }
 
   probe() {

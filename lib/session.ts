@@ -67,13 +67,18 @@ export class ChatSession {
    * @throws as generate() of the model; AtMoeError ERR_AT_MOE_BUSY while another turn runs; ERR_AT_MOE_ROUTING for other
    * controls than the first turn's where its routing holds.
    */
-  async *generate(text: string, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
+  generate(text: string, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
+    return this.#turn(text, options, false);
+  }
+
+  async *#turn(text: string, options: GenerateOptions, whole: boolean): AsyncGenerator<Piece, GenerateResult> {
     if (typeof text !== 'string') throw new TypeError('a turn of a session is text');
     if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the session was disposed');
     if (this.#busy) throw new AtMoeError('ERR_AT_MOE_BUSY', 'the session is still at its last turn');
     if (text === '') throw new AtMoeError('ERR_AT_MOE_EMPTY_PROMPT', 'the turn is empty');
-    const checked = checkGenerateOptions(options);
     const { core } = this.#generator;
+    const checked = checkGenerateOptions(options, core.formats);
+    if (checked.n !== undefined) throw new TypeError('a session goes on in one way: n cannot be given');
     const routing = this.#generator.requestRouting(checked.routing);
     const reroute = this.#everyTurn || routing.perToken;
     const controls = JSON.stringify(checked.routing);
@@ -95,12 +100,13 @@ export class ChatSession {
       const run = {
         ids: Int32Array.from(wanted.slice(keep)),
         context: this.#context,
+        whole,
         session: { id: this.#id, keep, reroute },
         onEnd: (usage: { contextTokens: number }) => {
           contextTokens = usage.contextTokens;
         },
       };
-      pieces = runSequence(core, run, routing, checked);
+      pieces = runSequence(core, run, () => routing, checked);
       for (;;) {
         const step = await pieces.next();
         if (step.done) {
@@ -121,7 +127,7 @@ export class ChatSession {
 
   /** One turn as a whole. Errors as generate(). */
   async complete(text: string, options: GenerateOptions = {}): Promise<GenerateResult> {
-    return await drain(this.generate(text, options));
+    return await drain(this.#turn(text, options, true));
   }
 
   /** Frees the cache. May be called again. */

@@ -1,7 +1,8 @@
 import { abortReason } from './abort.js';
 import { AtMoeError } from './errors.js';
-import { drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
-import { checkGenerateOptions, type GenerateOptions, type Prompt } from './generation-options.js';
+import { type Choice, drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
+import { checkGenerateOptions, checkScoreOptions, type GenerateOptions, type Prompt } from './generation-options.js';
+import { merge } from './merge.js';
 import type { ModelCore } from './model-core.js';
 import type { ScoreRequest } from './native-types.js';
 import type { RoutingControls } from './routing-controls.js';
@@ -16,9 +17,10 @@ export interface ScoreResult {
   perplexity: number;
 }
 
-export interface ScoreOptions {
-  routing?: RoutingControls;
-  signal?: AbortSignal;
+export type ScoreOptions = Pick<GenerateOptions, 'routing' | 'signal' | 'priority' | 'timeoutMs'>;
+
+interface ManyChoices {
+  choices: Choice[];
 }
 
 /** A piece of one of several prompts. */
@@ -41,24 +43,28 @@ export abstract class TextGenerator {
    * Text as it is generated; the iterator's return value is the result as `complete` gives it. Wrong arguments throw at
    * the call.
    * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_EMPTY_PROMPT, ERR_AT_MOE_CONTEXT_LENGTH, ERR_AT_MOE_ROUTING,
-   * ERR_AT_MOE_UNKNOWN_NAME. The iterator rejects with the signal's reason, or an AtMoeError of the engine.
+   * ERR_AT_MOE_UNKNOWN_NAME. The iterator rejects with ERR_AT_MOE_QUEUE_FULL, ERR_AT_MOE_DEADLINE, the signal's reason, or an AtMoeError of the engine.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
-    this.core.check();
-    const checked = checkGenerateOptions(options);
-    if (checked.stop.length > 0 && !this.core.tokenizer)
-      throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'stop needs text, and the model folder has no tokenizer.json');
-    return runSequence(
-      this.core,
-      { ids: this.core.encode(prompt), context: [] },
-      this.requestRouting(checked.routing),
-      checked,
-    );
+    return this.#run(prompt, options, false);
   }
 
-  /** The whole text at once. Errors as generate(). */
+  #run(prompt: Prompt, options: GenerateOptions, whole: boolean): AsyncGenerator<Piece, GenerateResult> {
+    this.core.check();
+    const checked = checkGenerateOptions(options, this.core.formats);
+    if (checked.stop.length > 0 && !this.core.tokenizer)
+      throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'stop needs text, and the model folder has no tokenizer.json');
+    const run = { ids: this.core.encode(prompt), context: [], whole };
+    const route = () => this.requestRouting(checked.routing);
+    route();
+    return runSequence(this.core, run, route, checked);
+  }
+
+  /** The whole text at once, with `n` all texts as `choices`. Errors as generate(). */
+  async complete(prompt: Prompt, options: GenerateOptions & { n: number }): Promise<GenerateResult & ManyChoices>;
+  async complete(prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>;
   async complete(prompt: Prompt, options: GenerateOptions = {}): Promise<GenerateResult> {
-    return await drain(this.generate(prompt, options));
+    return await drain(this.#run(prompt, options, true));
   }
 
   /** Several prompts in one batch; pieces come in the order they are generated. Errors as generate(). */
@@ -67,25 +73,12 @@ export abstract class TextGenerator {
     options: GenerateOptions = {},
   ): AsyncGenerator<IndexedPiece, GenerateResult[]> {
     checkPrompts(prompts);
+    if ((options.n ?? 1) > 1) throw new RangeError('generateAll gives one text per prompt: n is 1');
     const streams = prompts.map((prompt) => this.generate(prompt, options));
     const results: GenerateResult[] = [];
-    const advance = (index: number) =>
-      (streams[index] as AsyncGenerator<Piece, GenerateResult>).next().then((step) => ({ index, step }));
-    const pending = new Map(streams.map((_, index) => [index, advance(index)]));
-    try {
-      while (pending.size > 0) {
-        const { index, step } = await Promise.race(pending.values());
-        if (step.done) {
-          results[index] = step.value;
-          pending.delete(index);
-          continue;
-        }
-        pending.set(index, advance(index));
-        yield { index, ...step.value };
-      }
-    } finally {
-      const ends = streams.map((stream) => stream.return(undefined as never));
-      await Promise.allSettled([...pending.values(), ...ends]);
+    for await (const { index, step } of merge(streams)) {
+      if (step.done) results[index] = step.value;
+      else yield { index, ...step.value };
     }
     return results;
   }
@@ -118,22 +111,25 @@ export abstract class TextGenerator {
     completion: string | readonly number[] | Int32Array,
     options: ScoreOptions = {},
   ): Promise<ScoreResult> {
-    const { routing, signal } = options;
-    const checked = checkGenerateOptions({ ...(routing && { routing }), ...(signal && { signal }) });
+    const checked = checkScoreOptions(options, this.core.formats);
+    const { signal } = checked;
     this.core.check();
     const before = this.core.encode(prompt);
     const tokens = this.#completionIds(before, completion);
     if (tokens.length === 0) throw new RangeError('the completion to score is empty');
     const ids = this.core.encode(Int32Array.from([...before, ...tokens]));
     const request = this.requestRouting(checked.routing).request;
-    const logProbs = Array.from(await this.#scores({ ids, first: before.length, routing: request }, signal));
+    const scoring = { ids, first: before.length, routing: request, ...checked.scheduling };
+    const logProbs = Array.from(await this.#scores(scoring, signal));
     const mean = logProbs.reduce((sum, value) => sum + value, 0) / logProbs.length;
     return { logProbs, tokens, perplexity: Math.exp(-mean) };
   }
 
   async #scores(request: ScoreRequest, signal: AbortSignal | undefined): Promise<Float32Array> {
     try {
-      return await this.core.engine.score(request, signal ? { signal } : {});
+      const scores = await this.core.engine.score(request, signal ? { signal } : {});
+      signal?.throwIfAborted();
+      return scores;
     } catch (error) {
       throw abortReason(error, signal);
     }

@@ -1,5 +1,5 @@
-// Compiles TypeScript into dist/, and makes the CommonJS entry: dist/lib/index.cjs and its types, one .d.cts beside each
-// .d.ts. Output whose source is gone is removed, so a deleted test is not run again.
+// Compiles TypeScript into dist/, and makes the CommonJS entries, dist/lib/index.cjs and dist/lib/server/index.cjs, and
+// their types, one .d.cts beside each .d.ts. Output whose source is gone is removed, so a deleted test is not run again.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -30,13 +30,24 @@ function prune() {
   }
 }
 
-function commonjsEntry() {
-  const entry = path.join(dist, 'lib', 'index.js');
-  if (!fs.existsSync(entry)) return;
-  // The bundle lies beside index.js: import.meta.url means the same in both for the files directly in lib/.
+function commonjsEntries() {
+  const entries = [path.join(dist, 'lib'), path.join(dist, 'lib', 'server')].filter((folder) =>
+    fs.existsSync(path.join(folder, 'index.js')),
+  );
+  for (const folder of entries) bundle(folder);
+  for (const file of files(path.join(dist, 'lib'))) {
+    if (!file.endsWith('.d.ts')) continue;
+    const text = fs.readFileSync(file, 'utf8').replace(/((?:from|import) ?\(?['"]\.[^'"]*)\.js(['"])/g, '$1.cjs$2');
+    fs.writeFileSync(file.replace(/\.ts$/, '.cts'), text);
+  }
+}
+
+// A bundle lies beside its index.js: import.meta.url means the same in both for the files directly in lib/. That of the
+// server holds no loading of models: its model comes from the main entry.
+function bundle(folder) {
   require('esbuild').buildSync({
-    entryPoints: [entry],
-    outfile: path.join(dist, 'lib', 'index.cjs'),
+    entryPoints: [path.join(folder, 'index.js')],
+    outfile: path.join(folder, 'index.cjs'),
     bundle: true,
     platform: 'node',
     target: 'node20',
@@ -46,13 +57,8 @@ function commonjsEntry() {
     banner: { js: "'use strict';\nconst importMetaUrl = require('node:url').pathToFileURL(__filename).href;" },
     logLevel: 'warning',
   });
-  for (const file of files(path.join(dist, 'lib'))) {
-    if (!file.endsWith('.d.ts')) continue;
-    const text = fs.readFileSync(file, 'utf8').replace(/((?:from|import) ?\(?['"]\.[^'"]*)\.js(['"])/g, '$1.cjs$2');
-    fs.writeFileSync(file.replace(/\.ts$/, '.cts'), text);
-  }
 }
 
 compile();
 prune();
-commonjsEntry();
+commonjsEntries();

@@ -88,8 +88,8 @@ describe('engine', () => {
 
   it('prompts longer than a prefill step are cut without changing a token', async () => {
     const made: number[][] = [];
-    for (const prefillRows of [512, 16]) {
-      await withEngine({ prefillRows, chunkRows: prefillRows === 16 ? 5 : 512 }, async (engine) => {
+    for (const stepTokens of [512, 16]) {
+      await withEngine({ stepTokens, chunkRows: stepTokens === 16 ? 5 : 512 }, async (engine) => {
         for (const scope of ['token', 'sequence'] as const) {
           const mixture = await createMixture(engine, scope);
           const { tokens } = await generate(engine, { ids: prompt(100, 1), routing: { kind: 'mixture', mixture } });
@@ -152,7 +152,7 @@ describe('engine', () => {
   });
 
   it('scores agree with the log-probabilities of generation, alone and batched', async () => {
-    await withEngine({ prefillRows: 24 }, async (engine) => {
+    await withEngine({ stepTokens: 24 }, async (engine) => {
       for (const scope of ['token', 'sequence'] as const) {
         const routing = { kind: 'mixture', mixture: await createMixture(engine, scope) } as const;
         const logProbs: number[] = [];

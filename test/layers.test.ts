@@ -12,8 +12,9 @@ interface SourceFile {
 }
 
 const mayInclude: Record<string, string[]> = {
-  addon: ['engine', 'training', 'model', 'mixture', 'backend', 'core'],
-  engine: ['training', 'model', 'mixture', 'backend', 'core'],
+  addon: ['engine', 'training', 'model', 'mixture', 'grammar', 'backend', 'core'],
+  engine: ['training', 'model', 'mixture', 'grammar', 'backend', 'core'],
+  grammar: ['core'],
   training: ['model', 'mixture', 'backend', 'core'],
   model: ['mixture', 'backend', 'core'],
   mixture: ['backend', 'core'],

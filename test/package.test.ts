@@ -43,8 +43,9 @@ describe('tarball', () => {
   });
 
   it('holds the entries that package.json names', () => {
-    const { import: esm, require: cjs } = manifest.exports['.'];
-    const entries = [manifest.main, manifest.types, esm.types, esm.default, cjs.types, cjs.default];
+    const both = [manifest.exports['.'], manifest.exports['./server']];
+    const paths = both.flatMap(({ import: esm, require: cjs }) => [esm.types, esm.default, cjs.types, cjs.default]);
+    const entries: string[] = [manifest.main, manifest.types, ...paths];
     for (const entry of [...entries, ...Object.values<string>(manifest.bin)]) {
       assert.ok(files.includes(entry.replace('./', '')), entry);
     }
@@ -74,17 +75,54 @@ describe('entries', () => {
   });
   after(() => rmSync(project, { recursive: true }));
 
-  function namesOf(inputType: 'module' | 'commonjs'): string[] {
-    const load = inputType === 'module' ? "await import('at-moe')" : "require('at-moe')";
-    const source = `console.log(JSON.stringify(Object.keys(${load}).filter((name) => name !== 'default').sort()))`;
-    const args = [`--input-type=${inputType}`, '-e', source];
-    return JSON.parse(execFileSync(process.execPath, args, { cwd: project, encoding: 'utf8' }));
+  const run = (inputType: 'module' | 'commonjs', source: string) =>
+    execFileSync(process.execPath, [`--input-type=${inputType}`, '-e', source], { cwd: project, encoding: 'utf8' });
+  const loading = {
+    module: (name: string) => `await import('${name}')`,
+    commonjs: (name: string) => `require('${name}')`,
+  };
+
+  for (const [entry, name] of [
+    ['at-moe', 'loadModel'],
+    ['at-moe/server', 'createServer'],
+  ] as const) {
+    it(`import and require of ${entry} give the same API`, () => {
+      const namesOf = (inputType: 'module' | 'commonjs'): string[] => {
+        const keys = `Object.keys(${loading[inputType](entry)}).filter((name) => name !== 'default').sort()`;
+        return JSON.parse(run(inputType, `console.log(JSON.stringify(${keys}))`));
+      };
+      const names = namesOf('module');
+      assert.ok(names.includes(name), names.join());
+      assert.deepEqual(namesOf('commonjs'), names);
+    });
+
+    it(`loading ${entry} starts no thread`, { skip: process.platform !== 'linux' && '/proc only' }, () => {
+      const count = "require('fs').readdirSync('/proc/self/task').length";
+      const source = `const before = ${count}; ${loading.commonjs(entry)}; console.log(${count} - before)`;
+      assert.equal(run('commonjs', source).trim(), '0');
+    });
   }
 
-  it('import and require give the same API', () => {
-    const names = namesOf('module');
-    assert.ok(names.includes('loadModel'), names.join());
-    assert.deepEqual(namesOf('commonjs'), names);
+  it('a server by require serves a model by require', {
+    skip: existsSync(binary) ? false : 'the addon is not built',
+  }, () => {
+    const base = path.join(root, 'test', 'fixtures', 'golden', 'llama-token-dense', 'base');
+    const source = `
+      const [{ loadModel }, { createServer }] = [require('at-moe'), require('at-moe/server')];
+      (async () => {
+        const model = await loadModel(${JSON.stringify(base)}, { threads: 1 });
+        const server = await createServer(model);
+        const url = await server.listen({ port: 0 });
+        const ask = (prompt) => fetch(url + '/v1/completions', {
+          method: 'POST', headers: { 'content-type': 'application/json' },
+          body: JSON.stringify({ model: 'base', prompt, max_tokens: 2, return_token_ids: true }),
+        }).then((response) => response.json());
+        const [answer, refused] = [await ask([1, 2, 3]), await ask('text')];
+        console.log(answer.choices[0].token_ids.length, refused.error.code);
+        await server.close();
+        await model.dispose();
+      })();`;
+    assert.equal(run('commonjs', source), '2 unsupported\n');
   });
 });
 

@@ -1,9 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { randomBits } from '../data/random.js';
-import { Model } from '../model.js';
-import { ModelCore } from '../model-core.js';
 import { percentile } from './report.js';
-import { type BenchOptions, checkMemory, withRandomModel } from './setup.js';
+import { type BenchOptions, checkMemory, modelOf, withRandomModel } from './setup.js';
 
 /** How late a 10 ms timer fired, in ms. */
 export interface Lateness {
@@ -81,13 +79,7 @@ export async function benchEventLoop(options: BenchOptions & { seconds: number }
   const sizes = { ...options, batch: streams };
   checkMemory(sizes, streams * context);
   return await withRandomModel(sizes, async (engine, info) => {
-    const core = new ModelCore(
-      engine,
-      info,
-      { path: shape, sha256: '', descriptor: { config, tensors: [] } },
-      undefined,
-    );
-    const model = new Model(core);
+    const model = modelOf(options, engine, info);
     const ids = (stream: number, count: number) =>
       Array.from({ length: count }, (_, i) => randomBits(3, stream, i) % config.vocabSize);
     const generate = async (stop: AbortSignal) => {

@@ -19,9 +19,8 @@ export function timing(seconds: Iterable<number>): Timing {
   return { median, best: sorted[0] as number, spread: (percentile(sorted, 0.9) - percentile(sorted, 0.1)) / median };
 }
 
-/** Two variants, timed in turns, against what the machine does at best. */
-export interface SpeedReport {
-  kind: 'decode' | 'prefill' | 'train';
+/** What was measured, and where. */
+export interface Setting {
   shape: string;
   device: string;
   weights: string;
@@ -29,6 +28,11 @@ export interface SpeedReport {
   experts: number;
   groups: number;
   rank: number;
+}
+
+/** Two variants, timed in turns, against what the machine does at best. */
+export interface SpeedReport extends Setting {
+  kind: 'decode' | 'prefill' | 'train';
   batch: number;
   context: number;
   steps: number;

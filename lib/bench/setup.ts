@@ -13,6 +13,8 @@ import { bytesPerElement, fromFloat32 } from '../formats/float-types.js';
 import { moduleShape } from '../formats/model-folder.js';
 import { numberType } from '../formats/q8.js';
 import { estimateMemory } from '../memory.js';
+import { Model } from '../model.js';
+import { ModelCore } from '../model-core.js';
 import { createEngine } from '../native.js';
 import type { MixtureDescriptor, ModelInfo, NativeEngine } from '../native-types.js';
 import { defaultRouterOptions } from '../routing-controls.js';
@@ -117,6 +119,12 @@ export function checkMemory(options: BenchOptions, trainingTokens = 0): void {
   const kvTokens = batch * (context + 16);
   const estimate = estimateMemory(config, { weights, kvTokens, experts, rank, trainingTokens });
   checkFits(`${shape} in ${weights}`, estimate.total + estimate.experts, process.availableMemory());
+}
+
+/** The public interface of an engine's model, which has no tokenizer. */
+export function modelOf({ shape, config }: BenchOptions, engine: NativeEngine, info: ModelInfo): Model {
+  const base = { path: shape, sha256: '', descriptor: { config, tensors: [] } };
+  return new Model(new ModelCore(engine, info, base, undefined));
 }
 
 /** An engine with a random model; `work` runs with it, and it is disposed of then. */

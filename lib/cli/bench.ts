@@ -1,11 +1,14 @@
 import { availableParallelism } from 'node:os';
 import { benchDecode } from '../bench/decode.js';
 import { benchEventLoop, eventLoopText } from '../bench/event-loop.js';
+import { benchIdle, idleText } from '../bench/idle.js';
 import { benchLoad, loadText } from '../bench/load.js';
 import { benchPrefill } from '../bench/prefill.js';
 import { speedText } from '../bench/report.js';
+import { benchServe, serveText } from '../bench/serve.js';
 import type { BenchOptions } from '../bench/setup.js';
 import { shapeOf, shapes } from '../bench/shapes.js';
+import { benchSoak, soakText } from '../bench/soak.js';
 import { benchTrain } from '../bench/train.js';
 import type { WeightFormat } from '../descriptors.js';
 import { listedDevices, unlistedDevice } from '../device.js';
@@ -13,12 +16,14 @@ import { type Command, type Flags, parseCommand, UsageError, type Values } from 
 
 const command = {
   name: 'bench',
-  usage: 'decode|prefill|train|load|event-loop [flags]',
+  usage: 'decode|prefill|train|load|event-loop|idle|soak|serve [flags]',
   summary:
     'Measures a model of random weights. decode, prefill: base and mixture in turns. train: a step of one expert ' +
     '("base") and of the router over all experts ("mixture"). Each is set against its floor, from bytes or ' +
     'multiply-adds, and against the rate this machine reached in the same run. load: time and peak memory of loading a ' +
-    'checkpoint. event-loop: how late a 10 ms timer fires while the package works.',
+    'checkpoint. event-loop: how late a 10 ms timer fires while the package works. idle: what loaded mixtures cost the ' +
+    'base. soak: random traffic with slow readers, aborts, replaced mixtures and too little KV cache; compares every text ' +
+    'with the same request alone. serve: one stream and several at once from the HTTP server in this process.',
   positionals: 1,
   flags: {
     shape: {
@@ -34,14 +39,17 @@ const command = {
     experts: { type: 'integer', help: 'default 8' },
     groups: { type: 'integer', help: 'default 2, 1 for a single expert' },
     rank: { type: 'integer', help: 'of every expert, on all linears; default 16' },
-    batch: { type: 'integer', help: 'sequences of a step; default 1' },
+    batch: { type: 'integer', help: 'sequences of a step; default 1; serve: streams at once, 8' },
     context: {
       type: 'integer',
       help: 'decode: tokens before the step; else of each sequence; default 128, prefill 256',
     },
-    steps: { type: 'integer', help: 'of each variant; default 24 for decode, 8 for prefill and train' },
+    steps: {
+      type: 'integer',
+      help: 'of each variant; default 24 for decode, 8 for prefill and train, 100 for idle; serve: requests of a stream, 3',
+    },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
-    seconds: { type: 'number', help: 'event-loop: of each phase; default 20' },
+    seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
     device: { type: 'string', choices: listedDevices, unlisted: unlistedDevice, help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
@@ -51,13 +59,15 @@ const command = {
     'bench train --shape llama-160m --batch 4 --context 128',
     'bench load --shape tinyllama-1.1b --weights bf16',
     'bench event-loop --shape llama-160m --seconds 30',
+    'bench soak --shape llama-160m --seconds 600',
+    'bench serve --shape llama-160m --batch 8',
   ],
 } as const satisfies Command<Flags>;
 
-const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop'] as const;
+const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop', 'idle', 'soak', 'serve'] as const;
 type Kind = (typeof kinds)[number];
 
-const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1 };
+const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1, idle: 100, soak: 1, serve: 3 };
 
 function atLeastOne(name: string, value: number): number {
   if (value < 1) throw new UsageError(`--${name} is at least 1`);
@@ -77,7 +87,7 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
     experts,
     groups,
     rank: atLeastOne('rank', values.rank ?? 16),
-    batch: atLeastOne('batch', values.batch ?? 1),
+    batch: atLeastOne('batch', values.batch ?? (kind === 'serve' ? 8 : 1)),
     context: atLeastOne('context', values.context ?? (kind === 'prefill' ? 256 : 128)),
     steps: atLeastOne('steps', values.steps ?? defaultSteps[kind]),
     threads: atLeastOne('threads', values.threads ?? (kind === 'event-loop' ? Math.max(1, cores - 1) : cores)),
@@ -86,18 +96,32 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
   };
 }
 
-async function run(kind: Kind, options: BenchOptions, seconds: number): Promise<{ report: unknown; text: string }> {
-  if (kind === 'load') {
-    const report = await benchLoad(options);
-    return { report, text: loadText(report) };
-  }
-  if (kind === 'event-loop') {
-    const report = await benchEventLoop({ ...options, seconds });
-    return { report, text: eventLoopText(report) };
-  }
-  const report = await { decode: benchDecode, prefill: benchPrefill, train: benchTrain }[kind](options);
-  return { report, text: speedText(report) };
+interface Result {
+  report: object;
+  text: string;
 }
+
+/** What runs, and how its report reads. */
+function benchmark<R extends object>(
+  run: (options: BenchOptions & { seconds: number }) => Promise<R>,
+  text: (report: R) => string,
+) {
+  return async (options: BenchOptions & { seconds: number }): Promise<Result> => {
+    const report = await run(options);
+    return { report, text: text(report) };
+  };
+}
+
+const benchmarks = {
+  decode: benchmark(benchDecode, speedText),
+  prefill: benchmark(benchPrefill, speedText),
+  train: benchmark(benchTrain, speedText),
+  load: benchmark(benchLoad, loadText),
+  'event-loop': benchmark(benchEventLoop, eventLoopText),
+  idle: benchmark(benchIdle, idleText),
+  soak: benchmark(benchSoak, soakText),
+  serve: benchmark(benchServe, serveText),
+} satisfies Record<Kind, unknown>;
 
 export async function bench(argv: string[], signal: AbortSignal): Promise<number> {
   const parsed = parseCommand(command, argv);
@@ -106,7 +130,7 @@ export async function bench(argv: string[], signal: AbortSignal): Promise<number
   const kind = kinds.find((name) => name === positionals[0]);
   if (!kind) throw new UsageError(`what to measure is one of ${kinds.join(', ')}`);
   const options = await optionsOf(kind, values, signal);
-  const { report, text } = await run(kind, options, values.seconds ?? 20);
+  const { report, text } = await benchmarks[kind]({ ...options, seconds: values.seconds ?? 20 });
   process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : text);
   return 0;
 }

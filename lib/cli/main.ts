@@ -15,6 +15,10 @@ const commands: Record<string, { summary: string; load: () => Promise<Run> }> = 
     summary: 'generate text with a model, an adapter or a mixture',
     load: async () => (await import('./generate.js')).generate,
   },
+  serve: {
+    summary: 'serve a model, mixtures and adapters over HTTP as the OpenAI API does',
+    load: async () => (await import('./serve.js')).serve,
+  },
   inspect: {
     summary: 'show how a prompt is routed, or what a folder holds',
     load: async () => (await import('./inspect.js')).inspect,

@@ -8,7 +8,8 @@ type Json = Record<string, unknown>;
  */
 export type PrefixScheme = 'always' | 'first' | 'never';
 
-function parts(node: unknown, key: string): Json[] {
+/** The components of a part of tokenizer.json that may be a sequence of them under `key`. */
+export function parts(node: unknown, key: string): Json[] {
   if (typeof node !== 'object' || node === null) return [];
   const children = (node as Json)[key];
   return Array.isArray(children) ? children.flatMap((child) => parts(child, key)) : [node as Json];

@@ -4,6 +4,7 @@ import { AtMoeError } from '../errors.js';
 import { continuationTokenizer, type PrefixScheme, prefixScheme } from './continuation.js';
 import { readJsonObjectIfPresent, readTextIfPresent } from './json-file.js';
 import { readSpecialIds, type SpecialIds } from './special-ids.js';
+import { spellingOf, type TokenSpelling } from './token-bytes.js';
 
 type Json = Record<string, unknown>;
 
@@ -52,6 +53,8 @@ export class Tokenizer {
   readonly chatTemplate: string | Readonly<Record<string, string>> | undefined;
   /** Text of bos_token, eos_token and the like, as chat templates use them. */
   readonly specialTokens: Readonly<Record<string, string>>;
+  /** How tokens spell bytes; undefined where they do not. */
+  readonly spelling: TokenSpelling | undefined;
 
   readonly #base: HfTokenizer;
   readonly #continuation: HfTokenizer;
@@ -88,6 +91,7 @@ export class Tokenizer {
     }
     keepByteOrderMarks(this.#base.decoder);
     this.#prefixScheme = prefixScheme(files.tokenizer);
+    this.spelling = spellingOf(files.tokenizer.decoder);
     this.#vocab = this.#base.model?.vocab ?? [];
     this.vocabSize = this.#vocab.length;
     this.specialTokens = specialTokenTexts({ ...config, ...files.specialTokensMap });
@@ -147,6 +151,11 @@ export class Tokenizer {
   /** Whether an id is a special token, which decode() leaves out by default. */
   isSpecial(id: number): boolean {
     return this.#special.has(id);
+  }
+
+  /** Whether an id is an added token: control tokens and the like, matched as a whole before text is split. */
+  isAdded(id: number): boolean {
+    return this.#added.has(id);
   }
 
   /** The id of a token by its exact text in the vocabulary. */

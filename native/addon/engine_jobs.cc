@@ -1,8 +1,10 @@
 // The methods of the class `Engine` one by one.
 #include "addon/engine_wrap.h"
 #include "addon/environment.h"
+#include "addon/read_grammar.h"
 #include "addon/read_requests.h"
 #include "addon/read_tensors.h"
+#include "addon/write.h"
 #include "engine/worker.h"
 
 namespace at_moe {
@@ -67,17 +69,42 @@ Napi::Value EngineWrap::read_mixture(const Info& info) {
   });
 }
 
+Napi::Value EngineWrap::load_vocabulary(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    std::shared_ptr<Vocabulary> vocabulary = read_vocabulary(Fields(info[1], "vocabulary"));
+    return [vocabulary](Worker& worker, JobResult& result) { return worker.load_vocabulary(vocabulary, result); };
+  });
+}
+
+void EngineWrap::create_grammar(const Info& info) {
+  const int64_t number = integer_of(info[0], "grammar");
+  guarded(info, [&] {
+    std::shared_ptr<const Grammar> grammar = read_grammar(Fields(info[1], "description"));
+    engine_->post([number, grammar](Worker& worker) { worker.constraints().add(number, grammar); });
+  });
+}
+
+void EngineWrap::release_grammar(const Info& info) {
+  const int64_t number = integer_of(info[0], "grammar");
+  engine_->post([number](Worker& worker) { worker.constraints().release(number); });
+}
+
 void EngineWrap::generate(const Info& info) {
   const int64_t sequence = integer_of(info[0], "sequence");
   GenerateRequest request = read_generate_request(Fields(info[1], "request"));
   request.sequence = sequence;
-  Environment::of(info.Env()).begin_sequence();
+  Environment::of(info.Env()).begin_sequences(request.n);
   engine_->generate(std::move(request));
 }
 
 void EngineWrap::cancel_sequence(const Info& info) {
   const int64_t sequence = integer_of(info[0], "sequence");
   engine_->post([sequence](Worker& worker) { worker.cancel_sequence(sequence); });
+}
+
+void EngineWrap::read_tokens(const Info& info) {
+  const int64_t sequence = integer_of(info[0], "sequence"), tokens = integer_of(info[1], "tokens");
+  engine_->post([sequence, tokens](Worker& worker) { worker.read_tokens(sequence, tokens); });
 }
 
 void EngineWrap::cancel_job(const Info& info) {
@@ -230,6 +257,13 @@ Napi::Value EngineWrap::quantize(const Info& info) {
 Napi::Value EngineWrap::memory(const Info& info) {
   return job(info, kCommonLane,
              []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });
+}
+
+Napi::Value EngineWrap::stats(const Info& info) {
+  const int64_t number = integer_of(info[0], "job");
+  const Napi::Promise promise = Environment::of(info.Env()).begin_job(number);
+  engine_->stats(number);
+  return promise;
 }
 
 Napi::Value EngineWrap::bench(const Info& info) {

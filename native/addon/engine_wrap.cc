@@ -1,30 +1,12 @@
 #include "addon/engine_wrap.h"
 
-#include <exception>
-
 #include "addon/environment.h"
 #include "addon/read_requests.h"
 #include "addon/write.h"
 
 namespace at_moe {
 
-namespace {
-
 using Info = Napi::CallbackInfo;
-
-// C++ exceptions end here.
-template <typename F>
-auto guarded(const Info& info, F&& f) {
-  try {
-    return f();
-  } catch (const Napi::Error&) {
-    throw;
-  } catch (...) {
-    throw make_error(info.Env(), failure_of(std::current_exception()));
-  }
-}
-
-}  // namespace
 
 EngineWrap::EngineWrap(const Info& info) : Napi::ObjectWrap<EngineWrap>(info) {
   guarded(info, [&] {
@@ -42,8 +24,12 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::create_mixture>("createMixture"),
                       InstanceMethod<&Self::release_mixture>("releaseMixture"),
                       InstanceMethod<&Self::read_mixture>("readMixture"),
+                      InstanceMethod<&Self::load_vocabulary>("loadVocabulary"),
+                      InstanceMethod<&Self::create_grammar>("createGrammar"),
+                      InstanceMethod<&Self::release_grammar>("releaseGrammar"),
                       InstanceMethod<&Self::generate>("generate"),
                       InstanceMethod<&Self::cancel_sequence>("cancelSequence"),
+                      InstanceMethod<&Self::read_tokens>("readTokens"),
                       InstanceMethod<&Self::cancel_job>("cancelJob"),
                       InstanceMethod<&Self::release_session>("releaseSession"),
                       InstanceMethod<&Self::score>("score"),
@@ -61,6 +47,7 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::merged>("merged"),
                       InstanceMethod<&Self::quantize>("quantize"),
                       InstanceMethod<&Self::memory>("memory"),
+                      InstanceMethod<&Self::stats>("stats"),
                       InstanceMethod<&Self::bench>("bench"),
                       InstanceMethod<&Self::probe>("probe"),
                       InstanceMethod<&Self::dispose>("dispose")});

@@ -29,8 +29,12 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value create_mixture(const Info& info);
   void release_mixture(const Info& info);
   Napi::Value read_mixture(const Info& info);
+  Napi::Value load_vocabulary(const Info& info);
+  void create_grammar(const Info& info);
+  void release_grammar(const Info& info);
   void generate(const Info& info);
   void cancel_sequence(const Info& info);
+  void read_tokens(const Info& info);
   void cancel_job(const Info& info);
   void release_session(const Info& info);
   Napi::Value score(const Info& info);
@@ -48,6 +52,7 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value merged(const Info& info);
   Napi::Value quantize(const Info& info);
   Napi::Value memory(const Info& info);
+  Napi::Value stats(const Info& info);
   Napi::Value bench(const Info& info);
   Napi::Value probe(const Info& info);
   Napi::Value dispose(const Info& info);

@@ -26,7 +26,7 @@ class Environment {
   void add_engine(const std::shared_ptr<Engine>& engine);
   // The promise of a job; settled when its end is told.
   Napi::Promise begin_job(int64_t job);
-  void begin_sequence() { hold(); }
+  void begin_sequences(int64_t count);
   // Stops the engine; its thread is joined when that is done.
   Napi::Promise dispose(int64_t job, std::shared_ptr<Engine> engine);
 

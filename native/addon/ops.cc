@@ -45,7 +45,7 @@ Napi::Value run_op(const OpEntry& op, Backends& backends, const Napi::CallbackIn
 Napi::Object make_ops(Napi::Env env) {
   const auto backends = std::make_shared<Backends>();
   Napi::Object ops = Napi::Object::New(env);
-  for (const auto& table : {elementwise_ops(), linear_ops(), router_ops(), training_ops()}) {
+  for (const auto& table : {elementwise_ops(), linear_ops(), router_ops(), training_ops(), grammar_ops()}) {
     for (const OpEntry& op : table) {
       ops.Set(op.name, Napi::Function::New(
                            env, [op, backends](const Napi::CallbackInfo& info) { return run_op(op, *backends, info); },

@@ -91,5 +91,6 @@ std::vector<OpEntry> elementwise_ops();
 std::vector<OpEntry> linear_ops();
 std::vector<OpEntry> router_ops();
 std::vector<OpEntry> training_ops();
+std::vector<OpEntry> grammar_ops();
 
 }  // namespace at_moe

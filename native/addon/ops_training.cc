@@ -16,12 +16,12 @@ void cross_entropy(OpCall& call) {
   call.backend().forward(args);
 }
 
-// logits, rows [{temperature, topK, topP, minP, repetitionPenalty, seed, draw, history, banned}]
+// logits, rows [{temperature, topK, topP, minP, repetitionPenalty, seed, draw, history, banned, allowed}]
 void sampling(OpCall& call) {
   const Matrix logits = call.matrix("logits", DType::f32);
   std::vector<SamplingRow> rows;
   std::vector<std::vector<int32_t>> ids;
-  ids.reserve(2 * static_cast<size_t>(logits.rows));
+  ids.reserve(3 * static_cast<size_t>(logits.rows));
   for (const Napi::Object& source : OpCall::list(call.args(), "rows")) {
     SamplingRow row;
     row.temperature = static_cast<float>(OpCall::number(source, "temperature"));
@@ -37,6 +37,10 @@ void sampling(OpCall& call) {
     ids.push_back(OpCall::values<int32_t>(source, "banned"));
     row.banned = ids.back().data();
     row.banned_length = static_cast<int64_t>(ids.back().size());
+    if (OpCall::has(source, "allowed")) {
+      ids.push_back(OpCall::values<int32_t>(source, "allowed"));
+      row.allowed = reinterpret_cast<const uint32_t*>(ids.back().data());
+    }
     rows.push_back(row);
   }
   Napi::Int32Array tokens = Napi::Int32Array::New(call.env(), rows.size());

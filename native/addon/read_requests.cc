@@ -43,6 +43,16 @@ RoutingRequest read_routing(const Fields& from) {
   return routing;
 }
 
+Scheduling read_scheduling(const Fields& from) {
+  Scheduling scheduling;
+  scheduling.priority = from.integer("priority", 0);
+  if (!from.has("timeoutMs")) return scheduling;
+  using Milliseconds = std::chrono::duration<double, std::milli>;
+  const Milliseconds timeout(from.number("timeoutMs"));
+  scheduling.deadline = Scheduling::Clock::now() + std::chrono::duration_cast<Scheduling::Clock::duration>(timeout);
+  return scheduling;
+}
+
 }  // namespace
 
 EngineOptions read_engine_options(const Fields& from) {
@@ -55,6 +65,11 @@ EngineOptions read_engine_options(const Fields& from) {
 
 GenerateRequest read_generate_request(const Fields& from) {
   GenerateRequest request;
+  request.scheduling = read_scheduling(from);
+  request.n = from.integer("n", 1);
+  if (request.n < 1) from.wrong("n", "at least 1");
+  if (from.has("maxUnread")) request.max_unread = from.integer("maxUnread");
+  if (request.max_unread.value_or(1) < 1) from.wrong("maxUnread", "at least 1");
   request.ids = from.required_values<int32_t>("ids");
   request.max_tokens = from.integer("maxTokens");
   if (request.max_tokens < 0) from.wrong("maxTokens", "no negative number");
@@ -64,9 +79,11 @@ GenerateRequest read_generate_request(const Fields& from) {
   request.routing = read_routing(from.child("routing"));
   request.trace = from.flag("trace", false);
   request.log_probs = from.flag("logProbs", false);
+  if (from.has("grammar")) request.grammar = from.integer("grammar");
   if (from.has("session")) {
     const Fields session = from.child("session");
     request.session = session.integer("id");
+    if (request.n > 1) from.wrong("n", "1 with a session");
     if (session.has("keep")) request.keep = session.integer("keep");
     if (*request.session < 0 || request.keep.value_or(0) < 0) from.wrong("session", "no negative number");
     request.reroute = session.flag("reroute", false);
@@ -76,6 +93,7 @@ GenerateRequest read_generate_request(const Fields& from) {
 
 ScoreRequest read_score_request(const Fields& from) {
   ScoreRequest request;
+  request.scheduling = read_scheduling(from);
   request.ids = from.required_values<int32_t>("ids");
   request.first = from.integer("first");
   request.routing = read_routing(from.child("routing"));

@@ -126,10 +126,14 @@ LoadOptions read_load_options(const Fields& from) {
   options.max_batch = from.integer("maxBatch", defaults.max_batch);
   options.context_length = from.integer("contextLength", 0);
   options.kv_tokens = from.integer("kvTokens", 0);
-  options.prefill_rows = from.integer("prefillRows", defaults.prefill_rows);
+  options.step_tokens = from.integer("stepTokens", 0);
   options.chunk_rows = from.integer("chunkRows", 0);
-  if (std::min(options.max_batch, options.prefill_rows) < 1) from.wrong("maxBatch", "with prefillRows at least 1");
-  if (std::min({options.context_length, options.kv_tokens, options.chunk_rows}) < 0)
+  if (from.has("maxQueue")) options.max_queue = from.integer("maxQueue");
+  if (from.has("hostKvBytes")) options.host_kv_bytes = static_cast<size_t>(from.number("hostKvBytes"));
+  options.prefix_cache = from.flag("prefixCache", defaults.prefix_cache);
+  if (options.max_batch < 1) from.wrong("maxBatch", "at least 1");
+  if (std::min({options.context_length, options.kv_tokens, options.step_tokens, options.chunk_rows,
+                options.max_queue.value_or(0)}) < 0)
     from.wrong("contextLength", "no negative size");
   return options;
 }

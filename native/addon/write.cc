@@ -99,6 +99,26 @@ struct ResultWriter {
                          {"kvFreeTokens", number(memory.kv_free_tokens)},
                          {"kvTokens", number(memory.kv_tokens)}});
   }
+  Napi::Value operator()(const EngineStats& stats) const {
+    return numbers(env, {{"running", number(stats.running)},
+                         {"queued", number(stats.queued)},
+                         {"stalled", number(stats.stalled)},
+                         {"steps", number(stats.steps)},
+                         {"batchSize", number(stats.batch_size)},
+                         {"pagesUsed", number(stats.pages_used)},
+                         {"pagesCached", number(stats.pages_cached)},
+                         {"pagesFree", number(stats.pages_free)},
+                         {"pagesOnHost", number(stats.pages_on_host)},
+                         {"lookedUpTokens", number(stats.looked_up_tokens)},
+                         {"hitTokens", number(stats.hit_tokens)},
+                         {"promptTokens", number(stats.prompt_tokens)},
+                         {"completionTokens", number(stats.completion_tokens)},
+                         {"preemptions", number(stats.preemptions)},
+                         {"restoredTokens", number(stats.restored_tokens)},
+                         {"requests", number(stats.requests)},
+                         {"refused", number(stats.refused)},
+                         {"expired", number(stats.expired)}});
+  }
   Napi::Value operator()(const BenchResult& result) const {
     Napi::Object object = Napi::Object::New(env);
     object.Set("base", array_of(env, result.base));

@@ -3,12 +3,25 @@
 
 #include <napi.h>
 
+#include <exception>
+
 #include "backend/registry.h"
 #include "engine/event.h"
 
 namespace at_moe {
 
 Napi::Error make_error(Napi::Env env, const Failure& failure);
+// C++ exceptions end here.
+template <typename F>
+auto guarded(const Napi::CallbackInfo& info, F&& f) {
+  try {
+    return f();
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (...) {
+    throw make_error(info.Env(), failure_of(std::current_exception()));
+  }
+}
 Napi::Value write_result(Napi::Env env, const JobResult& result);
 Napi::Object write_event(Napi::Env env, const TokenEvent& event);
 Napi::Object write_event(Napi::Env env, const TraceEvent& event);

@@ -8,6 +8,7 @@ const char* code_name(Code code) {
     case Code::kBadFile: return "BAD_FILE";
     case Code::kBusy: return "BUSY";
     case Code::kContextLength: return "CONTEXT_LENGTH";
+    case Code::kDeadline: return "DEADLINE";
     case Code::kDeviceLost: return "DEVICE_LOST";
     case Code::kDeviceUnavailable: return "DEVICE_UNAVAILABLE";
     case Code::kDisposed: return "DISPOSED";
@@ -16,6 +17,7 @@ const char* code_name(Code code) {
     case Code::kMismatch: return "MISMATCH";
     case Code::kNotFinite: return "NOT_FINITE";
     case Code::kOutOfMemory: return "OUT_OF_MEMORY";
+    case Code::kQueueFull: return "QUEUE_FULL";
     case Code::kRouting: return "ROUTING";
     case Code::kUnsupported: return "UNSUPPORTED";
   }

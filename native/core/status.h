@@ -14,6 +14,7 @@ enum class Code {
   kBadFile,
   kBusy,
   kContextLength,
+  kDeadline,
   kDeviceLost,
   kDeviceUnavailable,
   kDisposed,
@@ -22,6 +23,7 @@ enum class Code {
   kMismatch,
   kNotFinite,
   kOutOfMemory,
+  kQueueFull,
   kRouting,
   kUnsupported,
 };

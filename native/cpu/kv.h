@@ -17,6 +17,18 @@ class CpuKvPool : public KvPool {
            static_cast<size_t>(shape.head_dim + padded(shape.head_dim));
   }
 
+  std::vector<Part> parts(int64_t page) const override {
+    const size_t tokens = sizeof(float) * static_cast<size_t>(shape().kv_heads * kPageTokens);
+    const size_t key_bytes = tokens * static_cast<size_t>(shape().head_dim);
+    const size_t value_bytes = tokens * static_cast<size_t>(value_stride());
+    std::vector<Part> parts;
+    for (int64_t layer = 0; layer < shape().layers; ++layer) {
+      parts.push_back({keys(layer, page, 0), key_bytes});
+      parts.push_back({values(layer, page, 0), value_bytes});
+    }
+    return parts;
+  }
+
   int64_t value_stride() const { return padded(shape().head_dim); }
 
   // Element (dim, token) at [dim * kPageTokens + token].

@@ -1,5 +1,5 @@
 // Sampling of one token per row (contract: backend/ops/sampling.h).
-//   s = (l - max l) / temperature, l the penalised logits with banned ones -inf;  weight_i = e^s_i
+//   s = (l - max l) / temperature, l the penalised logits, -inf if banned or not allowed;  weight_i = e^s_i
 // Candidates are taken lazily in descending order: the ids are cut into bands by their distance from the largest score
 // and only the bands that are reached are sorted, so that a draw over a large vocabulary rarely sorts more than a few
 // hundred. Exactly top_k candidates stay, ties by lower index. Split over rows; a row is one worker's.
@@ -20,7 +20,22 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// scores = the row after repetition penalty and bans. Returns the largest.
+// scores = -inf for what is not among `allowed`.
+void forbid(const uint32_t* allowed, int64_t n, float* scores) {
+  for (int64_t first = 0; first < n; first += 32) {
+    const uint32_t word = allowed[first / 32];
+    const int64_t count = std::min<int64_t>(32, n - first);
+    if (word == 0) {
+      std::fill_n(scores + first, count, -kInfinity);
+    } else if (~word != 0) {
+      for (int64_t i = 0; i < count; ++i) {
+        if ((word >> i & 1) == 0) scores[first + i] = -kInfinity;
+      }
+    }
+  }
+}
+
+// scores = the row after repetition penalty, bans and the allowed set. Returns the largest.
 float penalise(const SamplingRow& row, const float* logits, int64_t n, float* scores) {
   std::copy(logits, logits + n, scores);
   if (row.repetition_penalty != 1) {
@@ -30,6 +45,7 @@ float penalise(const SamplingRow& row, const float* logits, int64_t n, float* sc
     }
   }
   for (int64_t i = 0; i < row.banned_length; ++i) scores[row.banned[i]] = -kInfinity;
+  if (row.allowed) forbid(row.allowed, n, scores);
   return max_lanes(n, scores);
 }
 

@@ -43,16 +43,13 @@ void Contexts::release(int64_t session) {
   entries_.erase(entry);
 }
 
-bool Contexts::evict_one() {
+Context* Contexts::oldest_idle() {
   Entry* oldest = nullptr;
   for (auto& [session, entry] : entries_) {
     if (entry.busy || entry.context.pages.empty()) continue;
     if (!oldest || entry.used < oldest->used) oldest = &entry;
   }
-  if (!oldest) return false;
-  pages_.shrink(oldest->context.pages, 0);
-  oldest->context.computed = 0;
-  return true;
+  return oldest ? &oldest->context : nullptr;
 }
 
 }  // namespace at_moe

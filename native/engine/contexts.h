@@ -1,5 +1,4 @@
-// The contexts that sessions keep between their requests. Under memory pressure the one unused for longest loses its
-// keys; its next request computes them again.
+// The contexts that sessions keep between their requests.
 #pragma once
 
 #include <map>
@@ -18,8 +17,8 @@ class Contexts {
   Context take(int64_t session);
   void put_back(int64_t session, Context context);
   void release(int64_t session);
-  // Frees the pages of one idle context. False when none has any.
-  bool evict_one();
+  // Of those that hold pages and have no request, the one unused for longest; null when there is none.
+  Context* oldest_idle();
 
  private:
   struct Entry {

@@ -41,17 +41,23 @@ void Engine::run(int64_t job, int64_t lane, Body body) {
 void Engine::generate(GenerateRequest request) {
   DoneEvent refused;
   refused.sequence = request.sequence;
+  const int64_t n = request.n;
   refused.reason = DoneEvent::Reason::kError;
   refused.failure = kDisposedFailure;
   const bool posted =
       try_post([request = std::move(request)](Worker& worker) mutable { worker.generate(std::move(request)); });
-  if (!posted) sink_->push(std::move(refused));
+  for (int64_t i = 0; !posted && i < n; ++i, ++refused.sequence) sink_->push(refused);
 }
 
 void Engine::score(ScoreRequest request) {
   const int64_t job = request.job;
   const bool posted =
       try_post([request = std::move(request)](Worker& worker) mutable { worker.score(std::move(request)); });
+  if (!posted) sink_->push(JobDone{job, kDisposedFailure});
+}
+
+void Engine::stats(int64_t job) {
+  const bool posted = try_post([this, job](Worker& worker) { sink_->push(JobDone{job, worker.stats()}); });
   if (!posted) sink_->push(JobDone{job, kDisposedFailure});
 }
 
@@ -79,9 +85,14 @@ void Engine::join() {
 }
 
 // False when the engine is to stop.
-bool Engine::take(std::deque<Action>& actions, bool wait) {
+bool Engine::take(std::deque<Action>& actions, bool wait, Scheduling::Clock::time_point until) {
   std::unique_lock lock(mutex_);
-  if (wait) wake_.wait(lock, [this] { return stopping_ || !inbox_.empty(); });
+  auto ready = [this] { return stopping_ || !inbox_.empty(); };
+  if (wait && until != Scheduling::Clock::time_point::max()) {
+    wake_.wait_until(lock, until, ready);
+  } else if (wait) {
+    wake_.wait(lock, ready);
+  }
   actions = std::exchange(inbox_, {});
   return !stopping_;
 }
@@ -100,7 +111,7 @@ void Engine::loop() {
     for (bool running = true; running;) {
       const bool idle = worker.idle();
       if (idle) worker.rest();
-      running = take(actions, idle);
+      running = take(actions, idle, worker.next_deadline());
       for (const Action& action : actions) guarded([&] { action(worker); });
       if (running) guarded([&] { worker.step(); });
     }

@@ -32,6 +32,8 @@ class Engine {
   void run(int64_t job, int64_t lane, Body body);
   void generate(GenerateRequest request);
   void score(ScoreRequest request);
+  // Told between two steps, whatever jobs wait.
+  void stats(int64_t job);
   // Something without an end of its own; dropped after `stop`.
   void post(Action action);
 
@@ -42,7 +44,7 @@ class Engine {
 
  private:
   void loop();
-  bool take(std::deque<Action>& actions, bool wait);
+  bool take(std::deque<Action>& actions, bool wait, Scheduling::Clock::time_point until);
   bool try_post(Action action);
 
   EngineOptions options_;

@@ -78,6 +78,14 @@ struct MemoryStatement {
   int64_t kv_free_tokens = 0, kv_tokens = 0;
 };
 
+struct EngineStats {
+  int64_t running = 0, queued = 0, stalled = 0, steps = 0, batch_size = 0;
+  int64_t pages_used = 0, pages_cached = 0, pages_free = 0, pages_on_host = 0;
+  int64_t looked_up_tokens = 0, hit_tokens = 0, prompt_tokens = 0, completion_tokens = 0;
+  int64_t preemptions = 0, restored_tokens = 0;
+  int64_t requests = 0, refused = 0, expired = 0;
+};
+
 struct BenchResult {
   std::vector<double> base, mixture;  // seconds per step
   DeviceWork work;                    // of all these steps
@@ -93,7 +101,7 @@ struct ProbeResult {
 
 using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,
                                StepResult, std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement,
-                               BenchResult, ProbeResult, QuantizedTensor>;
+                               EngineStats, BenchResult, ProbeResult, QuantizedTensor>;
 
 struct JobDone {
   int64_t job = 0;

@@ -1,4 +1,4 @@
-// The scheduler's prefill passes.
+// The scheduler's passes over whole prompts: those whose routing is pooled over all of their rows.
 #include <algorithm>
 
 #include "engine/scheduler.h"
@@ -7,156 +7,99 @@ namespace at_moe {
 
 namespace {
 
-using Reason = DoneEvent::Reason;
+// Side by side, so that a short prompt does not wait for a long one.
+constexpr size_t kMostPasses = 4;
 
 }  // namespace
 
-void Scheduler::start_prefill() {
-  prefill_ = gather_prefill();
-  // Sequences that wait hold pages of earlier turns or chunks: with nothing running, these may keep the first out.
-  while (!prefill_ && active_.empty() && !waiting_.empty()) {
-    if (!reclaim_waiting(waiting_.front())) {
-      const Shared first = waiting_.front();
-      waiting_.pop_front();
-      finish(first, Reason::kError, {Code::kOutOfMemory, "the KV cache has no room for the sequence"});
-    }
-    prefill_ = gather_prefill();
-  }
-}
-
-// Takes sequences in their order up to the budgets of rows, sequences and pages.
-std::unique_ptr<Scheduler::Prefill> Scheduler::gather_prefill() {
-  auto prefill = std::make_unique<Prefill>();
-  int64_t rows = 0;
-  while (!waiting_.empty()) {
-    const Shared sequence = waiting_.front();
-    const bool first = prefill->members.empty();
-    if (!first && (sequence->solo || prefill->members.front()->solo)) break;
-    if (static_cast<int64_t>(active_.size() + prefill->members.size()) >= limits_.max_batch) break;
+// Takes whole prompts in the order of their ranks, as many as make up a step, or one that is longer.
+void Scheduler::start_pass() {
+  if (passes_.size() >= kMostPasses) return;
+  auto pass = std::make_unique<WholePass>();
+  bool solo = false;
+  for (const Shared& sequence : batch_) {
     const Sequence::Next next = sequence->next_rows();
-    const int64_t begin = sequence->context.computed;
-    const int64_t room = limits_.prefill_rows - rows;
-    const int64_t end = next.whole ? next.end : std::min(next.end, begin + room);
-    if (!first && (end == begin || end - begin > room)) break;
-    if (!hold_pages(*sequence)) break;
-    waiting_.pop_front();
-    plan_rows(*prefill, *sequence, end);
-    prefill->members.push_back(sequence);
-    rows += end - begin;
+    if (sequence->in_pass || !next.whole) continue;
+    const bool first = pass->rows.parts.empty();
+    const int64_t count = pass->rows.count() + next.end - sequence->context.computed;
+    if (!first && (solo || sequence->solo || count > limits_.step_tokens)) continue;
+    add_rows(pass->rows, sequence, next.end);
+    sequence->in_pass = true;
+    solo = sequence->solo;
   }
-  return prefill->members.empty() ? nullptr : std::move(prefill);
+  if (pass->rows.parts.empty()) return;
+  passes_.push_back(std::move(pass));
 }
 
-void Scheduler::open_pass(Prefill& prefill) {
-  int64_t rows = 0;
-  for (const SequenceRows& part : prefill.rows) rows += static_cast<int64_t>(part.ids.size());
-  if (!prefill_workspace_ || rows > prefill_workspace_->rows()) {
-    prefill_workspace_.reset();
-    const int64_t capacity = std::max(rows, limits_.prefill_rows);
-    prefill_workspace_ =
-        std::make_unique<Workspace>(model_, capacity, limits_.max_batch, pages_per_sequence(), limits_.chunk_rows);
-  }
-  prefill.pass = forward(model_, *prefill_workspace_, *pool_, prefill.rows, prefill.result);
+std::unique_ptr<Workspace> Scheduler::workspace_for(int64_t rows) {
+  if (spare_workspace_ && rows <= spare_workspace_->rows()) return std::move(spare_workspace_);
+  spare_workspace_.reset();
+  const int64_t capacity = std::max(rows, limits_.step_tokens);
+  return std::make_unique<Workspace>(model_, capacity, limits_.max_batch, pages_per_sequence(), limits_.chunk_rows);
 }
 
-// Pages for all that is known of the sequence, so that a prefill once begun can end.
-bool Scheduler::hold_pages(Sequence& sequence) {
-  const int64_t tokens = std::min(sequence.context.size() + 1, limits_.context_length);
-  while (!pages_.grow(sequence.context.pages, tokens)) {
-    if (!contexts_.evict_one()) return false;
-  }
-  if (!sequence.admitted) sequence.order = admissions_++;
-  sequence.admitted = true;
-  return true;
-}
-
-void Scheduler::plan_rows(Prefill& prefill, Sequence& sequence, int64_t end) {
-  Context& context = sequence.context;
-  const int64_t begin = context.computed;
-  const RoutingSpan& span = context.spans[context.span_at(begin)];
-  SequenceRows rows;
-  rows.ids.assign(context.ids.begin() + begin, context.ids.begin() + end);
-  rows.position = begin;
-  rows.pages = context.pages;
-  rows.routing = span.routing.get();
-  if (sequence.kind == Sequence::Kind::kScore) {
-    rows.labels = sequence.labels(begin, end);
-    rows.routing->instruction_rows = std::min(sequence.first, end) - begin;
-  } else {
-    rows.routing->instruction_rows = end - begin;
-  }
-  const bool each_row = rows.routing->mode == SequenceRouting::Mode::kToken;
-  const bool untold = end > sequence.traced && (each_row || !span.traced);
-  if (sequence.trace && untold && rows.routing->mixture) rows.trace = &prefill.traces.emplace_back();
-  prefill.rows.push_back(std::move(rows));
-}
-
-void Scheduler::step_prefill() {
-  bool more = false;
-  try {
-    if (!prefill_->pass) open_pass(*prefill_);
-    more = prefill_->pass.resume();
-  } catch (...) {
-    const std::unique_ptr<Prefill> failed = std::move(prefill_);
-    failed->pass = Pass();
-    if (failed->members.size() > 1) {
-      retry_alone(failed->members);
-    } else {
-      finish(failed->members.front(), Reason::kError, failure_of(std::current_exception()));
-    }
-    return;
-  }
-  if (!more) end_prefill();
-}
-
-void Scheduler::retry_alone(const std::vector<Shared>& members) {
-  for (size_t i = members.size(); i-- > 0;) {
-    members[i]->solo = true;
-    if (members[i]->cancelled) {
-      finish(members[i], Reason::kCancelled);
-    } else {
-      waiting_.push_front(members[i]);
-    }
-  }
-}
-
-void Scheduler::end_prefill() {
-  const std::unique_ptr<Prefill> ended = std::move(prefill_);
-  ended->pass = Pass();
-  for (size_t i = ended->members.size(); i-- > 0;) {
-    const Shared& sequence = ended->members[i];
+// Passes take turns, a unit each.
+void Scheduler::step_passes(int64_t units) {
+  start_pass();
+  for (; units > 0 && !passes_.empty(); --units) {
+    std::unique_ptr<WholePass> pass = std::move(passes_.front());
+    passes_.pop_front();
+    bool more = false;
     try {
-      after_prefill(*ended, i);
+      more = resume(*pass);
     } catch (...) {
-      finish(sequence, Reason::kError, failure_of(std::current_exception()));
+      fail_pass(std::move(pass), failure_of(std::current_exception()));
+      continue;
+    }
+    if (more) {
+      passes_.push_back(std::move(pass));
+    } else {
+      end_pass(std::move(pass));
     }
   }
 }
 
-void Scheduler::after_prefill(Prefill& prefill, size_t index) {
-  const Shared& sequence = prefill.members[index];
-  Context& context = sequence->context;
-  SequenceRows& rows = prefill.rows[index];
-  const int64_t begin = context.computed;
-  context.computed += static_cast<int64_t>(rows.ids.size());
-  if (sequence->cancelled) return finish(sequence, Reason::kCancelled);
-  if (rows.trace) {
-    context.spans[context.span_at(begin)].traced = true;
-    sink_.push(TraceEvent{sequence->id, begin, std::move(*rows.trace)});
+bool Scheduler::resume(WholePass& pass) {
+  if (!pass.pass) {
+    pass.workspace = workspace_for(pass.rows.count());
+    pass.pass = forward(model_, *pass.workspace, *pool_, pass.rows.rows, pass.rows.result);
   }
-  sequence->traced = std::max(sequence->traced, context.computed);
-  for (size_t row = 0; row < rows.labels.size(); ++row) {
-    if (rows.labels[row] >= 0) sequence->scores.push_back(rows.scores[row]);
+  return pass.pass.resume();
+}
+
+void Scheduler::end_pass(std::unique_ptr<WholePass> ended) {
+  ended->pass = Pass();
+  for (const Part& part : ended->rows.parts) {
+    part.sequence->in_pass = false;
+    if (prefixes_) prefixes_->settle(part.sequence->context.spans.back());
   }
-  if (context.computed < sequence->rows_wanted()) {
-    waiting_.push_front(sequence);
-  } else if (sequence->kind == Sequence::Kind::kScore) {
-    finish(sequence, Reason::kStop);
-  } else if (sequence->max_tokens == 0) {
-    finish(sequence, Reason::kLength);
-  } else {
-    const Matrix logits = prefill.result.logits.row_range(static_cast<int64_t>(index), 1);
-    accept(sequence, sample({sequence}, logits).front());
+  take_results(ended->rows);
+  if (!spare_workspace_ || spare_workspace_->rows() < ended->workspace->rows())
+    spare_workspace_ = std::move(ended->workspace);
+}
+
+void Scheduler::drop_unwanted_pass() {
+  auto wanted = [](const Part& part) { return part.sequence->wanted(); };
+  const auto at = std::find_if(passes_.begin(), passes_.end(), [&](const std::unique_ptr<WholePass>& pass) {
+    return std::none_of(pass->rows.parts.begin(), pass->rows.parts.end(), wanted);
+  });
+  if (at == passes_.end()) return;
+  const std::unique_ptr<WholePass> pass = std::move(*at);
+  passes_.erase(at);
+  pass->pass = Pass();
+  for (const Part& part : pass->rows.parts) {
+    part.sequence->in_pass = false;
+    ended(part.sequence);
+  }
+}
+
+// A failure of several is tried again one by one.
+void Scheduler::fail_pass(std::unique_ptr<WholePass> failed, const Failure& failure) {
+  failed->pass = Pass();
+  for (const Part& part : failed->rows.parts) {
+    part.sequence->in_pass = false;
+    part.sequence->solo = true;
+    if (!ended(part.sequence) && failed->rows.parts.size() == 1) finish(part.sequence, Reason::kError, failure);
   }
 }
 

@@ -1,8 +1,10 @@
 // What the engine is asked for: plain data, already converted and checked for types.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,8 +26,11 @@ struct LoadOptions {
   int64_t max_batch = 16;
   int64_t context_length = 0;  // 0 = the model's, or what the KV cache holds
   int64_t kv_tokens = 0;       // 0 = by the default budget
-  int64_t prefill_rows = 512;
-  int64_t chunk_rows = 0;  // 0 = by the speed of the device
+  int64_t step_tokens = 0;     // 0 = by the speed of the device
+  int64_t chunk_rows = 0;      // 0 = by the speed of the device
+  std::optional<int64_t> max_queue;
+  bool prefix_cache = true;
+  std::optional<size_t> host_kv_bytes;
 };
 
 struct LoadRequest {
@@ -52,8 +57,18 @@ struct SamplingRequest {
   uint64_t seed = 0;
 };
 
+struct Scheduling {
+  using Clock = std::chrono::steady_clock;
+  int64_t priority = 0;  // higher ones first
+  Clock::time_point deadline = Clock::time_point::max();
+};
+class Constraint;
+
 struct GenerateRequest {
-  int64_t sequence = 0;
+  int64_t sequence = 0;  // of the first of n
+  int64_t n = 1;
+  Scheduling scheduling;
+  std::optional<int64_t> max_unread;
   std::vector<int32_t> ids;
   int64_t max_tokens = 0;
   std::vector<int32_t> stop_tokens, banned_tokens;
@@ -63,10 +78,13 @@ struct GenerateRequest {
   std::optional<int64_t> session;
   std::optional<int64_t> keep;  // tokens of the session's context that stay
   bool reroute = false;
+  std::optional<int64_t> grammar;
+  std::shared_ptr<Constraint> constraint;  // of `grammar`, found by the worker
 };
 
 struct ScoreRequest {
   int64_t job = 0;
+  Scheduling scheduling;
   std::vector<int32_t> ids;
   int64_t first = 1;
   RoutingRequest routing;

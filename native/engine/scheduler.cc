@@ -9,8 +9,6 @@ namespace at_moe {
 
 namespace {
 
-using Reason = DoneEvent::Reason;
-
 KvPool::Shape pool_shape(const ModelConfig& config, int64_t tokens) {
   return {config.num_layers, KvPages::pages_of(tokens), config.num_kv_heads, config.head_dim};
 }
@@ -25,10 +23,16 @@ Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make
       pool_(model.backend().create_kv(pool_shape(model.config(), limits.kv_tokens))),
       pages_(KvPages::pages_of(limits.kv_tokens)),
       contexts_(pages_),
-      decode_workspace_(model, limits.max_batch, limits.max_batch, pages_per_sequence(), limits.max_batch) {}
+      step_workspace_(model, limits.max_batch + limits.step_tokens, limits.max_batch, pages_per_sequence(),
+                      std::max(limits.max_batch, limits.chunk_rows)) {
+  if (limits.prefix_cache) prefixes_.emplace(pages_, model);
+  if (limits.host_kv_bytes) host_pages_.emplace(model.backend(), *pool_, limits.host_kv_bytes);
+}
 
 size_t Scheduler::workspace_bytes() const {
-  return decode_workspace_.bytes() + (prefill_workspace_ ? prefill_workspace_->bytes() : 0);
+  size_t bytes = step_workspace_.bytes() + (spare_workspace_ ? spare_workspace_->bytes() : 0);
+  for (const std::unique_ptr<WholePass>& pass : passes_) bytes += pass->workspace ? pass->workspace->bytes() : 0;
+  return bytes;
 }
 
 void Scheduler::check_ids(const std::vector<int32_t>& ids) const {
@@ -37,6 +41,15 @@ void Scheduler::check_ids(const std::vector<int32_t>& ids) const {
     if (id >= 0 && id < model_.config().vocab_size) continue;
     fail(Code::kMismatch, "token id ", id, " is not in the vocabulary of ", model_.config().vocab_size);
   }
+}
+
+void Scheduler::check_queue() {
+  if (!limits_.max_queue) return;
+  const int64_t waiting = queue_.new_ones(), returning = queue_.size() - waiting;
+  const int64_t places = limits_.max_batch - static_cast<int64_t>(batch_.size()) - returning;
+  if (waiting < *limits_.max_queue + std::max<int64_t>(places, 0)) return;
+  ++stats_.refused;
+  fail(Code::kQueueFull, *limits_.max_queue, " requests wait already");
 }
 
 Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
@@ -56,12 +69,14 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   }
   Context& context = sequence->context;
   context.truncate(kept);
-  pages_.shrink(context.pages, context.computed);
-  if (routing) context.spans.push_back({kept, std::move(routing)});
+  own_last_page(context);
   context.ids.insert(context.ids.end(), request.ids.begin(), request.ids.end());
+  if (routing) {
+    context.spans.push_back({kept, std::move(routing)});
+    number_routing(context, request.routing, size);
+  }
   sequence->id = request.sequence;
   sequence->usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
-  sequence->usage.cached_tokens = context.computed;
   sequence->limit = std::min(size + request.max_tokens, limits_.context_length);
   sequence->max_tokens = request.max_tokens;
   sequence->trace = request.trace;
@@ -71,86 +86,156 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   sequence->stop_tokens = request.stop_tokens;
   sequence->banned_tokens = request.banned_tokens;
   sequence->sampling = request.sampling;
+  sequence->scheduling = request.scheduling;
+  sequence->max_unread = request.max_unread;
+  if (request.constraint) sequence->matcher.emplace(request.constraint);
+  add_siblings(*sequence, request.n);
   return sequence;
 }
 
-void Scheduler::add(const GenerateRequest& request) {
-  try {
-    waiting_.push_back(begin(request));
-  } catch (...) {
-    DoneEvent done;
-    done.sequence = request.sequence;
-    done.reason = Reason::kError;
-    done.usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
-    done.failure = failure_of(std::current_exception());
-    sink_.push(std::move(done));
+Scheduler::Shared Scheduler::begin(ScoreRequest request) {
+  check_ids(request.ids);
+  const int64_t size = static_cast<int64_t>(request.ids.size());
+  if (request.first < 1 || request.first >= size)
+    fail(Code::kMismatch, "there is nothing to score from id ", request.first, " of ", size);
+  if (size - 1 > limits_.context_length) {
+    fail(Code::kContextLength, "the text has ", size, " tokens, the context holds ", limits_.context_length);
   }
+  auto sequence = std::make_shared<Sequence>();
+  sequence->kind = Kind::kScore;
+  sequence->id = request.job;
+  sequence->first = request.first;
+  sequence->scheduling = request.scheduling;
+  sequence->context.spans.push_back({0, make_routing_(request.routing)});
+  sequence->context.ids = std::move(request.ids);
+  number_routing(sequence->context, request.routing, request.first);
+  return sequence;
+}
+
+// Of the last span, which is pooled over the ids up to `instruction` if it is pooled.
+void Scheduler::number_routing(Context& context, const RoutingRequest& request, int64_t instruction) {
+  if (!prefixes_ || !request.selection.empty()) return;
+  RoutingSpan& span = context.spans.back();
+  const bool pooled = span.routing->mode == SequenceRouting::Mode::kPool;
+  if (pooled && span.begin > 0) return prefixes_->number_alone(span);
+  const std::span<const int32_t> ids(context.ids);
+  prefixes_->number(span, describe(request), pooled ? ids.first(static_cast<size_t>(instruction)) : ids.first(0));
+}
+
+void Scheduler::add(const GenerateRequest& request) {
+  check_queue();
+  enter(begin(request));
 }
 
 void Scheduler::add(ScoreRequest request) {
-  try {
-    check_ids(request.ids);
-    const int64_t size = static_cast<int64_t>(request.ids.size());
-    if (request.first < 1 || request.first >= size)
-      fail(Code::kMismatch, "there is nothing to score from id ", request.first, " of ", size);
-    if (size - 1 > limits_.context_length) {
-      fail(Code::kContextLength, "the text has ", size, " tokens, the context holds ", limits_.context_length);
-    }
-    auto sequence = std::make_shared<Sequence>();
-    sequence->kind = Sequence::Kind::kScore;
-    sequence->id = request.job;
-    sequence->first = request.first;
-    sequence->context.spans.push_back({0, make_routing_(request.routing)});
-    sequence->context.ids = std::move(request.ids);
-    waiting_.push_back(std::move(sequence));
-  } catch (...) {
-    sink_.push(JobDone{request.job, failure_of(std::current_exception())});
-  }
+  check_queue();
+  enter(begin(std::move(request)));
 }
 
-void Scheduler::cancel(int64_t sequence) { cancel(Sequence::Kind::kGenerate, sequence); }
-void Scheduler::cancel_score(int64_t job) { cancel(Sequence::Kind::kScore, job); }
-
-void Scheduler::cancel(Sequence::Kind kind, int64_t id) {
-  auto is = [&](const Shared& sequence) { return sequence->kind == kind && sequence->id == id && !sequence->done; };
-  const Failure aborted{Code::kAborted, "the job was aborted"};
-  auto remove = [&](auto& from) {
-    const auto at = std::find_if(from.begin(), from.end(), is);
-    if (at == from.end()) return;
-    const Shared sequence = *at;
-    from.erase(at);
-    finish(sequence, Reason::kCancelled, aborted);
+void Scheduler::enter(const Shared& sequence) {
+  ++stats_.requests;
+  auto arrive = [this](const Shared& one) {
+    one->arrival = ++arrivals_;
+    live_[{one->kind, one->id}] = one;
   };
-  remove(waiting_);
-  remove(active_);
-  if (!prefill_) return;
-  const std::vector<Shared>& members = prefill_->members;
-  const auto at = std::find_if(members.begin(), members.end(), is);
-  if (at == members.end()) return;
-  (*at)->cancelled = true;
-  if (std::all_of(members.begin(), members.end(), [](const Shared& member) { return member->cancelled; })) {
-    const std::unique_ptr<Prefill> ended = std::move(prefill_);
-    ended->pass = Pass();
-    for (const Shared& member : ended->members) finish(member, Reason::kCancelled, aborted);
-  } else if ((*at)->session < 0) {
-    tell(**at, Reason::kCancelled, aborted);
+  arrive(sequence);
+  for (const Shared& sibling : sequence->siblings) {
+    sibling->carrier = sequence;
+    arrive(sibling);
   }
+  next_deadline_ = std::min(next_deadline_, sequence->scheduling.deadline);
+  put(sequence, Place::kQueue);
+}
+
+void Scheduler::cancel(Kind kind, int64_t id) {
+  const auto found = live_.find({kind, id});
+  if (found == live_.end()) return;
+  const Shared sequence = found->second;
+  end(sequence, Reason::kCancelled, {Code::kAborted, "the job was aborted"});
+}
+
+void Scheduler::read_tokens(int64_t id, int64_t tokens) {
+  const auto found = live_.find({Kind::kGenerate, id});
+  if (found == live_.end()) return;
+  const Shared& sequence = found->second;
+  sequence->unread -= tokens;
+  if (sequence->place == Place::kStalled && !sequence->must_wait()) put(sequence, Place::kQueue);
+}
+
+void Scheduler::forget(const std::shared_ptr<Mixture>& mixture) {
+  if (prefixes_) prefixes_->forget(mixture);
 }
 
 void Scheduler::reject_all(const Failure& failure) {
-  std::vector<Shared> all(waiting_.begin(), waiting_.end());
-  all.insert(all.end(), active_.begin(), active_.end());
-  if (prefill_) all.insert(all.end(), prefill_->members.begin(), prefill_->members.end());
-  prefill_.reset();
-  waiting_.clear();
-  active_.clear();
-  for (const Shared& sequence : all) finish(sequence, Reason::kError, failure);
+  passes_.clear();
+  for (const auto& [id, sequence] : std::exchange(live_, {})) finish(sequence, Reason::kError, failure);
+}
+
+// A pass writes the keys of its sequences up to its end, unless none of them is wanted any more; a sequence whose siblings
+// wait for its prompt goes on up to there.
+void Scheduler::end(const Shared& sequence, Reason reason, const Failure& failure) {
+  if (sequence->in_pass && sequence->session >= 0) {
+    sequence->end = {reason, failure};
+  } else {
+    tell(*sequence, reason, failure);
+  }
+  for (const Shared& one : {sequence, sequence->carrier.lock()}) {
+    if (one && !one->in_pass && !one->wanted()) release(one);
+  }
+  drop_unwanted_pass();
+}
+
+bool Scheduler::ended(const Shared& sequence) {
+  if (sequence->done) {
+    release(sequence);
+  } else if (sequence->end) {
+    finish(sequence, sequence->end->reason, sequence->end->failure);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+void Scheduler::expire(Clock::time_point now) {
+  if (now < next_deadline_) return;
+  next_deadline_ = Clock::time_point::max();
+  std::vector<Shared> late;
+  for (const auto& [id, sequence] : live_) {
+    if (sequence->done || sequence->end) continue;
+    const Clock::time_point deadline = sequence->scheduling.deadline;
+    if (deadline <= now) {
+      late.push_back(sequence);
+    } else {
+      next_deadline_ = std::min(next_deadline_, deadline);
+    }
+  }
+  stats_.expired += static_cast<int64_t>(late.size());
+  for (const Shared& sequence : late) end(sequence, Reason::kError, {Code::kDeadline, "the request's time is up"});
 }
 
 void Scheduler::step() {
-  decode();
-  if (!prefill_) start_prefill();
-  if (prefill_) step_prefill();
+  expire(Clock::now());
+  admit();
+  const int64_t rows = step_batch();
+  const int64_t room = std::max<int64_t>(limits_.step_tokens - rows, 1);
+  step_passes(std::max<int64_t>(room * model_.config().num_layers / limits_.chunk_rows, 1));
+  ++stats_.steps;
+}
+
+bool Scheduler::decoding() const {
+  return std::any_of(batch_.begin(), batch_.end(), [](const Shared& one) { return !one->in_pass; });
+}
+
+EngineStats Scheduler::stats() const {
+  EngineStats stats = stats_;
+  stats.running = static_cast<int64_t>(batch_.size());
+  stats.queued = queue_.size();
+  stats.stalled = static_cast<int64_t>(stalled_.size());
+  stats.pages_used = pages_.used();
+  stats.pages_cached = pages_.cached();
+  stats.pages_free = pages_.free();
+  stats.pages_on_host = host_pages_ ? host_pages_->held() : 0;
+  return stats;
 }
 
 std::vector<Scheduler::Sampled> Scheduler::sample(const std::vector<Shared>& batch, const Matrix& logits) {
@@ -170,6 +255,7 @@ std::vector<Scheduler::Sampled> Scheduler::sample(const std::vector<Shared>& bat
     row.history_length = sequence->context.size();
     row.banned = sequence->banned_tokens.data();
     row.banned_length = static_cast<int64_t>(sequence->banned_tokens.size());
+    if (sequence->matcher) row.allowed = sequence->matcher->allowed(sequence->stop_tokens);
     rows.push_back(row);
     log_probs |= sequence->log_probs;
   }
@@ -184,24 +270,34 @@ std::vector<Scheduler::Sampled> Scheduler::sample(const std::vector<Shared>& bat
 }
 
 void Scheduler::accept(const Shared& sequence, Sampled sampled) {
+  if (ended(sequence)) return;
   if (sequence->stops_at(sampled.token)) {
     tell(*sequence, Reason::kStop, {}, sampled.token);
-    release(*sequence);
+    release(sequence);
     return;
   }
   sequence->context.ids.push_back(sampled.token);
   ++sequence->usage.completion_tokens;
+  ++sequence->unread;
+  ++stats_.completion_tokens;
   sink_.push(TokenEvent{sequence->id, sampled.token, sampled.log_prob});
-  if (sequence->context.size() >= sequence->limit) {
+  if (sequence->matcher) sequence->matcher->accept(sampled.token);
+  if (sequence->matcher && sequence->matcher->finished()) {
+    finish(sequence, Reason::kStop);
+  } else if (sequence->context.size() >= sequence->limit) {
     finish(sequence, Reason::kLength);
-  } else {
-    active_.push_back(sequence);
+  } else if (sequence->must_wait()) {
+    put(sequence, Place::kStalled);
   }
 }
 
+// Siblings that have not begun end with it.
 void Scheduler::finish(const Shared& sequence, Reason reason, Failure failure) {
+  for (const Shared& sibling : std::exchange(sequence->siblings, {})) {
+    if (!sibling->done) finish(sibling, reason, failure);
+  }
   tell(*sequence, reason, std::move(failure));
-  release(*sequence);
+  release(sequence);
 }
 
 // Told once. `release` follows at once, or at the end of a pass that other sequences still need; the end of a session's
@@ -222,11 +318,13 @@ void Scheduler::tell(Sequence& sequence, Reason reason, Failure failure, int32_t
   sink_.push(std::move(done));
 }
 
-void Scheduler::release(Sequence& sequence) {
-  if (sequence.session >= 0) {
-    contexts_.put_back(sequence.session, std::move(sequence.context));
+void Scheduler::release(const Shared& sequence) {
+  put(sequence, Place::kNone);
+  live_.erase({sequence->kind, sequence->id});
+  if (sequence->session >= 0) {
+    contexts_.put_back(sequence->session, std::move(sequence->context));
   } else {
-    pages_.shrink(sequence.context.pages, 0);
+    pages_.shrink(sequence->context.pages, 0);
   }
 }
 

@@ -20,7 +20,16 @@ int64_t Context::span_end(int64_t position) const {
 void Context::truncate(int64_t tokens) {
   ids.resize(static_cast<size_t>(tokens));
   computed = std::min(computed, tokens);
+  if (saved && saved->tokens() > tokens) saved.reset();
   while (!spans.empty() && spans.back().begin >= tokens) spans.pop_back();
+}
+
+bool Sequence::ranks_before(const Sequence& other) const {
+  return priority() != other.priority() ? priority() > other.priority() : arrival < other.arrival;
+}
+
+bool Sequence::wanted() const {
+  return (!done && !end) || std::any_of(siblings.begin(), siblings.end(), [](const auto& one) { return !one->done; });
 }
 
 Sequence::Next Sequence::next_rows() const {

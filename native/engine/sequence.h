@@ -2,11 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/event.h"
+#include "engine/host_pages.h"
 #include "engine/requests.h"
+#include "grammar/matcher.h"
 #include "model/routing.h"
 
 namespace at_moe {
@@ -16,6 +20,8 @@ struct RoutingSpan {
   int64_t begin = 0;
   std::shared_ptr<SequenceRouting> routing;
   bool traced = false;  // the one record of the span has been sent
+  int64_t number = 0;   // of the routing in the prefix cache, 0 = its rows are not shared
+  uint64_t stamp = 0;   // version of all weights then
 };
 
 struct Context {
@@ -23,6 +29,7 @@ struct Context {
   int64_t computed = 0;      // ids whose keys are in the pool
   std::vector<int32_t> pages;
   std::vector<RoutingSpan> spans;
+  std::shared_ptr<HostPages::Saved> saved;  // keys that gave way to others
 
   int64_t size() const { return static_cast<int64_t>(ids.size()); }
   size_t span_at(int64_t position) const;  // index
@@ -32,15 +39,23 @@ struct Context {
 
 struct Sequence {
   enum class Kind { kGenerate, kScore } kind = Kind::kGenerate;
-  int64_t id = 0;  // of the sequence, or of the scoring job
+  enum class Place { kNone, kQueue, kBatch, kStalled } place = Place::kNone;
+  int64_t id = 0;       // of the sequence, or of the scoring job
+  int64_t arrival = 0;  // unlike any other's
   int64_t session = -1;
+  Scheduling scheduling;
   Context context;
   Usage usage;
-  int64_t order = 0;  // of admission; the latest gives way
-  bool admitted = false;
-  bool solo = false;       // a shared pass failed: try it alone
-  bool cancelled = false;  // while in a pass that others share
-  bool done = false;       // told to the caller
+  bool started = false;  // has been in the batch
+  bool aged = false;     // has waited long enough to go first
+  bool in_pass = false;  // a whole prompt is being read
+  bool solo = false;     // a shared pass failed: try it alone
+  bool done = false;     // told to the caller
+  struct End {
+    DoneEvent::Reason reason;
+    Failure failure;
+  };
+  std::optional<End> end;  // of a session's sequence that is to end with the pass it is in
 
   // kGenerate
   int64_t limit = 0;  // tokens of the context at most
@@ -49,10 +64,21 @@ struct Sequence {
   bool trace = false, log_probs = false;
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;
+  std::optional<Matcher> matcher;                   // holds the text to a grammar
+  std::vector<std::shared_ptr<Sequence>> siblings;  // go on from the same prompt once it has been read
+  std::weak_ptr<Sequence> carrier;                  // whose sibling it is up to then
+  std::optional<int64_t> max_unread;
+  int64_t unread = 0;
 
   // kScore
   int64_t first = 0;
   std::vector<float> scores;
+
+  int64_t priority() const { return aged ? std::numeric_limits<int64_t>::max() : scheduling.priority; }
+  bool ranks_before(const Sequence& other) const;
+  // By somebody, itself or a sibling.
+  bool wanted() const;
+  bool must_wait() const { return max_unread && unread >= *max_unread; }
 
   // The rows of the next pass: [computed, end).
   struct Next {

@@ -99,6 +99,15 @@ Pass Worker::begin_training(int64_t number, TrainOptions options, JobResult& res
   co_return;
 }
 
+Pass Worker::load_vocabulary(std::shared_ptr<Vocabulary> vocabulary, JobResult& result) {
+  scheduler();
+  const auto expected = static_cast<size_t>(model_->config().vocab_size);
+  require(vocabulary->size() == expected, "a vocabulary of ", vocabulary->size(), " tokens, not ", expected);
+  co_await vocabulary->prepare();
+  constraints_.set_vocabulary(std::move(vocabulary));
+  result = std::monostate();
+}
+
 Pass Worker::merged(MergeRequest request, JobResult& result) {
   scheduler();
   const std::shared_ptr<Mixture> of = mixture(request.mixture);
@@ -157,21 +166,34 @@ Pass Worker::probe(JobResult& result) {
 }
 
 void Worker::generate(GenerateRequest request) {
-  if (scheduler_) return scheduler_->add(std::move(request));
-  DoneEvent done;
-  done.sequence = request.sequence;
-  done.reason = DoneEvent::Reason::kError;
-  done.failure = {Code::kInternal, "no model is loaded"};
-  sink_.push(std::move(done));
+  try {
+    if (request.grammar) request.constraint = constraints_.at(*request.grammar);
+    scheduler().add(request);
+  } catch (...) {
+    DoneEvent done;
+    done.sequence = request.sequence;
+    done.reason = DoneEvent::Reason::kError;
+    done.usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
+    done.failure = failure_of(std::current_exception());
+    for (int64_t i = 0; i < request.n; ++i, ++done.sequence) sink_.push(done);
+  }
 }
 
 void Worker::score(ScoreRequest request) {
-  if (scheduler_) return scheduler_->add(std::move(request));
-  sink_.push(JobDone{request.job, Failure{Code::kInternal, "no model is loaded"}});
+  const int64_t job = request.job;
+  try {
+    scheduler().add(std::move(request));
+  } catch (...) {
+    sink_.push(JobDone{job, failure_of(std::current_exception())});
+  }
 }
 
 void Worker::cancel_sequence(int64_t sequence) {
   if (scheduler_) scheduler_->cancel(sequence);
+}
+
+void Worker::read_tokens(int64_t sequence, int64_t tokens) {
+  if (scheduler_) scheduler_->read_tokens(sequence, tokens);
 }
 
 void Worker::cancel_job(int64_t job) {
@@ -179,9 +201,22 @@ void Worker::cancel_job(int64_t job) {
   if (scheduler_) scheduler_->cancel_score(job);
 }
 
+void Worker::release_mixture(int64_t number) {
+  const auto at = mixtures_.find(number);
+  if (at == mixtures_.end()) return;
+  if (scheduler_) scheduler_->forget(at->second);
+  mixtures_.erase(at);
+}
+
 void Worker::release_session(int64_t session) {
   if (scheduler_) scheduler_->release_session(session);
 }
+
+Scheduling::Clock::time_point Worker::next_deadline() const {
+  return scheduler_ ? scheduler_->next_deadline() : Scheduling::Clock::time_point::max();
+}
+
+EngineStats Worker::stats() const { return scheduler_ ? scheduler_->stats() : EngineStats{}; }
 
 void Worker::step() {
   if (backend_ && !working_) {

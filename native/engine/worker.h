@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "backend/backend.h"
+#include "engine/constraints.h"
 #include "engine/lanes.h"
 #include "engine/requests.h"
 #include "engine/scheduler.h"
@@ -26,6 +27,7 @@ class Worker {
   Pass create_mixture(MixtureSource source, JobResult& result);
   Pass read_mixture(int64_t mixture, std::string prefix, JobResult& result);
   Pass begin_training(int64_t mixture, TrainOptions options, JobResult& result);  // mixture 0: the base
+  Pass load_vocabulary(std::shared_ptr<Vocabulary> vocabulary, JobResult& result);
   Pass merged(MergeRequest request, JobResult& result);
   Pass quantize(TensorSource source, JobResult& result);  // needs no model
   Pass memory(JobResult& result);
@@ -37,15 +39,20 @@ class Worker {
   void generate(GenerateRequest request);
   void score(ScoreRequest request);
   void cancel_sequence(int64_t sequence);
+  void read_tokens(int64_t sequence, int64_t tokens);
   void cancel_job(int64_t job);
-  void release_mixture(int64_t mixture) { mixtures_.erase(mixture); }
+  void release_mixture(int64_t mixture);
   void release_session(int64_t session);
+  Constraints& constraints() { return constraints_; }
+
+  EngineStats stats() const;
 
   Lanes& lanes() { return lanes_; }
   Trainers& trainers() { return trainers_; }
 
   bool idle() const { return lanes_.idle() && (!scheduler_ || scheduler_->idle()); }
-  // One decode step, one unit of a prefill, one unit of another job.
+  Scheduling::Clock::time_point next_deadline() const;
+  // One step of the scheduler, one unit of another job.
   void step();
   // Before the thread sleeps.
   void rest();
@@ -64,6 +71,7 @@ class Worker {
   std::map<int64_t, std::shared_ptr<Mixture>> mixtures_;
   int64_t last_mixture_ = 0;
   std::unique_ptr<Scheduler> scheduler_;
+  Constraints constraints_;
   Trainers trainers_;
   Lanes lanes_;
   bool working_ = false;

@@ -69,6 +69,8 @@ class Mixture {
   // Packs the arenas into what the ops read, after an update.
   void repack_adapters();
   void repack_routers();
+  // Counts the changes of what the ops read.
+  uint64_t version() const { return version_; }
 
   const std::vector<ParameterSlice>& slices() const { return slices_; }
   // Current values of a slice, row-major [rows, cols]: the trained ones, else the source's.
@@ -121,6 +123,7 @@ class Mixture {
   std::vector<ParameterSlice> slices_;
   Buffer adapters_, routers_;
   int64_t adapter_count_ = 0, router_count_ = 0;
+  uint64_t version_ = 0;
 };
 
 }  // namespace at_moe

@@ -127,6 +127,7 @@ Mixture::RouterGradients Mixture::router_gradients(int layer, float* arena) cons
 }
 
 void Mixture::repack_adapters() {
+  ++version_;
   for (Layer& layer : layers_) {
     for (Group& group : layer.groups) {
       if (group.columns == 0) continue;
@@ -140,6 +141,7 @@ void Mixture::repack_adapters() {
 }
 
 void Mixture::repack_routers() {
+  ++version_;
   for (Layer& layer : layers_) {
     backend_.pack_parameters(*layer.router_weight, 0, router_rows(), routers_.as<float>() + layer.place.weight);
   }

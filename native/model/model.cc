@@ -195,6 +195,7 @@ int64_t Model::parameter_offset(const std::string& name) const {
 }
 
 void Model::repack() {
+  ++version_;
   for (const BaseParameter& parameter : parameters_) {
     const float* values = arena_.as<float>() + parameter.offset;
     const Target to = target(parameter.name);

@@ -54,6 +54,8 @@ class Model {
   // Place of a parameter by name, -1 when the model has none such.
   int64_t parameter_offset(const std::string& name) const;
   void repack();
+  // Counts the changes of the parameters.
+  uint64_t version() const { return version_; }
 
  private:
   struct Target;
@@ -74,6 +76,7 @@ class Model {
   size_t bytes_ = 0;
   std::vector<BaseParameter> parameters_;
   int64_t parameter_count_ = 0;
+  uint64_t version_ = 0;
   Buffer arena_;
 };
 

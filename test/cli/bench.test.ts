@@ -10,6 +10,7 @@ import {
   trainProducts,
 } from '../../lib/bench/floors.js';
 import { percentile, timing } from '../../lib/bench/report.js';
+import type { StreamLoad } from '../../lib/bench/serve.js';
 import { groupSizes } from '../../lib/bench/setup.js';
 import { checkFits, shapes } from '../../lib/bench/shapes.js';
 import type { ModelConfig } from '../../lib/descriptors.js';
@@ -126,4 +127,18 @@ test('bench event-loop measures three phases', async () => {
   assert.equal(status, 0, stderr);
   const report = JSON.parse(stdout) as Record<string, { timers: number; max: number }>;
   for (const phase of ['idle', 'generate', 'train']) assert.ok((report[phase]?.timers ?? 0) > 0, phase);
+});
+
+test('bench serve measures one stream and several', async () => {
+  const sizes = ['--context', '24', '--batch', '3', '--steps', '2', '--experts', '2', '--rank', '2'];
+  const { status, stdout, stderr } = await cli(['bench', 'serve', '--shape', base, ...sizes, '--json']);
+  assert.equal(status, 0, stderr);
+  const report = JSON.parse(stdout) as Record<'one' | 'many', StreamLoad> & { ratio: number };
+  assert.deepEqual([report.one.streams, report.one.tokens], [1, 2 * 18]);
+  assert.deepEqual([report.many.streams, report.many.tokens], [3, 3 * 2 * 18]);
+  assert.equal(report.ratio, report.many.tokens_per_second / report.one.tokens_per_second);
+  for (const { time_to_first_token, inter_token, event_loop_busy } of [report.one, report.many]) {
+    assert.ok(time_to_first_token.p50 > 0 && inter_token.p99 >= inter_token.p50);
+    assert.ok(event_loop_busy > 0 && event_loop_busy <= 1);
+  }
 });

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { cli } from '../helpers/cli.js';
 
-const commands = ['train', 'generate', 'inspect', 'evaluate', 'bench', 'quantize', 'devices', 'golden'];
+const commands = ['train', 'generate', 'serve', 'inspect', 'evaluate', 'bench', 'quantize', 'devices', 'golden'];
 
 test('help names every command, and every command has its own help', async () => {
   const help = await cli(['--help']);

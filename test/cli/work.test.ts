@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { cli } from '../helpers/cli.js';
+import { writeTextModel } from '../model/support.js';
 
 const base = fileURLToPath(new URL('../../../test/fixtures/golden/llama-token-dense/base', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'at-moe-cli-'));
@@ -55,6 +56,24 @@ test('training an expert lowers the loss of that expert', async () => {
   const untouched = await of(['--adapter', join(mixture, 'experts', 'style', 'brief')]);
   assert.ok(trained < untouched - 1, `${trained} against ${untouched}`);
   assert.ok(Math.abs(untouched - (await of([]))) < 1e-5, 'a fresh expert changes nothing');
+});
+
+test('generate: --schema holds the text to a JSON Schema, --json-object to an object', async () => {
+  const model = join(folder, 'text-model');
+  await writeTextModel(model);
+  const schema = join(folder, 'schema.json');
+  writeFileSync(schema, JSON.stringify({ type: 'array', items: { enum: ['red', 'blue'] }, minItems: 2, maxItems: 3 }));
+  const run = (...args: string[]) => cli(['generate', 'colours:', '--model', model, '--temperature', '2', ...args]);
+  const { stdout, stderr } = await run('--schema', schema);
+  assert.match(stdout, /^\["(red|blue)"(, ?"(red|blue)"){1,2}\]\n$/, stderr);
+  const object = await run('--json-object', '--seed', '1', '--max-tokens', '5');
+  assert.match(object.stdout, /^\{/, object.stderr);
+  writeFileSync(schema, JSON.stringify({ type: 'array', contains: {} }));
+  const refused = await run('--schema', schema);
+  assert.match(refused.stderr, /schema at #\/contains: "contains" is not supported/);
+  assert.notEqual(refused.status, 0);
+  assert.equal((await run('--schema', schema, '--json-object')).status, 2);
+  assert.match((await run('--schema', join(folder, 'none.json'))).stderr, /none\.json: no such file/);
 });
 
 test('router training reports each loss and evaluates; the mixture is saved elsewhere', async () => {

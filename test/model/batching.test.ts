@@ -53,8 +53,8 @@ for (const device of devices) {
     const cuts: Record<string, EngineSettings> = {
       'units of 1 row': { chunkRows: 1 },
       'units of 5 rows': { chunkRows: 5 },
-      'steps of 4 rows': { prefillRows: 4 },
-      'steps of 7 rows in units of 3': { prefillRows: 7, chunkRows: 3 },
+      'steps of 4 rows': { stepTokens: 4 },
+      'steps of 7 rows in units of 3': { stepTokens: 7, chunkRows: 3 },
     };
     for (const name of ['llama3-rope-topp', 'mistral-window', 'atmoe-paper-general', 'llama-sequence-dense']) {
       it(`${name}: how a prefill is cut changes nothing`, async (t) => {

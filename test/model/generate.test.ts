@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import type { GenerateResult } from '../../lib/generation.js';
 import { devices } from '../helpers/devices.js';
-import { loadCase, textModel } from './support.js';
+import { bits, loadCase, textModel } from './support.js';
 
 const prompt = 'Bring the blue box to the old house.';
 
@@ -15,10 +16,12 @@ for (const device of devices) {
       const first = await model.complete(prompt, { ...options, seed: 7 });
       const again = await model.complete(prompt, { ...options, seed: 7 });
       const other = await model.complete(prompt, { ...options, seed: 8 });
-      assert.deepEqual(again, first);
+      // The second time the prompt's keys are in the cache.
+      const text = ({ usage, ...rest }: GenerateResult) => rest;
+      assert.deepEqual(text(again), text(first));
       assert.notDeepEqual(other.tokens, first.tokens);
       const drawn = await model.complete(prompt, options);
-      assert.deepEqual(await model.complete(prompt, { ...options, seed: drawn.seed }), drawn);
+      assert.deepEqual(text(await model.complete(prompt, { ...options, seed: drawn.seed })), text(drawn));
     });
 
     it('a seed belongs to its request, not to the place in the batch', async (t) => {
@@ -26,7 +29,7 @@ for (const device of devices) {
       const options = { maxTokens: 12, temperature: 1, topK: 20, ignoreEos: true, logProbs: true, seed: 3 };
       const alone = await model.complete(prompt, options);
       const batch = await model.completeAll(['one', prompt, 'and two more'], options);
-      assert.deepEqual(batch[1], alone);
+      assert.deepEqual(bits(batch[1] as GenerateResult), bits(alone));
     });
 
     it('pieces add up to the text', async (t) => {

@@ -9,7 +9,7 @@ import { modelDescriptor } from '../../lib/formats/model-folder.js';
 import { type GoldenCase, readCase } from '../../lib/golden/case.js';
 import { initializeModel } from '../../lib/initialize.js';
 import { Mixture } from '../../lib/mixture.js';
-import { loadModel, Model } from '../../lib/model.js';
+import { type LoadModelOptions, loadModel, Model } from '../../lib/model.js';
 import { ModelCore } from '../../lib/model-core.js';
 import { createEngine } from '../../lib/native.js';
 import type { EngineOptions, LoadOptions } from '../../lib/native-types.js';
@@ -65,9 +65,8 @@ export const expertDir = (name: string, path: string) => join(golden, name, 'exp
 
 const demoBase = new URL('../../../examples/demo/base/', import.meta.url);
 
-/** A base with random weights, a tokenizer and, unless it is to be plain, a chat template. */
-export async function textModel(t: TestContext, device: string, { plain = false } = {}): Promise<Model> {
-  const dir = join(temporary(t), 'base');
+/** Writes a base with random weights, a tokenizer and, unless it is to be plain, a chat template. */
+export async function writeTextModel(dir: string, { plain = false } = {}): Promise<void> {
   const text = (name: string) => readFileSync(new URL(name, demoBase), 'utf8');
   const { chat_template, ...tokenizer } = JSON.parse(text('tokenizer_config.json'));
   await initializeModel(dir, JSON.parse(text('config.json')), {
@@ -77,7 +76,17 @@ export async function textModel(t: TestContext, device: string, { plain = false 
       'tokenizer_config.json': JSON.stringify({ ...tokenizer, ...(!plain && { chat_template }) }),
     },
   });
-  const model = await loadModel(dir, { device: device as Device, threads: 1 });
+}
+
+/** The model of writeTextModel. */
+export async function textModel(
+  t: TestContext,
+  device: string,
+  { plain, ...options }: { plain?: boolean } & LoadModelOptions = {},
+): Promise<Model> {
+  const dir = join(temporary(t), 'base');
+  await writeTextModel(dir, plain === undefined ? {} : { plain });
+  const model = await loadModel(dir, { device: device as Device, threads: 1, ...options });
   t.after(() => model.dispose());
   return model;
 }

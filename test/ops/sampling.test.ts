@@ -5,6 +5,13 @@ import { logSumExp, range } from './reference/router.js';
 import { candidates, penalised, type SamplingRow } from './reference/sampling.js';
 import { close, matrix, onDevices, Random, row, sameBits } from './support.js';
 
+/** The set of tokens below `count` for which `has` holds. */
+function tokenSet(count: number, has: (id: number) => boolean): Int32Array {
+  const words = new Int32Array(Math.ceil(count / 32));
+  for (let id = 0; id < count; id++) if (has(id)) words[id >> 5] = (words[id >> 5] as number) | (1 << (id & 31));
+  return words;
+}
+
 const rules: SamplingRow[] = [
   { temperature: 1 },
   { temperature: 0.3 },
@@ -70,6 +77,60 @@ onDevices('sampling: greedy, ties, penalties and bans', (device) => {
   assert.deepEqual([...new Set(tied.tokens as Int32Array)].sort(), [0, 1], 'top-k of equal logits keeps the lower ids');
 });
 
+onDevices('sampling: only allowed tokens are drawn, and log-probabilities are of all', (device) => {
+  const random = new Random(11);
+  for (const vocabulary of [3, 64, 1003]) {
+    const logits = random.matrix(rules.length + 2, vocabulary, 3);
+    const settings: SamplingRow[] = [{ temperature: 0 }, ...rules, { temperature: 0.5, topK: 3, minP: 0.1 }];
+    for (const keep of [1, 5, 50]) {
+      const chosen = new Set(range(0, keep).map(() => random.integer(vocabulary)));
+      const free = [...chosen].some((id) => id > 2);
+      const rows = settings.map((rule, n) => ({
+        ...rule,
+        ...(rule.history && { history: rule.history.filter((id) => id < vocabulary) }),
+        ...(rule.banned && { banned: free ? rule.banned : new Int32Array() }),
+        seed: 5,
+        draw: 100 * keep + n,
+        allowed: tokenSet(vocabulary, (id) => chosen.has(id)),
+      }));
+      const out = run('sampling', device, { logits, rows, pad: 3 });
+      rows.forEach((own, n) => {
+        const token = out.tokens[n] as number;
+        const kept = candidates(row(logits, n), own.temperature === 0 ? { ...own, temperature: 1, topK: 1 } : own);
+        assert.ok(chosen.has(token), `${token} is not allowed`);
+        assert.ok(
+          kept.some(([id]) => id === token),
+          `${token} is no candidate`,
+        );
+        close(
+          [out.logProbs[n]],
+          [logits.data[n * vocabulary + token]! - logSumExp(row(logits, n))],
+          1e-5,
+          'log probability',
+        );
+      });
+    }
+  }
+});
+
+onDevices("sampling: all tokens allowed is the same as no limit, and a limit is a row's own", (device) => {
+  const logits = new Random(12).matrix(4, 2051, 2);
+  const rows: SamplingRow[] = range(0, 4).map((n) => ({ ...rules[2 * n]!, seed: 3, draw: n }));
+  const free = run('sampling', device, { logits, rows });
+  const all = run('sampling', device, {
+    logits,
+    rows: rows.map((own) => ({ ...own, allowed: tokenSet(2051, () => true) })),
+  });
+  assert.deepEqual(all.tokens, free.tokens);
+  const second = { ...rows[1]!, allowed: tokenSet(2051, (id) => id % 100 === 7) };
+  const mixed = run('sampling', device, { logits, rows: [rows[0], second, rows[2], rows[3]] });
+  assert.equal(mixed.tokens[1] % 100, 7);
+  for (const n of [0, 2, 3]) assert.equal(mixed.tokens[n], free.tokens[n]);
+  const alone = run('sampling', device, { logits: matrix(1, 2051, row(logits, 1)), rows: [second] });
+  assert.equal(alone.tokens[0], mixed.tokens[1]);
+  sameBits(mixed.logProbs.slice(1, 2), alone.logProbs, 'log probability');
+});
+
 onDevices('sampling: frequencies follow the probabilities, extreme temperatures stay finite', (device) => {
   const probabilities = [0.5, 0.25, 0.125, 0.125];
   const count = 4000;
@@ -98,6 +159,8 @@ onDevices('sampling: nothing finite to draw from is an error', (device) => {
     { logits: matrix(1, 2, [Number.NaN, Number.NaN]), rows: [{ temperature: 0 }] },
     { logits: matrix(1, 2, [Infinity, 1]), rows: [{ temperature: 1 }] },
     { logits: matrix(1, 2, [0, 1]), rows: [{ temperature: 1, banned: Int32Array.of(0, 1) }] },
+    { logits: matrix(1, 2, [0, 1]), rows: [{ temperature: 0, allowed: Int32Array.of(0) }] },
+    { logits: matrix(1, 2, [0, 1]), rows: [{ temperature: 1, allowed: Int32Array.of(2), banned: Int32Array.of(1) }] },
   ];
   for (const args of wrong) assert.throws(() => run('sampling', device, args), { code: 'ERR_AT_MOE_NOT_FINITE' });
 });
@@ -116,6 +179,8 @@ onDevices('sampling: every device draws the tokens of the CPU', (device) => {
     { temperature: 0.7, topP: 0 },
     { temperature: 1, minP: 1 },
     { temperature: 1, topP: 0.5, repetitionPenalty: 0.6, history: Int32Array.from(range(0, 11)) },
+    { temperature: 0.9, topP: 0.9, allowed: tokenSet(20011, (id) => id % 3 === 1) },
+    { temperature: 0, repetitionPenalty: 1.5, history: Int32Array.of(4, 5), allowed: tokenSet(20011, (id) => id < 9) },
   ];
   // Spreads from one where a few tokens hold all the mass to one where all are equal: many ties, many in one interval.
   for (const [vocabulary, spread, draws] of [

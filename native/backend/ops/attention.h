@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "core/matrix.h"
 
@@ -26,6 +27,13 @@ class KvPool {
   explicit KvPool(const Shape& shape) : shape_(shape) {}
   virtual ~KvPool() = default;
   const Shape& shape() const { return shape_; }
+
+  // Where a page lies in device memory: as many parts, of the same sizes, for every page.
+  struct Part {
+    void* data;
+    size_t bytes;
+  };
+  virtual std::vector<Part> parts(int64_t page) const = 0;
 
  private:
   Shape shape_;

@@ -7,13 +7,17 @@ export interface SamplingRow {
   repetitionPenalty?: number;
   history?: Int32Array;
   banned?: Int32Array;
+  /** Bit i % 32 of word i / 32 for token i. */
+  allowed?: Int32Array;
 }
 
 export function penalised(logits: number[], row: SamplingRow): number[] {
   const seen = new Set(row.history ?? []);
   const banned = new Set(row.banned ?? []);
   const penalty = row.repetitionPenalty ?? 1;
-  return logits.map((l, id) => (banned.has(id) ? -Infinity : seen.has(id) ? (l < 0 ? l * penalty : l / penalty) : l));
+  const forbidden = (id: number) =>
+    banned.has(id) || (row.allowed && (((row.allowed[id >> 5] as number) >>> (id & 31)) & 1) === 0);
+  return logits.map((l, id) => (forbidden(id) ? -Infinity : seen.has(id) ? (l < 0 ? l * penalty : l / penalty) : l));
 }
 
 export function candidates(logits: number[], row: SamplingRow): [id: number, probability: number][] {

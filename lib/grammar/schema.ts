@@ -1,0 +1,251 @@
+import type { GrammarDescription } from '../native-types.js';
+import { addArray, addObject, type Property } from './containers.js';
+import { formats } from './formats.js';
+import { Graph } from './graph.js';
+import {
+  constraintsOf,
+  isSchema,
+  type Json,
+  type JsonObject,
+  keywords,
+  type Schema,
+  type TypeName,
+  typeNames,
+} from './keywords.js';
+import { limits } from './limits.js';
+import { merge } from './merge.js';
+import { addNumber, type Bound } from './number.js';
+import { addPattern } from './pattern.js';
+import { parsePattern } from './regex.js';
+import { below, exceeds, refuse } from './schema-error.js';
+
+/** A schema, and where it stands in the document. */
+interface Place {
+  schema: Schema;
+  pointer: string;
+}
+
+/**
+ * Compiles the texts of a schema's values. JSON is written compactly, with at most one space after ':' and ','; members
+ * come in the order of `properties`, others after them. `strict`: where `properties` are named and `additionalProperties`
+ * says nothing, there are no others.
+ *
+ * Errors, with the place in the schema: TypeError for what is malformed, not supported, or has no value at all;
+ * RangeError beyond `limits`.
+ */
+export function compileSchema(schema: Schema, strict: boolean): GrammarDescription {
+  return new Compiler(schema, strict).compile();
+}
+
+class Compiler {
+  readonly #graph = new Graph();
+  readonly #document: Schema;
+  readonly #strict: boolean;
+  readonly #rules = new Map<string, number>();
+  readonly #places: Place[] = []; // by rule
+  readonly #open: number[] = [];
+
+  constructor(document: Schema, strict: boolean) {
+    this.#document = document;
+    this.#strict = strict;
+  }
+
+  compile(): GrammarDescription {
+    const root = this.#ruleOf({ schema: this.#document, pointer: '#' });
+    for (let rule = this.#open.pop(); rule !== undefined; rule = this.#open.pop()) this.#fill(rule);
+    const description = this.#graph.finish(root, (rule) =>
+      refuse(this.#places[rule]?.pointer ?? '#', 'it refers to itself without a value in between'),
+    );
+    return description ?? refuse('#', 'no JSON value of finite length meets it');
+  }
+
+  /** The rule of a schema; equal schemas share one. It is filled later, so that schemas may refer to themselves. */
+  #ruleOf({ schema, pointer }: Place): number {
+    if (!isSchema(schema)) refuse(pointer, 'a schema is an object or a boolean');
+    const text = JSON.stringify(schema);
+    const known = this.#rules.get(text);
+    if (known !== undefined) return known;
+    if (this.#rules.size === limits.rules) exceeds(pointer, `there are more than ${limits.rules} different subschemas`);
+    const rule = this.#graph.rule();
+    this.#rules.set(text, rule);
+    this.#places[rule] = { schema, pointer };
+    this.#open.push(rule);
+    return rule;
+  }
+
+  #fill(rule: number): void {
+    const { schema, pointer } = this.#places[rule] as Place;
+    const [from, to] = [this.#graph.startOf(rule), this.#graph.endOf(rule)];
+    if (schema === false) return;
+    const references = schema === true ? undefined : this.#plainReferences(schema, pointer);
+    for (const place of references ?? []) this.#graph.call(from, this.#ruleOf(place), to);
+    if (references) return;
+    for (const constraints of this.#expand({ schema, pointer }, [])) this.#addTypes(from, to, constraints, pointer);
+  }
+
+  /** What a schema that is a $ref or a choice and nothing else leads to. */
+  #plainReferences(schema: JsonObject, pointer: string): Place[] | undefined {
+    const names = Object.keys(constraintsOf(schema, pointer));
+    const [name] = names;
+    if (names.length !== 1 || name === undefined || !['$ref', 'anyOf', 'oneOf'].includes(name)) return undefined;
+    if (name === '$ref') return [this.#resolve(schema.$ref as string, pointer)];
+    return (schema[name] as Schema[]).map((option, i) => ({ schema: option, pointer: below(pointer, name, i) }));
+  }
+
+  #resolve(reference: string, pointer: string): Place {
+    const at = below(pointer, '$ref');
+    if (reference !== '#' && !reference.startsWith('#/'))
+      refuse(at, `${JSON.stringify(reference)} does not point into this schema ("#/…")`);
+    let found: Json | undefined = this.#document;
+    for (const part of reference.split('/').slice(1)) {
+      let key: string;
+      try {
+        key = decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~');
+      } catch {
+        return refuse(at, `${JSON.stringify(reference)} is no JSON pointer`);
+      }
+      const holder: Json | undefined = found;
+      found =
+        typeof holder === 'object' && holder !== null && Object.hasOwn(holder, key)
+          ? (holder as JsonObject)[key]
+          : undefined;
+    }
+    if (!isSchema(found)) refuse(at, `there is no schema at ${JSON.stringify(reference)}`);
+    return { schema: found, pointer: reference };
+  }
+
+  /** The schema as alternatives without $ref, allOf, anyOf and oneOf: those are merged into each. */
+  #expand({ schema, pointer }: Place, within: readonly Schema[]): JsonObject[] {
+    if (schema === false) return [];
+    if (schema === true) return [{}];
+    if (within.includes(schema)) refuse(pointer, 'it contains itself through allOf or $ref');
+    if (within.length > limits.depth) exceeds(pointer, `more than ${limits.depth} schemas are merged into one`);
+    const path = [...within, schema];
+    const { $ref, allOf, anyOf, oneOf, const: constant, ...own } = constraintsOf(schema, pointer);
+    let alternatives: JsonObject[] = [own];
+    const combine = (others: JsonObject[]) => {
+      if (alternatives.length * others.length > limits.alternatives)
+        exceeds(pointer, `it merges to more than ${limits.alternatives} alternatives`);
+      alternatives = alternatives.flatMap((a) =>
+        others.map((b) => merge(a, b, pointer)).filter((one) => one !== undefined),
+      );
+    };
+    const expandEach = (name: string, parts: Json) =>
+      (parts as Schema[]).map((part, i) => this.#expand({ schema: part, pointer: below(pointer, name, i) }, path));
+    if (constant !== undefined) combine([{ enum: [constant] }]);
+    if ($ref !== undefined) combine(this.#expand(this.#resolve($ref as string, pointer), path));
+    if (allOf) for (const part of expandEach('allOf', allOf)) combine(part);
+    if (anyOf) combine(expandEach('anyOf', anyOf).flat());
+    if (oneOf) combine(expandEach('oneOf', oneOf).flat());
+    return alternatives;
+  }
+
+  #addTypes(from: number, to: number, constraints: JsonObject, pointer: string): void {
+    const types = typesOf(constraints);
+    if (constraints.enum) this.#addEnum(from, to, constraints, types, pointer);
+    for (const type of constraints.enum ? [] : types) {
+      if (type === 'null') this.#graph.literals(from, ['null'], to);
+      else if (type === 'boolean') this.#graph.literals(from, ['true', 'false'], to);
+      else if (type === 'string') this.#addString(from, to, constraints, pointer);
+      else if (type === 'object') this.#addObject(from, to, constraints, pointer);
+      else if (type === 'array') this.#addArray(from, to, constraints, pointer);
+      else if (type === 'number' || !types.includes('number')) {
+        const [least, most] = boundsOf(constraints);
+        addNumber(this.#graph, from, to, { integer: type === 'integer', least, most }, pointer);
+      }
+    }
+  }
+
+  #addEnum(from: number, to: number, constraints: JsonObject, types: readonly TypeName[], pointer: string): void {
+    const others = Object.keys(constraints).filter((name) => name !== 'enum' && name !== 'type');
+    if (others.length > 0)
+      refuse(below(pointer, others[0] as string), `"${others[0]}" beside "enum" or "const" is not supported`);
+    const texts = (constraints.enum as Json[])
+      .filter((value) => hasType(value, types))
+      .map((value) => JSON.stringify(value));
+    if (texts.some((text) => /\\ud[89a-f]/.test(text))) refuse(pointer, 'a string of "enum" is not valid Unicode');
+    this.#graph.literals(from, new Set(texts), to);
+  }
+
+  #addString(from: number, to: number, constraints: JsonObject, pointer: string): void {
+    const { pattern, format, minLength, maxLength } = constraints;
+    const [least, most] = [(minLength ?? 0) as number, (maxLength ?? -1) as number];
+    const body = this.#graph.literal(from, '"');
+    if (pattern === undefined && format === undefined) {
+      if (most < 0 || most >= least) this.#graph.string(body, least, most, to);
+      return;
+    }
+    if (pattern !== undefined && format !== undefined)
+      refuse(below(pointer, 'format'), '"format" beside "pattern" is not supported');
+    if (least > 0 || most >= 0)
+      refuse(pointer, 'a length beside "pattern" or "format" is not supported: the pattern can say it');
+    const name = pattern === undefined ? 'format' : 'pattern';
+    const at = below(pointer, name);
+    const known =
+      format === undefined ? undefined : Object.hasOwn(formats, format as string) && formats[format as string];
+    if (known === false)
+      refuse(at, `the format ${JSON.stringify(format)} is none of ${Object.keys(formats).join(', ')}`);
+    addPattern(this.#graph, body, to, parsePattern(known ?? (pattern as string), at), at);
+  }
+
+  #addObject(from: number, to: number, constraints: JsonObject, pointer: string): void {
+    const named = Object.entries((constraints.properties ?? {}) as Record<string, Schema>);
+    const closed = this.#strict && constraints.properties !== undefined;
+    const others = (constraints.additionalProperties ?? !closed) as Schema;
+    const required = new Set((constraints.required ?? []) as string[]);
+    const unnamed = [...required].filter((name) => !named.some(([own]) => own === name));
+    if (others === false && unnamed.length > 0)
+      refuse(below(pointer, 'required'), `${JSON.stringify(unnamed[0])} is required, but no property of the object`);
+    const place = (name: string): string => below(pointer, 'properties', name);
+    const rest: Place = { schema: others, pointer: below(pointer, 'additionalProperties') };
+    const properties = [
+      ...named.map(([name, schema]): Property => {
+        return { name, rule: this.#ruleOf({ schema, pointer: place(name) }), required: required.has(name) };
+      }),
+      ...unnamed.map((name): Property => ({ name, rule: this.#ruleOf(rest), required: true })),
+    ];
+    const lone = properties.find(({ name }) => /\p{Surrogate}/u.test(name));
+    if (lone) refuse(place(lone.name), 'the name is not valid Unicode');
+    addObject(this.#graph, from, to, properties, others === false ? undefined : this.#ruleOf(rest));
+  }
+
+  #addArray(from: number, to: number, constraints: JsonObject, pointer: string): void {
+    const prefix = (constraints.prefixItems ?? []) as Schema[];
+    const items = (constraints.items ?? true) as Schema;
+    const least = (constraints.minItems ?? 0) as number;
+    const bounds = [constraints.maxItems as number | undefined, items === false ? prefix.length : undefined];
+    const given = bounds.filter((bound) => bound !== undefined);
+    const most = given.length > 0 ? Math.min(...given) : undefined;
+    if (most !== undefined && least > most) return;
+    const ruleOf = (index: number): number =>
+      index < prefix.length
+        ? this.#ruleOf({ schema: prefix[index] as Schema, pointer: below(pointer, 'prefixItems', index) })
+        : this.#ruleOf({ schema: items, pointer: below(pointer, 'items') });
+    addArray(this.#graph, from, to, ruleOf, prefix.length, least, most);
+  }
+}
+
+/** The types of a schema; without "type" those that its keywords are about, else all. */
+function typesOf(constraints: JsonObject): readonly TypeName[] {
+  const { type } = constraints;
+  if (type !== undefined) return (Array.isArray(type) ? type : [type]) as TypeName[];
+  const meant = new Set(Object.keys(constraints).flatMap((name) => keywords[name]?.of ?? []));
+  return meant.size > 0 ? typeNames.filter((name) => meant.has(name)) : typeNames;
+}
+
+function hasType(value: Json, types: readonly TypeName[]): boolean {
+  if (value === null) return types.includes('null');
+  if (Array.isArray(value)) return types.includes('array');
+  if (typeof value !== 'number') return types.includes(typeof value as TypeName);
+  return types.includes('number') || (types.includes('integer') && Number.isInteger(value));
+}
+
+/** The narrower of the inclusive and the exclusive bound. */
+function boundsOf(constraints: JsonObject): [least: Bound | undefined, most: Bound | undefined] {
+  const { minimum, maximum, exclusiveMinimum, exclusiveMaximum } = constraints as Record<string, number | undefined>;
+  const pick = (closed: number | undefined, open: number | undefined, isInside: (a: number, b: number) => boolean) => {
+    if (open !== undefined && (closed === undefined || !isInside(closed, open))) return { value: open, open: true };
+    return closed === undefined ? undefined : { value: closed, open: false };
+  };
+  return [pick(minimum, exclusiveMinimum, (a, b) => a > b), pick(maximum, exclusiveMaximum, (a, b) => a < b)];
+}

@@ -1,0 +1,134 @@
+// The scheduler's places and pages: who comes into the batch, and who gives way.
+#include <algorithm>
+
+#include "engine/scheduler.h"
+
+namespace at_moe {
+
+void Scheduler::put(const Shared& sequence, Place place) {
+  switch (sequence->place) {
+    case Place::kNone: break;
+    case Place::kQueue: queue_.remove(sequence); break;
+    case Place::kBatch: std::erase(batch_, sequence); break;
+    case Place::kStalled: std::erase(stalled_, sequence); break;
+  }
+  sequence->place = place;
+  switch (place) {
+    case Place::kNone: break;
+    case Place::kQueue: queue_.add(sequence); break;
+    case Place::kBatch: batch_.push_back(sequence); break;
+    case Place::kStalled: stalled_.push_back(sequence); break;
+  }
+}
+
+// Strictly in turn: a sequence that does not fit yet is not overtaken by one that would.
+void Scheduler::admit() {
+  while (!queue_.empty()) {
+    const Shared next = queue_.next();
+    const bool full = static_cast<int64_t>(batch_.size()) >= limits_.max_batch;
+    const Shared least = full ? lowest(batch_) : nullptr;
+    if (full && (!least || least->priority() >= next->scheduling.priority)) return;
+    if (!hold_pages(next)) {
+      if (!batch_.empty()) return;
+      finish(next, Reason::kError, {Code::kOutOfMemory, "the KV cache has no room for the sequence"});
+      continue;
+    }
+    if (full && least->place == Place::kBatch) park(least);
+    queue_.take(next);
+    next->place = Place::kNone;
+    if (!next->started) next->usage.cached_tokens = next->context.computed;
+    next->started = true;
+    put(next, Place::kBatch);
+  }
+}
+
+// Pages for all that is known of the sequence, so that a prefill once begun can end.
+bool Scheduler::hold_pages(const Shared& sequence) {
+  reuse_keys(*sequence);
+  const int64_t tokens = std::min(sequence->context.size() + 1, limits_.context_length);
+  while (!pages_.grow(sequence->context.pages, tokens)) {
+    if (!free_pages(*sequence)) return false;
+  }
+  if (sequence->context.saved) restore_keys(sequence->context);
+  return true;
+}
+
+// Frees the pages of one other sequence. One that waits takes a place in the batch from lower priorities only.
+bool Scheduler::free_pages(const Sequence& wanting) {
+  if (Context* idle = contexts_.oldest_idle()) {
+    drop_keys(*idle);
+    return true;
+  }
+  if (const Shared slow = lowest(stalled_)) {
+    preempt(*slow);
+    return true;
+  }
+  const auto idle = std::find_if(queue_.rbegin(), queue_.rend(), [&](const Shared& one) {
+    return !one->context.pages.empty() && one.get() != &wanting;
+  });
+  if (idle != queue_.rend() && wanting.ranks_before(**idle)) {
+    preempt(**idle);
+    return true;
+  }
+  const Shared last = lowest(batch_);
+  if (!last || last.get() == &wanting || !wanting.ranks_before(*last)) return false;
+  if (wanting.place != Place::kBatch && wanting.scheduling.priority <= last->priority()) return false;
+  preempt(*last);
+  park(last);
+  return true;
+}
+
+// The last in rank of those that hold pages; those in a pass keep them.
+Scheduler::Shared Scheduler::lowest(const std::vector<Shared>& among) const {
+  Shared last;
+  for (const Shared& one : among) {
+    if (one->in_pass || one->context.pages.empty()) continue;
+    if (!last || last->ranks_before(*one)) last = one;
+  }
+  return last;
+}
+
+// Looks up the rows before the first whose result is wanted.
+void Scheduler::reuse_keys(Sequence& sequence) {
+  Context& context = sequence.context;
+  if (sequence.place == Place::kBatch || !prefixes_) return;
+  int64_t most = sequence.kind == Kind::kScore ? sequence.first - 1 + static_cast<int64_t>(sequence.scores.size())
+                                               : context.size() - 1;
+  const bool each_row = std::any_of(context.spans.begin(), context.spans.end(), [](const RoutingSpan& span) {
+    return span.routing->mode == SequenceRouting::Mode::kToken;
+  });
+  if (sequence.trace && each_row) most = std::min(most, sequence.traced);
+  const int64_t before = context.computed;
+  if (static_cast<int64_t>(context.pages.size()) * kPageTokens == before) prefixes_->extend(context, most);
+  if (sequence.started) return;
+  stats_.looked_up_tokens += std::max<int64_t>(most - before, 0);
+  stats_.hit_tokens += context.computed - before;
+}
+
+// The keys come back from host memory or are computed again; the ids and the routing stay.
+void Scheduler::drop_keys(Context& context) {
+  if (host_pages_ && context.computed > 0) context.saved = host_pages_->save(context.pages, context.computed);
+  pages_.shrink(context.pages, 0);
+  context.computed = 0;
+}
+
+void Scheduler::restore_keys(Context& context) {
+  const std::shared_ptr<HostPages::Saved> saved = std::move(context.saved);
+  if (saved->tokens() <= context.computed) return;
+  host_pages_->restore(*saved, context.pages, context.computed / kPageTokens);
+  stats_.restored_tokens += saved->tokens() - context.computed;
+  context.computed = saved->tokens();
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  drop_keys(sequence.context);
+  stats_.preemptions += sequence.place != Place::kBatch && sequence.started;
+}
+
+// Out of the batch, with what it holds.
+void Scheduler::park(const Shared& sequence) {
+  put(sequence, Place::kQueue);
+  ++stats_.preemptions;
+}
+
+}  // namespace at_moe

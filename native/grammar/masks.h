@@ -1,0 +1,59 @@
+// Which tokens continue a text. A mask takes one walk over the vocabulary's trie and is kept by what it depends on: the
+// readings, with counts of characters only as far as a token reaches.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "grammar/automaton.h"
+#include "grammar/vocabulary.h"
+
+namespace at_moe {
+
+class Masks {
+ public:
+  static constexpr size_t kKept = 256;                     // masks, those used last
+  static constexpr int64_t kMostSteps = int64_t{1} << 21;  // of readings in one walk; more: kUnsupported
+
+  Masks(Automaton& automaton, std::shared_ptr<const Vocabulary> vocabulary);
+
+  std::shared_ptr<const TokenSet> of(const Readings& readings);
+  // After the automaton forgot its stacks.
+  void clear();
+
+  const Vocabulary& vocabulary() const { return *vocabulary_; }
+
+ private:
+  using Key = std::vector<Reading>;
+  struct Hash {
+    size_t operator()(const Key& key) const;
+  };
+  struct Entry {
+    std::shared_ptr<const TokenSet> mask;
+    std::list<const Key*>::iterator used;
+  };
+
+  // The readings behind the bytes up to a depth of the trie. `table`: there is one, at `node`, whose table this is, and
+  // `readings` is only made when it is needed.
+  struct Level {
+    const Automaton::Table* table = nullptr;
+    int32_t node = 0, stack = 0;
+    Readings readings;
+  };
+
+  Key key_of(const Readings& readings) const;
+  std::shared_ptr<const TokenSet> make(const Readings& readings);
+  bool step(Level& from, uint8_t byte, Level& to);
+  void walk(const TokenTrie& trie, const Readings& from, TokenSet& to);
+
+  Automaton& automaton_;
+  std::shared_ptr<const Vocabulary> vocabulary_;
+  std::unordered_map<Key, Entry, Hash> kept_;
+  std::list<const Key*> used_;  // the latest first
+  std::vector<Level> levels_;   // of a walk, by depth
+};
+
+}  // namespace at_moe

@@ -1,0 +1,153 @@
+import type { Schema } from '../../lib/grammar/keywords.js';
+
+/** Schemas of every supported kind; in `open` ones objects may have properties that are not named. */
+export const schemas: Record<string, Schema> = {
+  anything: true,
+  'any object': { type: 'object' },
+  null: { type: 'null' },
+  'several types': { type: ['boolean', 'integer', 'null', 'array'] },
+  'integer and number': { type: ['integer', 'number'], minimum: 3 },
+  string: { type: 'string' },
+  'string lengths': { type: 'array', items: { type: 'string', minLength: 2, maxLength: 5 }, minItems: 1 },
+  'exact length': { type: 'string', minLength: 3, maxLength: 3 },
+  'long string': { type: 'string', minLength: 100 },
+  'empty string': { type: 'string', maxLength: 0 },
+  integer: { type: 'integer' },
+  number: { type: 'number' },
+  'integer range': { type: 'integer', minimum: -17, maximum: 1203 },
+  'integer above': { type: 'integer', exclusiveMinimum: 99 },
+  'integer below': { type: 'integer', maximum: -100 },
+  'integer of doubles': { type: 'integer', minimum: -0.5, exclusiveMaximum: 7.5 },
+  'safe integer': { type: 'integer', minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER },
+  'number range': { type: 'number', minimum: 0, maximum: 1 },
+  'number range, open': { type: 'number', exclusiveMinimum: -1.25, exclusiveMaximum: 30.5 },
+  'number range, narrow': { type: 'number', exclusiveMinimum: 0.1, exclusiveMaximum: 0.103 },
+  'number below zero': { type: 'number', minimum: -120.75, exclusiveMaximum: -0.5 },
+  'number above': { type: 'number', exclusiveMinimum: 0 },
+  enum: { enum: ['red', 'redder', 'blue"\\', 'é', 1, 12, -0.5, null, true, { a: [1, {}] }, [], ''] },
+  'enum of a type': { type: 'integer', enum: ['a', 1, 2.5, 30] },
+  const: { const: { kind: 'x', list: [1, 2] } },
+  pattern: { type: 'string', pattern: '^[A-Z][a-z]{1,8}( [a-z]+)*$' },
+  'pattern, escapes': { type: 'string', pattern: '^["\\\\\\n\\t\\x01é-ü]{1,6}$' },
+  'pattern, unanchored': { type: 'string', pattern: 'a\\d|^b.c$|[^\\w\\s]{2}' },
+  'pattern, unicode': { type: 'string', pattern: '^[\\u{1F600}-\\u{1F64F}\\uD83D\\uDE80\\u0416]+$' },
+  'pattern, negated': { type: 'string', pattern: '^[^a-z\\s]{2,4}.$' },
+  date: { type: 'string', format: 'date' },
+  time: { type: 'string', format: 'time' },
+  'date-time': { type: 'string', format: 'date-time' },
+  duration: { type: 'string', format: 'duration' },
+  email: { type: 'string', format: 'email' },
+  hostname: { type: 'string', format: 'hostname' },
+  ipv4: { type: 'string', format: 'ipv4' },
+  uuid: { type: 'string', format: 'uuid' },
+  object: {
+    type: 'object',
+    properties: {
+      name: { type: 'string' },
+      age: { type: 'integer', minimum: 0 },
+      tags: { type: 'array', items: { type: 'string' } },
+    },
+    required: ['name'],
+    additionalProperties: false,
+  },
+  'all optional': {
+    type: 'object',
+    properties: Object.fromEntries(['a', 'b', 'c', 'd'].map((name) => [name, { type: 'boolean' }])),
+  },
+  'required in the middle': {
+    type: 'object',
+    properties: { a: { type: 'null' }, b: { type: 'null' }, c: { type: 'null' }, d: { type: 'null' } },
+    required: ['c'],
+  },
+  'odd names': {
+    type: 'object',
+    properties: { 'a"b\\': {}, é: {}, '': {}, __proto__x: {}, '\n': {} },
+    required: ['a"b\\', '\n'],
+  },
+  'additional of a type': {
+    type: 'object',
+    properties: { a: { type: 'string' }, ab: { type: 'boolean' }, é: { type: 'null' } },
+    required: ['ab'],
+    additionalProperties: { type: 'integer' },
+  },
+  'required, not named': { type: 'object', required: ['x', 'y'], additionalProperties: { type: 'boolean' } },
+  map: { type: 'object', additionalProperties: { type: 'array', items: { type: 'number' }, maxItems: 2 } },
+  'an impossible property': { type: 'object', properties: { a: false, b: { type: 'null' } } },
+  tuple: { type: 'array', prefixItems: [{ type: 'integer' }, { type: 'string' }], items: false, minItems: 1 },
+  'tuple and more': { type: 'array', prefixItems: [{ type: 'null' }], items: { type: 'boolean' }, maxItems: 4 },
+  'item counts': { type: 'array', items: { type: 'integer', minimum: 0, maximum: 9 }, minItems: 3, maxItems: 5 },
+  'no items': { type: 'array', maxItems: 0 },
+  matrix: {
+    type: 'array',
+    items: { type: 'array', items: { type: 'boolean' }, minItems: 2, maxItems: 2 },
+    minItems: 2,
+  },
+  anyOf: {
+    anyOf: [
+      { type: 'object', properties: { kind: { const: 'circle' }, r: { type: 'number' } }, required: ['kind', 'r'] },
+      {
+        type: 'object',
+        properties: { kind: { const: 'square' }, side: { type: 'number' } },
+        required: ['kind', 'side'],
+      },
+      {
+        type: 'object',
+        properties: { kind: { type: 'string' }, other: { type: 'null' } },
+        required: ['kind', 'other'],
+      },
+      { type: 'null' },
+    ],
+  },
+  oneOf: { oneOf: [{ type: 'string' }, { type: 'integer' }] },
+  'anyOf beside properties': {
+    type: 'object',
+    properties: { a: { type: 'integer' }, b: { type: 'string' } },
+    anyOf: [{ required: ['a'] }, { required: ['b'] }],
+  },
+  allOf: {
+    allOf: [
+      { type: 'object', properties: { a: { type: 'integer', minimum: 3 } }, required: ['a'] },
+      { properties: { a: { maximum: 5 }, b: { type: 'string', maxLength: 2 } }, required: ['b'] },
+      { $ref: '#/$defs/c' },
+    ],
+    $defs: { c: { type: 'object', properties: { c: { enum: [1, 2] } } } },
+  },
+  'allOf, closed': {
+    allOf: [
+      { type: 'object', properties: { a: { type: 'integer' } }, additionalProperties: { type: 'boolean' } },
+      { type: 'object', properties: { a: {}, b: {} }, required: ['b'] },
+    ],
+  },
+  '$ref with siblings': {
+    $defs: { size: { type: 'integer', minimum: 1 } },
+    type: 'array',
+    items: { $ref: '#/$defs/size', maximum: 4, description: 'at most 4' },
+  },
+  list: {
+    $ref: '#/$defs/node',
+    $defs: {
+      node: {
+        type: 'object',
+        properties: {
+          value: { type: 'integer', minimum: 0, maximum: 9 },
+          next: { anyOf: [{ $ref: '#/$defs/node' }, { type: 'null' }] },
+        },
+        required: ['value', 'next'],
+      },
+    },
+  },
+  tree: {
+    type: 'object',
+    properties: {
+      name: { type: 'string', maxLength: 3 },
+      children: { type: 'array', items: { $ref: '#' }, maxItems: 3 },
+    },
+    required: ['name', 'children'],
+  },
+  'pointer with escapes': {
+    $defs: { 'a/b~c': { $ref: '#/$defs/d%20e' }, 'd e': { type: 'null' } },
+    $ref: '#/$defs/a~1b~0c',
+  },
+  'keywords of other types': { type: ['string', 'null'], minimum: 3, items: { type: 'null' }, maxLength: 4 },
+  'no type': { properties: { a: { minLength: 1 } }, required: ['a'] },
+};
