@@ -44,8 +44,7 @@ void Engine::generate(GenerateRequest request) {
   const int64_t n = request.n;
   refused.reason = DoneEvent::Reason::kError;
   refused.failure = kDisposedFailure;
-  const bool posted =
-      try_post([request = std::move(request)](Worker& worker) mutable { worker.generate(std::move(request)); });
+  const bool posted = try_post([request = std::move(request)](Worker& worker) { worker.generate(request); });
   for (int64_t i = 0; !posted && i < n; ++i, ++refused.sequence) sink_->push(refused);
 }
 

@@ -145,8 +145,8 @@ Pass Worker::probe(JobResult& result) {
   co_return;
 }
 
-void Worker::generate(GenerateRequest request) {
-  if (scheduler_) return scheduler_->add(std::move(request));
+void Worker::generate(const GenerateRequest& request) {
+  if (scheduler_) return scheduler_->add(request);
   DoneEvent done;
   done.sequence = request.sequence;
   done.reason = DoneEvent::Reason::kError;
