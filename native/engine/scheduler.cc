@@ -126,12 +126,7 @@ void Scheduler::add(const GenerateRequest& request) {
     check_queue();
     enter(begin(request));
   } catch (...) {
-    DoneEvent done;
-    done.sequence = request.sequence;
-    done.reason = Reason::kError;
-    done.usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
-    done.failure = failure_of(std::current_exception());
-    for (int64_t i = 0; i < request.n; ++i, ++done.sequence) sink_.push(done);
+    refuse(sink_, request, failure_of(std::current_exception()));
   }
 }
 

@@ -147,11 +147,7 @@ Pass Worker::probe(JobResult& result) {
 
 void Worker::generate(const GenerateRequest& request) {
   if (scheduler_) return scheduler_->add(request);
-  DoneEvent done;
-  done.sequence = request.sequence;
-  done.reason = DoneEvent::Reason::kError;
-  done.failure = {Code::kInternal, "no model is loaded"};
-  sink_.push(std::move(done));
+  refuse(sink_, request, {Code::kInternal, "no model is loaded"});
 }
 
 void Worker::score(ScoreRequest request) {
