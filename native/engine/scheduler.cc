@@ -123,8 +123,12 @@ void Scheduler::number_routing(Context& context, const RoutingRequest& request, 
 }
 
 void Scheduler::add(const GenerateRequest& request) {
-  check_queue();
-  enter(begin(request));
+  try {
+    check_queue();
+    enter(begin(request));
+  } catch (...) {
+    refuse(sink_, request, failure_of(std::current_exception()));
+  }
 }
 
 void Scheduler::add(ScoreRequest request) {

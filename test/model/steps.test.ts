@@ -86,8 +86,8 @@ for (const device of gpus) {
       const request = { ...exact, maxTokens: 2, trace: true };
       for (const name of ['qwen3-headdim', 'llama-sequence-dense']) {
         const [alone, joined] = [
-          await loadCase(t, name, device, { prefillRows: 80, chunkRows: 80 }),
-          await loadCase(t, name, device, { prefillRows: 80, chunkRows: 27 }),
+          await loadCase(t, name, device, { stepTokens: 80, chunkRows: 80 }),
+          await loadCase(t, name, device, { stepTokens: 80, chunkRows: 27 }),
         ];
         const expected = await alone.mixture.complete(prompt, request);
         const result = await joined.mixture.complete(prompt, request);
