@@ -33,6 +33,8 @@ Scheduler::Rows Scheduler::plan_step() {
     }
   }
   Rows rows;
+  rows.parts.reserve(batch_.size());
+  rows.rows.reserve(batch_.size());
   std::vector<Part> prompts;
   bool pass = !passes_.empty();
   for (const Shared& sequence : batch_) {

@@ -39,14 +39,9 @@ void Engine::run(int64_t job, int64_t lane, Body body) {
 }
 
 void Engine::generate(GenerateRequest request) {
-  DoneEvent refused;
-  refused.sequence = request.sequence;
-  const int64_t n = request.n;
-  refused.reason = DoneEvent::Reason::kError;
-  refused.failure = kDisposedFailure;
-  const bool posted =
-      try_post([request = std::move(request)](Worker& worker) mutable { worker.generate(std::move(request)); });
-  for (int64_t i = 0; !posted && i < n; ++i, ++refused.sequence) sink_->push(refused);
+  const auto shared = std::make_shared<const GenerateRequest>(std::move(request));
+  const bool posted = try_post([shared](Worker& worker) { worker.generate(*shared); });
+  if (!posted) refuse(*sink_, *shared, kDisposedFailure);
 }
 
 void Engine::score(ScoreRequest request) {

@@ -18,4 +18,15 @@ Failure failure_of(const std::exception_ptr& error) {
   }
 }
 
+void refuse(EventSink& sink, const GenerateRequest& request, const Failure& failure) {
+  DoneEvent done;
+  done.reason = DoneEvent::Reason::kError;
+  done.usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
+  done.failure = failure;
+  for (int64_t i = 0; i < request.n; ++i) {
+    done.sequence = request.sequence + i;
+    sink.push(done);
+  }
+}
+
 }  // namespace at_moe

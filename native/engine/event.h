@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "engine/requests.h"
 #include "model/routing.h"
 #include "training/trainer.h"
 
@@ -111,5 +112,8 @@ class EventSink {
   virtual ~EventSink() = default;
   virtual void push(Event event) = 0;
 };
+
+// Tells the end of each of a request's sequences.
+void refuse(EventSink& sink, const GenerateRequest& request, const Failure& failure);
 
 }  // namespace at_moe

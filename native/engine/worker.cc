@@ -154,17 +154,11 @@ Pass Worker::probe(JobResult& result) {
   co_return;
 }
 
-void Worker::generate(GenerateRequest request) {
+void Worker::generate(const GenerateRequest& request) {
   try {
-    if (request.grammar) request.constraint = constraints_.at(*request.grammar);
-    scheduler().add(request);
+    scheduler().add(request, request.grammar ? constraints_.at(*request.grammar) : nullptr);
   } catch (...) {
-    DoneEvent done;
-    done.sequence = request.sequence;
-    done.reason = DoneEvent::Reason::kError;
-    done.usage.prompt_tokens = static_cast<int64_t>(request.ids.size());
-    done.failure = failure_of(std::current_exception());
-    for (int64_t i = 0; i < request.n; ++i, ++done.sequence) sink_.push(done);
+    refuse(sink_, request, failure_of(std::current_exception()));
   }
 }
 

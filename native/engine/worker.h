@@ -35,7 +35,7 @@ class Worker {
   Pass probe(JobResult& result);
 
   // Effects without a result.
-  void generate(GenerateRequest request);
+  void generate(const GenerateRequest& request);
   void score(ScoreRequest request);
   void cancel_sequence(int64_t sequence);
   void read_tokens(int64_t sequence, int64_t tokens);
