@@ -35,7 +35,10 @@ export interface Usage {
 export interface Choice {
   text: string;
   tokens: number[];
-  /** 'stop': an end-of-sequence token, a stop string or the end of a response format's value; 'length': maxTokens or the end of the context. */
+  /**
+   * 'stop': an end-of-sequence token, a stop string or the end of a response format's value; 'length': maxTokens or the
+   * end of the context.
+   */
   finishReason: 'stop' | 'length';
   /** The stop string, when one ended the text. */
   stop?: string;

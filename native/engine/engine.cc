@@ -39,7 +39,7 @@ void Engine::run(int64_t job, int64_t lane, Body body) {
 }
 
 void Engine::generate(GenerateRequest request) {
-  const auto shared = std::make_shared<GenerateRequest>(std::move(request));
+  const auto shared = std::make_shared<const GenerateRequest>(std::move(request));
   const bool posted = try_post([shared](Worker& worker) { worker.generate(*shared); });
   if (!posted) refuse(*sink_, *shared, kDisposedFailure);
 }

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -62,7 +61,6 @@ struct Scheduling {
   int64_t priority = 0;  // higher ones first
   Clock::time_point deadline = Clock::time_point::max();
 };
-class Constraint;
 
 struct GenerateRequest {
   int64_t sequence = 0;  // of the first of n
@@ -79,7 +77,6 @@ struct GenerateRequest {
   std::optional<int64_t> keep;  // tokens of the session's context that stay
   bool reroute = false;
   std::optional<int64_t> grammar;
-  std::shared_ptr<Constraint> constraint;  // of `grammar`, found by the worker
 };
 
 struct ScoreRequest {

@@ -52,9 +52,10 @@ void Scheduler::check_queue() {
   fail(Code::kQueueFull, *limits_.max_queue, " requests wait already");
 }
 
-Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
+Scheduler::Shared Scheduler::begin(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint) {
   check_ids(request.ids);
   auto sequence = std::make_shared<Sequence>();
+  if (constraint) sequence->matcher.emplace(constraint);
   const Context* old = request.session ? contexts_.find(*request.session) : nullptr;
   const int64_t kept = old ? std::min(request.keep.value_or(old->size()), old->size()) : 0;
   const int64_t size = kept + static_cast<int64_t>(request.ids.size());
@@ -88,7 +89,6 @@ Scheduler::Shared Scheduler::begin(const GenerateRequest& request) {
   sequence->sampling = request.sampling;
   sequence->scheduling = request.scheduling;
   sequence->max_unread = request.max_unread;
-  if (request.constraint) sequence->matcher.emplace(request.constraint);
   add_siblings(*sequence, request.n);
   return sequence;
 }
@@ -122,13 +122,9 @@ void Scheduler::number_routing(Context& context, const RoutingRequest& request, 
   prefixes_->number(span, describe(request), pooled ? ids.first(static_cast<size_t>(instruction)) : ids.first(0));
 }
 
-void Scheduler::add(const GenerateRequest& request) {
-  try {
-    check_queue();
-    enter(begin(request));
-  } catch (...) {
-    refuse(sink_, request, failure_of(std::current_exception()));
-  }
+void Scheduler::add(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint) {
+  check_queue();
+  enter(begin(request, constraint));
 }
 
 void Scheduler::add(ScoreRequest request) {

@@ -165,10 +165,9 @@ Pass Worker::probe(JobResult& result) {
   co_return;
 }
 
-void Worker::generate(GenerateRequest& request) {
+void Worker::generate(const GenerateRequest& request) {
   try {
-    if (request.grammar) request.constraint = constraints_.at(*request.grammar);
-    scheduler().add(request);
+    scheduler().add(request, request.grammar ? constraints_.at(*request.grammar) : nullptr);
   } catch (...) {
     refuse(sink_, request, failure_of(std::current_exception()));
   }

@@ -36,7 +36,7 @@ class Worker {
   Pass probe(JobResult& result);
 
   // Effects without a result.
-  void generate(GenerateRequest& request);  // finds its constraint
+  void generate(const GenerateRequest& request);
   void score(ScoreRequest request);
   void cancel_sequence(int64_t sequence);
   void read_tokens(int64_t sequence, int64_t tokens);

@@ -126,7 +126,7 @@ describe('response formats', () => {
     assert.equal(model.compileResponseFormat(structuredClone(responseFormat)), compiled);
     assert.notEqual(model.compileResponseFormat({ ...responseFormat, strict: false } as ResponseFormat), compiled);
     const given = await model.complete(prompt, { responseFormat: compiled, seed: 1 });
-    assert.deepEqual(await model.complete(prompt, { responseFormat, seed: 1 }), given);
+    assert.equal((await model.complete(prompt, { responseFormat, seed: 1 })).text, given.text);
     // More formats than are kept: the first is made again, under way or not.
     const others = Array.from(
       { length: 80 },
@@ -163,9 +163,10 @@ describe('response formats', () => {
 
   it('free text is the default, and json_object any object', async (t) => {
     const model = await textModel(t, 'cpu');
-    const options = { maxTokens: 20, seed: 1 };
+    const options = { maxTokens: 20, seed: 1, logProbs: true };
     const free = await model.complete(prompt, options);
-    assert.deepEqual(await model.complete(prompt, { ...options, responseFormat: { type: 'text' } }), free);
+    const told = await model.complete(prompt, { ...options, responseFormat: { type: 'text' } });
+    assert.deepEqual(bits(told), bits(free));
     const { text } = await model.complete(prompt, { responseFormat: { type: 'json_object' }, temperature: 1, seed: 3 });
     assert.ok(text.startsWith('{'), text);
   });
