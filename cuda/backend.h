@@ -18,6 +18,7 @@ enum class Form;
 struct GatedOperand;
 struct GatheredProduct;
 struct GatheredResults;
+struct MixtureSegment;
 struct OpenBlocks;
 struct Product;
 struct RowList;
@@ -107,11 +108,13 @@ class CudaBackend : public Backend {
   // those of weights of q8.
   void multiply_tensors(Form form, DType type, std::span<const Product> early, std::span<const Product> products);
   bool finds_wgmma();
+  // What of a call is gathered.
+  std::vector<MixtureSegment> segments_of(std::span<const AdapterSegment> segments, int64_t rows) const;
   // Products over the rows that select an expert, results by the routing records (cuda/gathered.h).
   void multiply_gathered(Form form, std::span<RowList> lists, std::span<const GatheredProduct> products,
                          const Matrix& routing, const GatheredResults& results);
   // The gathered shrinks of a call; returns what is open of `gated`, by segment and module.
-  std::vector<OpenBlocks> gather_shrinks(const LinearForward& args, std::span<const AdapterSegment> segments,
+  std::vector<OpenBlocks> gather_shrinks(const LinearForward& args, std::span<const MixtureSegment> segments,
                                          const Matrix& x, const GatedOperand& gated);
   // Fill in what a call's rows select (cuda/selection.h); valid until the next call of the same.
   void list_rows(const Matrix& routing, std::span<RowList> lists);

@@ -12,7 +12,6 @@
 #include <map>
 #include <vector>
 
-#include "backend/segments.h"
 #include "core/status.h"
 #include "cuda/backend.h"
 #include "cuda/gathered.h"
@@ -74,13 +73,13 @@ std::map<int32_t, std::vector<ColumnRun>> runs_by_gate(const AdapterStack& stack
 
 }  // namespace
 
-std::vector<OpenBlocks> CudaBackend::gather_shrinks(const LinearForward& args, std::span<const AdapterSegment> segments,
+std::vector<OpenBlocks> CudaBackend::gather_shrinks(const LinearForward& args, std::span<const MixtureSegment> segments,
                                                     const Matrix& x, const GatedOperand& gated) {
   std::vector<OpenBlocks> maps;
   std::vector<RowList> lists;
   std::vector<GatheredProduct> shrinks;
-  for (const AdapterSegment& segment : segments) {
-    if (!is_gathered(segment)) continue;
+  for (const MixtureSegment& segment : segments) {
+    if (!segment.gathered) continue;
     const AdapterStack& stack = *segment.stack;
     const int begin = static_cast<int>(segment.begin), end = static_cast<int>(segment.end);
     int64_t first = 0;
@@ -112,7 +111,7 @@ std::vector<OpenBlocks> CudaBackend::gather_shrinks(const LinearForward& args, s
 
 void CudaBackend::forward(const LinearForward& args) {
   const int64_t rows = args.x.rows;
-  const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
+  const std::vector<MixtureSegment> segments = segments_of(args.segments, rows);
   require(segments.empty() || (args.hg && args.routing), "linear: adapters need hg and routing");
   std::vector<Matrix> inputs = {args.x, args.shrink_x};
   make_operands(kInputSlot, activation_, inputs);
@@ -128,26 +127,26 @@ void CudaBackend::forward(const LinearForward& args) {
     product.add = args.residual;
   }
   int64_t widest = 0;
-  for (const AdapterSegment& segment : segments) widest = std::max(widest, gated_cols(*segment.stack, activation_));
+  for (const MixtureSegment& segment : segments) widest = std::max(widest, gated_cols(*segment.stack, activation_));
   const bool rounds = activation_ != DType::f32;
   const int64_t cols = rounds ? 2 * widest : widest, element = static_cast<int64_t>(size_of(activation_));
   const Matrix memory = matrix(scratch<char>(kGatedSlot, rows * cols * element), rows, cols, activation_);
   const GatedOperand gated{memory.col_range(0, widest), rounds ? memory.col_range(widest, widest) : Matrix()};
   const std::vector<OpenBlocks> maps = gather_shrinks(args, segments, shrink_x, gated);
   auto map = maps.begin();
-  for (const AdapterSegment& segment : segments) {
+  for (const MixtureSegment& segment : segments) {
     int64_t first = 0;
     for (size_t m = 0; m < products.size(); ++m) {
       const AdapterStack::Module& module = segment.stack->modules[m];
       if (!module.b) continue;
       const GatedOperand own = gated.col_range(first, module.b->cols());
-      const bool gathered = is_gathered(segment);
-      if (!gathered) shrinks.push_back(shrink(args, segment, module, shrink_x, own));
+      if (!segment.gathered) shrinks.push_back(shrink(args, segment, module, shrink_x, own));
       const Gates gates = gates_of(args, *segment.stack, module);
-      const uint8_t* open = gathered ? map++->open : nullptr;
+      const uint8_t* open = segment.gathered ? map++->open : nullptr;
       for (const Matrix& part : {own.rounded, own.rest}) {
         if (!part) continue;
-        products[m].terms.push_back({part, matrix_of(*module.b), segment.begin, segment.end, !gathered, gates, open});
+        products[m].terms.push_back(
+            {part, matrix_of(*module.b), segment.begin, segment.end, !segment.gathered, gates, open});
       }
       first += operand_cols(module.b->cols(), activation_);
     }

@@ -98,11 +98,11 @@ __global__ void __launch_bounds__(kBiasThreads)
   bias[col] = total;
 }
 
-std::vector<Product> shrink_gradients(const LinearBackward& args, std::span<const AdapterSegment> segments,
+std::vector<Product> shrink_gradients(const LinearBackward& args, std::span<const MixtureSegment> segments,
                                       std::span<const Matrix> g) {
   std::vector<Product> products;
-  for (const AdapterSegment& segment : segments) {
-    if (is_gathered(segment)) continue;
+  for (const MixtureSegment& segment : segments) {
+    if (segment.gathered) continue;
     for (size_t m = 0; m < g.size(); ++m) {
       const AdapterStack::Module& adapter = segment.stack->modules[m];
       if (!adapter.b) continue;
@@ -127,11 +127,11 @@ size_t module_of(const AdapterStack& stack, const AdapterStack::Block& block) {
 }
 
 // The same of gathered segments; appends the lists of rows.
-std::vector<GatheredProduct> gathered_gradients(std::span<const AdapterSegment> segments, std::span<const Matrix> g,
+std::vector<GatheredProduct> gathered_gradients(std::span<const MixtureSegment> segments, std::span<const Matrix> g,
                                                 std::vector<RowList>& lists) {
   std::vector<GatheredProduct> products;
-  for (const AdapterSegment& segment : segments) {
-    if (!is_gathered(segment)) continue;
+  for (const MixtureSegment& segment : segments) {
+    if (!segment.gathered) continue;
     const AdapterStack& stack = *segment.stack;
     std::map<int32_t, size_t> list_of;
     for (const AdapterStack::Block& block : stack.blocks) {
@@ -148,10 +148,10 @@ std::vector<GatheredProduct> gathered_gradients(std::span<const AdapterSegment> 
 }
 
 // What is open of dh, by gathered segment.
-std::vector<OpenBlocks> open_gradients(std::span<const AdapterSegment> segments) {
+std::vector<OpenBlocks> open_gradients(std::span<const MixtureSegment> segments) {
   std::vector<OpenBlocks> maps;
-  for (const AdapterSegment& segment : segments) {
-    if (!is_gathered(segment)) continue;
+  for (const MixtureSegment& segment : segments) {
+    if (!segment.gathered) continue;
     OpenBlocks& map = maps.emplace_back();
     map.begin = static_cast<int>(segment.begin);
     map.end = static_cast<int>(segment.end);
@@ -161,7 +161,7 @@ std::vector<OpenBlocks> open_gradients(std::span<const AdapterSegment> segments)
   return maps;
 }
 
-std::vector<Product> input_gradients(const LinearBackward& args, std::span<const AdapterSegment> segments,
+std::vector<Product> input_gradients(const LinearBackward& args, std::span<const MixtureSegment> segments,
                                      std::span<const OpenBlocks> maps, std::span<const Matrix> g, const Matrix& dh,
                                      int64_t rows) {
   std::vector<Product> products;
@@ -174,14 +174,14 @@ std::vector<Product> input_gradients(const LinearBackward& args, std::span<const
   };
   const auto add_adapters = [&](Product& product) {
     auto map = maps.begin();
-    for (const AdapterSegment& segment : segments) {
+    for (const MixtureSegment& segment : segments) {
       const Matrix a = matrix_of(*segment.stack->a);
       Term& term = product.terms.emplace_back();
       term.a = dh.col_range(0, a.rows);
       term.b = a;
       term.begin = segment.begin;
       term.end = segment.end;
-      if (is_gathered(segment)) term.open = map++->open;
+      if (segment.gathered) term.open = map++->open;
     }
   };
   if (args.dx) {
@@ -227,7 +227,7 @@ void CudaBackend::backward(const LinearBackward& args) {
   const int64_t rows = args.x ? args.x.rows : args.modules.front().y.rows;
   if (rows == 0) return;
   check_gradients(args);
-  const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
+  const std::vector<MixtureSegment> segments = segments_of(args.segments, rows);
   std::vector<Matrix> g;
   if (!segments.empty() || args.dx) {
     for (const LinearModule& module : args.modules) g.push_back(module.y);
@@ -243,7 +243,7 @@ void CudaBackend::backward(const LinearBackward& args) {
     multiply_gathered(Form::kNN, lists, gathered, args.routing, {args.dh, {}, {}, {}});
     std::vector<GateSegment> gates;
     int64_t longest = 0, widest = 0;
-    for (const AdapterSegment& segment : segments) {
+    for (const MixtureSegment& segment : segments) {
       const AdapterStack& stack = *segment.stack;
       gates.push_back({segment.begin, segment.end, stack.a->rows(), stack.gate_column, stack.scale});
       longest = std::max(longest, segment.end - segment.begin);

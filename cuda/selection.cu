@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <span>
 
+#include "backend/segments.h"
 #include "core/status.h"
 #include "cuda/backend.h"
 #include "cuda/number.h"
@@ -80,6 +81,17 @@ __global__ void __launch_bounds__(kMapThreads)
 }
 
 }  // namespace
+
+// Of fewer rows, too few select an expert to fill the rows of a tensor core. wgmma may sum in another order than gathered
+// products, and the rows of a call must not choose between the two.
+std::vector<MixtureSegment> CudaBackend::segments_of(std::span<const AdapterSegment> segments, int64_t rows) const {
+  constexpr int64_t kLeastRows = 128;
+  std::vector<MixtureSegment> own;
+  for (const AdapterSegment& segment : merge_segments(segments, rows)) {
+    own.push_back({segment, !uses_wgmma_ && segment.stack->selective && segment.end - segment.begin >= kLeastRows});
+  }
+  return own;
+}
 
 void CudaBackend::list_rows(const Matrix& routing, std::span<RowList> lists) {
   if (lists.empty()) return;

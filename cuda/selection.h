@@ -8,11 +8,10 @@
 
 namespace at_moe::cuda {
 
-// Are the products of the segment gathered? Of fewer rows, too few select an expert to fill the rows of a tensor core.
-inline bool is_gathered(const AdapterSegment& segment) {
-  constexpr int64_t kLeastRows = 128;
-  return segment.stack->selective && segment.end - segment.begin >= kLeastRows;
-}
+// A segment with adapters and rows, and whether its products are gathered.
+struct MixtureSegment : AdapterSegment {
+  bool gathered = false;
+};
 
 // The rows of [begin, end) whose gate `gate` is not zero, ascending.
 struct RowList {

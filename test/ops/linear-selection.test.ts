@@ -95,21 +95,31 @@ const cases: [name: string, shape: Omit<Shape, 'ranks' | 'gates'>, ranks: number
   ['one row', { rows: 128, cols: 16, outputs: [24] }, mixed.slice(0, 1), (n) => (n === 77 ? [9] : [])],
 ];
 
+/** Gathered or not, every result has the same bits. */
+function sameGathered(device: string, group: Group, dy: Matrix[], name: string) {
+  const together = runBoth(device, group, dy);
+  const all = selective(group, () => true);
+  const gathered = runBoth(device, all, dy);
+  for (const [key, values] of Object.entries(together)) sameBits(gathered[key]!, values, `${key} of ${name}`);
+  const inference = run('linearForward', device, { ...all, keepH: false, pad: 3 });
+  for (const m of dy.keys()) sameBits(inference[`y${m}`], together[`y${m}`]!, `y${m} of ${name} alone`);
+}
+
 onDevices('linear: gathered by expert has the bits of all experts together', (device) => {
   const random = new Random(12);
   for (const [name, shape, ranks, select] of cases) {
     const group = selectiveGroup(random, shape, ranks, select);
     const dy = shape.outputs.map((cols) => random.matrix(shape.rows, cols));
-    const together = runBoth(device, group, dy);
-    const gathered = runBoth(
-      device,
-      selective(group, () => true),
-      dy,
-    );
-    for (const [key, values] of Object.entries(together)) sameBits(gathered[key]!, values, `${key} of ${name}`);
-    const inference = run('linearForward', device, { ...selective(group, () => true), keepH: false, pad: 3 });
-    for (const m of shape.outputs.keys()) sameBits(inference[`y${m}`], together[`y${m}`]!, `y${m} of ${name} alone`);
+    sameGathered(device, group, dy, name);
   }
+});
+
+onDevices('linear: gathered beside base weights of q8', (device) => {
+  const random = new Random(15);
+  const group = selectiveGroup(random, { rows: 150, cols: 40, outputs: [72, 21] }, mixed.slice(0, 2), topFour);
+  const modules = group.modules.map((module) => ({ ...module, dtype: 'q8' }));
+  const dy = modules.map(({ weight }) => random.matrix(150, weight.rows));
+  sameGathered(device, { ...group, modules }, dy, 'q8');
 });
 
 onDevices('linear: selective mixtures beside others in a call', (device, tolerance) => {
