@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <source_location>
+#include <tuple>
 #include <vector>
 
 #include "cuda/emulated/simt.h"
@@ -81,8 +82,8 @@ struct LaunchShape {
 template <typename... Parameters, typename... Arguments>
 void launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  const auto run = [=] {
-    simt::run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(Parameters(arguments)...); });
+  const auto run = [shape, kernel, values = std::tuple<Parameters...>(Parameters(arguments)...)] {
+    simt::run(shape.grid, shape.block, shape.shared_bytes, [&] { std::apply(kernel, values); });
   };
   if (stream) stream->launches.emplace_back(run);
   else run();
