@@ -6,7 +6,7 @@ import { type LoraOptions, loraConfig, resolveLora } from './formats/lora-option
 import { modulePath } from './formats/model-folder.js';
 import type { Adapter } from './formats/peft.js';
 import { routerShapes } from './formats/router-file.js';
-import type { NamedTensor } from './native-types.js';
+import type { NamedTensor } from './native-training-types.js';
 import type { RoutingOptions } from './routing-options.js';
 
 export function f32Source(name: string, shape: number[], values: Float32Array): TensorSource {

@@ -5,7 +5,7 @@ import { AtMoeError } from './errors.js';
 import { type Adapter as AdapterData, writeAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
-import type { MixtureHandle } from './native-types.js';
+import type { MixtureHandle } from './native-mixture-types.js';
 import { defaultRouterOptions, type RoutingControls, RoutingNames } from './routing-controls.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';

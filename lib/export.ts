@@ -11,7 +11,7 @@ import { writeAdapter } from './formats/peft.js';
 import { plainConfig, widenQ8 } from './formats/q8.js';
 import { readSource, type WritableTensor } from './formats/safetensors.js';
 import type { ModelCore } from './model-core.js';
-import type { MixtureHandle } from './native-types.js';
+import type { MixtureHandle } from './native-mixture-types.js';
 
 export interface ExportOptions {
   /** 'merged': a plain model in the base's stored types, 8-bit weights in the embedding's. 'peft': one adapter, of the ranks' sum per module. */

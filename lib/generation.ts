@@ -1,13 +1,8 @@
 import { AtMoeError } from './errors.js';
 import type { CheckedOptions } from './generation-options.js';
 import type { ModelCore } from './model-core.js';
-import type {
-  Usage as EngineUsage,
-  GenerateRequest,
-  RoutingRequest,
-  SequenceEvent,
-  SessionRequest,
-} from './native-types.js';
+import type { RoutingRequest } from './native-mixture-types.js';
+import type { Usage as EngineUsage, GenerateRequest, SequenceEvent, SessionRequest } from './native-types.js';
 import type { RoutingNames } from './routing-controls.js';
 import { buildTrace, type RoutingTrace, type TraceRecords } from './routing-trace.js';
 import { Detokenizer } from './text/detokenizer.js';

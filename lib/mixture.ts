@@ -15,7 +15,7 @@ import {
 } from './formats/mixture-folder.js';
 import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
-import type { MixtureDescriptor, MixtureHandle } from './native-types.js';
+import type { MixtureDescriptor, MixtureHandle } from './native-mixture-types.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
 import {
   checkControls,

@@ -2,16 +2,11 @@
  * What lib sees of native code: plain data and the `NativeEngine` interface (lib/native.ts makes one). Arguments are checked
  * by lib before they get here; native code refuses bad types with TypeError. Failures reject with AtMoeError.
  */
-import type {
-  AdapterModule,
-  ModelDescriptor,
-  StorageType,
-  TensorSource,
-  WeightFormat,
-  WeightSource,
-} from './descriptors.js';
+import type { AdapterModule, ModelDescriptor, TensorSource, WeightFormat, WeightSource } from './descriptors.js';
 import type { Device } from './device.js';
 import type { AtMoeErrorCode } from './errors.js';
+import type { MixtureDescriptor, MixtureHandle, MixtureInfo, RoutingRequest } from './native-mixture-types.js';
+import type { MicroBatch, MicroBatchResult, NamedTensor, TrainerState, TrainOptions } from './native-training-types.js';
 
 export interface DeviceDescription {
   /** 'cpu', 'cuda:0' … */
@@ -65,71 +60,6 @@ export interface ModelInfo {
   kvTokens: number;
   maxBatch: number;
 }
-
-export interface RouterOptions {
-  withinGroup: 'conditional' | 'static';
-  groupTopK: number;
-  expertTopK: number;
-  groupTopP: number;
-  expertTopP: number;
-  groupTemperature: number;
-  expertTemperature: number;
-  renormalize: boolean;
-}
-
-/** Per request; arrays are as long as the mixture has groups or experts (in group order). Absent = no such control. */
-export interface RouterControls {
-  groupBias?: Float32Array;
-  expertBias?: Float32Array;
-  /** 1 = denied. */
-  groupDenied?: Uint8Array;
-  expertDenied?: Uint8Array;
-  /** NaN where nothing is set. */
-  groupWeight?: Float32Array;
-  expertWeight?: Float32Array;
-}
-
-export interface MixtureDescriptor {
-  /** Number of experts of each group. */
-  groups: number[];
-  /** Modules of every expert, in group order. */
-  experts: AdapterModule[][];
-  general?: AdapterModule[];
-  scope: 'token' | 'sequence';
-  options: RouterOptions;
-  /** λ: a constant, or learned per layer (mixture-spec: general_balance). 1 without a general adapter. */
-  balance: number | 'learned';
-  /** ρ: a constant, or learned per layer (output_scale). */
-  scale: number | 'learned';
-  /** By their names in router.safetensors; absent tensors start at zero. No `router`: explicit weights only (an adapter alone). */
-  router?: TensorSource[];
-  /** Storage of the packed adapters. Default: the widest of the sources. */
-  storage?: StorageType;
-}
-
-/** A handle of a mixture in an engine. Requests in flight keep theirs after `releaseMixture`. */
-export type MixtureHandle = number;
-
-export interface MixtureInfo {
-  mixture: MixtureHandle;
-  deviceBytes: number;
-  /** Floats of a routing record: 2G + 3E + 1. */
-  recordWidth: number;
-}
-
-export type RoutingRequest =
-  | { kind: 'base' }
-  /** By the mixture's router; `options` replace the mixture's own as a whole. */
-  | {
-      kind: 'mixture';
-      mixture: MixtureHandle;
-      options?: RouterOptions;
-      controls?: RouterControls;
-      /** Tests, token scope: [layers, rows, G + E] 1 for what the rows keep, instead of top-k and top-p. */
-      selection?: Uint8Array;
-    }
-  /** The same weights in every layer, one per expert. `alone`: λ = ρ = 1 and no general adapter. */
-  | { kind: 'fixed'; mixture: MixtureHandle; weights: Float32Array; alone: boolean };
 
 export interface SamplingOptions {
   /** 0 = greedy. */
@@ -232,80 +162,6 @@ export interface ScoreRequest extends Scheduling {
   /** Index of the first id to be scored, at least 1; the ids before it are the prompt (the routing's instruction). */
   first: number;
   routing: RoutingRequest;
-}
-
-export type TrainTarget = 'adapter' | 'router' | 'joint' | 'base';
-
-export interface RouterCoefficients {
-  groupBalance?: number;
-  expertBalance?: number;
-  zLoss?: number;
-  entropy?: number;
-  supervision?: number;
-}
-
-export interface TrainOptions {
-  target: TrainTarget;
-  coefficients?: RouterCoefficients;
-  baseKl?: number;
-  scaleMin?: number;
-  dropout?: number;
-  recompute?: boolean;
-  seed?: number | bigint;
-  beta1?: number;
-  beta2?: number;
-  epsilon?: number;
-  weightDecay?: number;
-  /** 0 = no clipping. */
-  maxGradNorm?: number;
-}
-
-/** Rows of B sequences, one after the other. */
-export interface MicroBatch {
-  ids: Int32Array;
-  /** [B + 1] first row of each sequence, then the number of rows. */
-  offsets: Int32Array;
-  /** [B] instruction tokens of each sequence. */
-  promptLengths: Int32Array;
-  /** [N] the id to be predicted at the row (the next token); -100 = none. */
-  labels: Int32Array;
-  lossWeights?: Float32Array;
-  klMask?: Uint8Array;
-  /** [B, G]; rows of zeros have no label. */
-  groupTarget?: Float32Array;
-  /** [B, E] */
-  expertTarget?: Float32Array;
-  /** [B] for draws that are per example. */
-  exampleIds?: Float64Array;
-  /** Tests, token scope: [layers, N, G + E] as in RoutingRequest. */
-  selection?: Uint8Array;
-  /** Of the whole optimiser step: Σ loss weights of labelled rows, rows of the KL mask, tokens. */
-  stepLossWeight: number;
-  stepKlRows?: number;
-  stepTokens: number;
-}
-
-/** Shares of the means over the optimiser step: the values of its micro-batches add up. */
-export interface MicroBatchResult {
-  loss: number;
-  kl: number;
-  routerLosses: { groupBalance: number; expertBalance: number; zLoss: number; entropy: number; supervision: number };
-  /** Σ coefficient · loss. */
-  auxiliary: number;
-  /** First sequence whose loss is not finite, -1 if none. */
-  badSequence: number;
-}
-
-export interface NamedTensor {
-  name: string;
-  shape: number[];
-  values: Float32Array;
-}
-
-export interface TrainerState {
-  /** Updates done. */
-  step: number;
-  tensors: NamedTensor[];
 }
 
 export interface MergeRequest {

@@ -5,6 +5,8 @@
 import type { ModelDescriptor, TensorSource } from './descriptors.js';
 import { AtMoeError, type AtMoeErrorCode } from './errors.js';
 import { loadBinary } from './native-binary.js';
+import type { MixtureDescriptor } from './native-mixture-types.js';
+import type { MicroBatch, TrainerState, TrainOptions } from './native-training-types.js';
 import type {
   BenchRequest,
   DeviceDescription,
@@ -14,13 +16,9 @@ import type {
   JobOptions,
   LoadOptions,
   MergeRequest,
-  MicroBatch,
-  MixtureDescriptor,
   NativeEngine,
   ScoreRequest,
   SequenceEvent,
-  TrainerState,
-  TrainOptions,
   VocabularyDescription,
 } from './native-types.js';
 

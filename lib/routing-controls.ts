@@ -2,7 +2,7 @@ import { z } from 'zod';
 import type { GroupNames } from './data/labels.js';
 import { AtMoeError } from './errors.js';
 import { formatIssues } from './formats/json.js';
-import type { RouterControls, RouterOptions } from './native-types.js';
+import type { RouterControls, RouterOptions } from './native-mixture-types.js';
 import { parseRoutingOptions, type RoutingOptions, temperatureSchema } from './routing-options.js';
 
 /**

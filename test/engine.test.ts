@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { modelDescriptor } from '../lib/formats/model-folder.js';
-import type { GenerateRequest, LoadOptions, MixtureHandle, NativeEngine, RoutingRequest } from '../lib/native-types.js';
+import type { MixtureHandle, RoutingRequest } from '../lib/native-mixture-types.js';
+import type { GenerateRequest, LoadOptions, NativeEngine } from '../lib/native-types.js';
 import { goldenBase, microBatch, mixtureDescriptor, openEngine, startGeneration } from './helpers/engine.js';
 
 type Scope = 'token' | 'sequence';

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { readSafetensorsHeader, readTensor } from '../lib/formats/safetensors.js';
 import { AtMoeError, loadModel, type Model, type WeightFormat } from '../lib/index.js';
-import type { RoutingRequest } from '../lib/native-types.js';
+import type { RoutingRequest } from '../lib/native-mixture-types.js';
 import { devices } from './helpers/devices.js';
 import { type Device, difference } from './model/support.js';
 import { readShared, sharedData, unlessPresent } from './text/shared-data.js';

@@ -5,7 +5,8 @@ import { drain, type GenerateResult, type Piece, type RequestRouting, runSequenc
 import { type CheckedOptions, checkGenerateOptions, type GenerateOptions } from '../generation-options.js';
 import { ModelCore } from '../model-core.js';
 import { createEngine } from '../native.js';
-import type { EngineStats, LoadOptions, MixtureDescriptor, NativeEngine } from '../native-types.js';
+import type { MixtureDescriptor } from '../native-mixture-types.js';
+import type { EngineStats, LoadOptions, NativeEngine } from '../native-types.js';
 import { type BenchOptions, mixtureOf } from './setup.js';
 
 export interface SoakReport {

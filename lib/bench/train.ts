@@ -1,5 +1,6 @@
 import { randomBits } from '../data/random.js';
-import type { MicroBatch, NativeEngine } from '../native-types.js';
+import type { MicroBatch } from '../native-training-types.js';
+import type { NativeEngine } from '../native-types.js';
 import { trainProducts } from './floors.js';
 import { type SpeedReport, speedReport } from './report.js';
 import { type BenchOptions, checkMemory, expertOf, mixtureOf, withRandomModel } from './setup.js';

@@ -8,7 +8,7 @@ import { type BaseModel, modelDescriptor } from '../formats/model-folder.js';
 import { readAdapter } from '../formats/peft.js';
 import { readRouter } from '../formats/router-file.js';
 import { readSafetensorsHeader, readTensor } from '../formats/safetensors.js';
-import type { RouterCoefficients } from '../native-types.js';
+import type { RouterCoefficients } from '../native-training-types.js';
 import { parseRoutingOptions } from '../routing-options.js';
 
 const caseSchema = z.strictObject({

@@ -1,7 +1,9 @@
 import { f32Source } from '../adapter-tensors.js';
 import type { AdapterModule } from '../descriptors.js';
 import { mixtureDescriptor } from '../mixture.js';
-import type { MixtureHandle, NativeEngine, RoutingRequest, TrainTarget } from '../native-types.js';
+import type { MixtureHandle, RoutingRequest } from '../native-mixture-types.js';
+import type { TrainTarget } from '../native-training-types.js';
+import type { NativeEngine } from '../native-types.js';
 import { routerOptions } from '../routing-controls.js';
 import type { ExpectedTensor, GoldenCase } from './case.js';
 import { cosineError, ParameterErrors, relativeError, type Tolerances } from './compare.js';

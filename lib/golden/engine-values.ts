@@ -1,12 +1,6 @@
-import type {
-  MicroBatch,
-  MixtureHandle,
-  NamedTensor,
-  NativeEngine,
-  RoutingRequest,
-  SequenceEvent,
-  TrainTarget,
-} from '../native-types.js';
+import type { MixtureHandle, RoutingRequest } from '../native-mixture-types.js';
+import type { MicroBatch, NamedTensor, TrainTarget } from '../native-training-types.js';
+import type { NativeEngine, SequenceEvent } from '../native-types.js';
 import type { GoldenCase } from './case.js';
 
 export type Trace = SequenceEvent & { type: 'trace' };

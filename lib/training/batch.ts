@@ -1,6 +1,6 @@
 import type { GroupNames } from '../data/labels.js';
 import type { MicroBatch as PackedBatch } from '../data/micro-batch.js';
-import type { MicroBatch } from '../native-types.js';
+import type { MicroBatch } from '../native-training-types.js';
 
 /** Sums over all micro-batches that share one mean: those of an optimiser step, or of an evaluation. */
 export interface BatchTotals {

@@ -6,7 +6,7 @@ import { AtMoeError } from '../errors.js';
 import { checkReplaceable, readStable, replaceFolder } from '../formats/atomic.js';
 import { badFile, checkSchema, readJson, unsupported } from '../formats/json.js';
 import { checkFinite, readSafetensorsHeader, readWeights, writeSafetensors } from '../formats/safetensors.js';
-import type { NamedTensor, TrainerState } from '../native-types.js';
+import type { NamedTensor, TrainerState } from '../native-training-types.js';
 
 const version = 1;
 const descriptionFile = 'checkpoint.json';

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import type { ExampleSource } from '../data/rows.js';
 import { formatIssues } from '../formats/json.js';
-import type { RouterCoefficients, TrainTarget } from '../native-types.js';
+import type { RouterCoefficients, TrainTarget } from '../native-training-types.js';
 
 /** How rows become examples; as in TokenizeOptions. */
 export interface ExampleOptions {

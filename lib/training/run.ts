@@ -1,6 +1,6 @@
 import { orAborted } from '../abort.js';
 import type { ExampleSource } from '../data/rows.js';
-import type { TrainOptions } from '../native-types.js';
+import type { TrainOptions } from '../native-training-types.js';
 import type { BatchPlan } from './batch.js';
 import {
   type Checkpoint,

@@ -1,7 +1,8 @@
 import { abortReason } from '../abort.js';
 import type { TrainingStep } from '../data/packing.js';
 import { AtMoeError } from '../errors.js';
-import type { MicroBatchResult, NativeEngine } from '../native-types.js';
+import type { MicroBatchResult } from '../native-training-types.js';
+import type { NativeEngine } from '../native-types.js';
 import { type BatchPlan, type BatchTotals, batchTotals, engineBatch } from './batch.js';
 
 /** Sums over the micro-batches of a step, which are the step's means. */

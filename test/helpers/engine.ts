@@ -3,14 +3,9 @@ import { fileURLToPath } from 'node:url';
 import type { AdapterModule } from '../../lib/descriptors.js';
 import { modelDescriptor } from '../../lib/formats/model-folder.js';
 import { createEngine } from '../../lib/native.js';
-import type {
-  GenerateRequest,
-  LoadOptions,
-  MicroBatch,
-  MixtureDescriptor,
-  NativeEngine,
-  SequenceEvent,
-} from '../../lib/native-types.js';
+import type { MixtureDescriptor } from '../../lib/native-mixture-types.js';
+import type { MicroBatch } from '../../lib/native-training-types.js';
+import type { GenerateRequest, LoadOptions, NativeEngine, SequenceEvent } from '../../lib/native-types.js';
 import { defaultRouterOptions } from '../../lib/routing-controls.js';
 
 const root = fileURLToPath(new URL('../../..', import.meta.url));

@@ -14,7 +14,9 @@ import {
   renderTrace,
 } from '../../lib/index.js';
 import { createEngine } from '../../lib/native.js';
-import type { MicroBatch, MixtureDescriptor, NativeEngine } from '../../lib/native-types.js';
+import type { MixtureDescriptor } from '../../lib/native-mixture-types.js';
+import type { MicroBatch } from '../../lib/native-training-types.js';
+import type { NativeEngine } from '../../lib/native-types.js';
 import { defaultRouterOptions } from '../../lib/routing-controls.js';
 import { golden } from '../formats/support.js';
 import { expertDir, inMemory, loadBase, loadCase, temporary, textModel, valuesOf } from './support.js';

@@ -7,7 +7,9 @@ import { modelDescriptor, modulePath } from '../../lib/formats/model-folder.js';
 import { readCase } from '../../lib/golden/case.js';
 import { mixtureDescriptor } from '../../lib/mixture.js';
 import { createEngine } from '../../lib/native.js';
-import type { MicroBatch, MixtureDescriptor, NamedTensor, NativeEngine, TrainOptions } from '../../lib/native-types.js';
+import type { MixtureDescriptor } from '../../lib/native-mixture-types.js';
+import type { MicroBatch, NamedTensor, TrainOptions } from '../../lib/native-training-types.js';
+import type { NativeEngine } from '../../lib/native-types.js';
 import { golden } from '../formats/support.js';
 import { inMemory, valuesOf } from './support.js';
 

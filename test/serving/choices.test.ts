@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { NativeEngine, RoutingRequest, SequenceEvent } from '../../lib/native-types.js';
+import type { RoutingRequest } from '../../lib/native-mixture-types.js';
+import type { NativeEngine, SequenceEvent } from '../../lib/native-types.js';
 import { devices } from '../helpers/devices.js';
 import { greedy } from '../helpers/engine.js';
 import { bits, loadCase, textModel } from '../model/support.js';

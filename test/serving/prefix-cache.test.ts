@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { GenerateRequest, NativeEngine, RoutingRequest } from '../../lib/native-types.js';
+import type { RoutingRequest } from '../../lib/native-mixture-types.js';
+import type { GenerateRequest, NativeEngine } from '../../lib/native-types.js';
 import { devices } from '../helpers/devices.js';
 import { microBatch, startGeneration } from '../helpers/engine.js';
 import { bits, exact, loadCase } from '../model/support.js';

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import type { LoadOptions, MixtureHandle, NativeEngine } from '../../lib/native-types.js';
+import type { MixtureHandle } from '../../lib/native-mixture-types.js';
+import type { LoadOptions, NativeEngine } from '../../lib/native-types.js';
 import { mixtureDescriptor, openEngine } from '../helpers/engine.js';
 
 /** An engine for `body`, after which no page may be held. */

@@ -3,10 +3,10 @@ import type {
   MicroBatch,
   MicroBatchResult,
   NamedTensor,
-  NativeEngine,
   TrainerState,
   TrainOptions,
-} from '../../lib/native-types.js';
+} from '../../lib/native-training-types.js';
+import type { NativeEngine } from '../../lib/native-types.js';
 import type { TrainingContext } from '../../lib/training/context.js';
 
 const vocabulary = 16;

@@ -6,7 +6,7 @@ import { type TestContext, test } from 'node:test';
 import { freshAdapter, freshRouter } from '../../lib/adapter-tensors.js';
 import type { TensorSource } from '../../lib/descriptors.js';
 import { loadModel, type Model } from '../../lib/model.js';
-import type { NamedTensor, TrainTarget } from '../../lib/native-types.js';
+import type { NamedTensor, TrainTarget } from '../../lib/native-training-types.js';
 import { defaultRouterOptions } from '../../lib/routing-controls.js';
 import { parseRoutingOptions } from '../../lib/routing-options.js';
 import type { TrainingOptions } from '../../lib/training/options.js';
