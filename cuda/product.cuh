@@ -133,7 +133,7 @@ __device__ inline void multiply_tile(const ProductTable& table, int tile, Waits&
     const T *a = stages + stage * Tile::kStage, *b = a + A::kElements;
     const int left = now.term->k - now.k;
     if (!has_blocks || !now.term->blocks.values) {
-      Tile::template multiply<B>(acc, a, b, left, now.open);
+      Tile::template multiply<B>(acc, a, b, left, has_blocks ? Tile::kAllOpen : now.open);
     } else if constexpr (form == Form::kNT) {
       Tile::template multiply<typename Tile::Blocks>(acc, a, b, left);
     } else {
