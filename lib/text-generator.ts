@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { abortReason } from './abort.js';
 import { AtMoeError } from './errors.js';
 import { type Choice, drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
@@ -84,10 +85,17 @@ export abstract class TextGenerator {
     return results;
   }
 
-  /** Several prompts in one batch, results in the order of the prompts. Errors as generate(). */
+  /** Several prompts in one batch, results in the order of the prompts. When one fails, all end. Errors as generate(). */
   async completeAll(prompts: readonly Prompt[], options: GenerateOptions = {}): Promise<GenerateResult[]> {
     checkPrompts(prompts);
-    return await Promise.all(prompts.map((prompt) => this.complete(prompt, options)));
+    const others = new AbortController();
+    const signal = AbortSignal.any([others.signal, ...(options.signal ? [options.signal] : [])]);
+    setMaxListeners(0, signal);
+    try {
+      return await Promise.all(prompts.map((prompt) => this.complete(prompt, { ...options, signal })));
+    } finally {
+      others.abort();
+    }
   }
 
   /**

@@ -10,6 +10,8 @@ export const limits = {
   nodes: 1 << 15,
   /** Alternatives of one schema after allOf, and keywords beside anyOf, have been merged into each. */
   alternatives: 256,
+  /** Schemas that are merged into others, in all. */
+  merges: 1 << 14,
   /** minItems, maxItems and prefixItems. */
   items: 1024,
   /** minLength and maxLength. */

@@ -44,6 +44,7 @@ class Compiler {
   readonly #rules = new Map<string, number>();
   readonly #places: Place[] = []; // by rule
   readonly #open: number[] = [];
+  #merges = 0;
 
   constructor(document: Schema, strict: boolean) {
     this.#document = document;
@@ -119,6 +120,7 @@ class Compiler {
     if (schema === false) return [];
     if (schema === true) return [{}];
     if (within.includes(schema)) refuse(pointer, 'it contains itself through allOf or $ref');
+    if (++this.#merges > limits.merges) exceeds(pointer, `more than ${limits.merges} schemas are merged`);
     if (within.length > limits.depth) exceeds(pointer, `more than ${limits.depth} schemas are merged into one`);
     const path = [...within, schema];
     const { $ref, allOf, anyOf, oneOf, const: constant, ...own } = constraintsOf(schema, pointer);

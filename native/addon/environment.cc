@@ -113,7 +113,7 @@ void Environment::begin_sequences(int64_t count) {
   for (int64_t i = 0; i < count; ++i) hold();
 }
 
-Napi::Promise Environment::dispose(int64_t job, std::shared_ptr<Engine> engine) {
+Napi::Promise Environment::dispose(int64_t job, const std::shared_ptr<Engine>& engine) {
   const Napi::Promise promise = begin_job(job);
   disposing_[job] = engine;
   engine->stop(job);

@@ -28,7 +28,7 @@ class Environment {
   Napi::Promise begin_job(int64_t job);
   void begin_sequences(int64_t count);
   // Stops the engine; its thread is joined when that is done.
-  Napi::Promise dispose(int64_t job, std::shared_ptr<Engine> engine);
+  Napi::Promise dispose(int64_t job, const std::shared_ptr<Engine>& engine);
 
  private:
   // Events on their way from engine threads to the JS thread.

@@ -51,6 +51,7 @@ RouterLayer layer_of(OpCall& call, const Napi::Object& from) {
 void router_logits(OpCall& call) {
   const std::vector<Napi::Object> sources = OpCall::list(call.args(), "segments");
   std::vector<RouterLayer> layers;
+  layers.reserve(sources.size());
   for (const Napi::Object& source : sources) layers.push_back(layer_of(call, source));
   std::vector<RouterLogits::Segment> segments;
   for (size_t i = 0; i < sources.size(); ++i) {

@@ -223,6 +223,15 @@ describe('schemas that are refused', () => {
       allOf: Array.from({ length: 20 }, (_, i) => ({ anyOf: [{ required: [`a${i}`] }, { required: [`b${i}`] }] })),
     },
     'references that multiply': bomb(30, 3),
+    'references that double': {
+      $defs: Object.fromEntries(
+        Array.from({ length: 25 }, (_, i) => [
+          `d${i}`,
+          i === 24 ? { type: 'object' } : { allOf: Array(2).fill({ $ref: `#/$defs/d${i + 1}` }) },
+        ]),
+      ),
+      $ref: '#/$defs/d0',
+    },
     'a pattern with an exponential automaton': { pattern: '(a|b)*a(a|b){20}' },
     'a pattern of nested repetitions': { pattern: '^((a{1000}){1000}){1000}$' },
     'a pattern of nothing, very often': { pattern: '^((((((?:){1000}){1000}){1000}){1000}){1000}){1000}$' },

@@ -27,6 +27,14 @@ describe('a model that serves', () => {
     assert.deepEqual({ expired, requests, running }, { expired: 3, requests: 15 - refused, running: 0 });
   });
 
+  it('completeAll ends all of its texts when one is refused', async (t) => {
+    const model = await open(t, { maxBatch: 1, maxQueue: 1 });
+    const all = model.completeAll(Array(9).fill(prompt(8, 1)), { maxTokens: 1000, ignoreEos: true });
+    await assert.rejects(all, { code: 'ERR_AT_MOE_QUEUE_FULL' });
+    while ((await model.stats()).running > 0) await new Promise((resolve) => setImmediate(resolve));
+    assert.ok((await model.stats()).completionTokens < 1000);
+  });
+
   it('a reader that does not read stops its text, a complete does not', async (t) => {
     const model = await open(t, {});
     const options = { maxTokens: 300, ignoreEos: true };
