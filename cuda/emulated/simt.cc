@@ -143,8 +143,7 @@ class Runner {
 
   void spin() {
     if (++spins_ > kSpinLimit) report("a thread spins without end");
-    Lane* next = ready_after(current->linear);
-    if (next && next != current) go(*next);
+    if (Lane* next = ready_after(current->linear, current)) go(*next);
     else if (!deferred_.empty()) do_deferred();
     else if (!turns) report("a thread spins without end");  // nobody is left who could end it
     if (turns) turns->pass(me, 1);
@@ -211,7 +210,7 @@ class Runner {
     Fiber::change(from, next.fiber);
   }
 
-  Lane* ready_after(int at) {
+  Lane* ready_after(int at, const Lane* but = nullptr) {
     const Order order = settings().order;
     const int start = order == Order::kRandom ? static_cast<int>(random_.below(static_cast<uint32_t>(count_))) : at;
     for (int step = 1; step <= count_; ++step) {
@@ -220,7 +219,7 @@ class Runner {
       const Condition& condition = lane.condition;
       if (lane.state == State::kWaiting && condition.holds(condition.object, condition.argument))
         lane.state = State::kReady;
-      if (lane.state == State::kReady) return &lane;
+      if (lane.state == State::kReady && &lane != but) return &lane;
     }
     return nullptr;
   }
