@@ -41,7 +41,10 @@ export interface GenerateOptions {
   signal?: AbortSignal;
   /** Requests of higher priority are served first, equal ones in the order of the calls; an integer, default 0. */
   priority?: number;
-  /** Milliseconds from the call after which the request ends with ERR_AT_MOE_DEADLINE; default: none. */
+  /**
+   * Milliseconds after which the request ends with ERR_AT_MOE_DEADLINE, from the call of complete() or the first read of
+   * generate(); default: none.
+   */
   timeoutMs?: number;
   /** Texts for the one prompt, default 1: the i-th (from 0) is that of a request with the seed + i. */
   n?: number;
