@@ -29,6 +29,7 @@ class CudaBackend : public Backend {
 
   std::string name() const override { return runtime_->name(); }
   DType activation_type() const override { return activation_; }
+  double multiply_rate() const override { return 5e13; }
   void reserve(const StepCapacity& capacity) override;
   void synchronize() override;
   DeviceWork work() const override { return work_; }

@@ -81,6 +81,7 @@ class Backend {
 
   virtual std::string name() const = 0;  // "cpu", "cuda", "emulated"
   virtual DType activation_type() const = 0;
+  virtual double multiply_rate() const = 0;  // multiply-adds a second, rather too few: to plan the length of steps
   virtual void reserve(const StepCapacity& capacity) = 0;
   virtual void synchronize() = 0;
   virtual DeviceWork work() const { return {}; }

@@ -51,6 +51,8 @@ Buffer allocate_aligned(size_t bytes) {
 
 CpuBackend::CpuBackend(int threads) : pool_(threads), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
 
+double CpuBackend::multiply_rate() const { return kernels_.multiply_rate * pool_.workers(); }
+
 void* CpuBackend::grow(Buffer& buffer, size_t bytes) {
   if (buffer.bytes() < bytes) {
     buffer = Buffer();

@@ -25,6 +25,7 @@ class CpuBackend : public Backend {
 
   std::string name() const override { return "cpu"; }
   DType activation_type() const override { return DType::f32; }
+  double multiply_rate() const override;
   void reserve(const StepCapacity&) override {}
   void synchronize() override {}
   void begin_step() override { pool_.begin_step(); }

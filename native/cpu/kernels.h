@@ -41,6 +41,7 @@ struct ScoreRow {
 
 struct Kernels {
   const char* name;
+  double multiply_rate;            // multiply-adds a second of a thread, rather too few
   int64_t tile_panels;             // panels that `multiply` takes at once
   int64_t line_rows;               // most rows of `lines`
   void (*multiply)(const Tile&);   // any number of rows and panels

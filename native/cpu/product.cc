@@ -26,7 +26,7 @@ using cpu::Tile;
 
 namespace {
 
-constexpr int64_t kRowBlock = 128;
+constexpr int64_t kRowBlock = 256;
 constexpr int64_t kMaxGroup = 8;
 constexpr int64_t kMaxLineGroup = 16;
 constexpr int64_t kGradientOutputs = 96;  // a multiple of every tile's rows and of a panel

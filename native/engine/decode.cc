@@ -48,7 +48,8 @@ Scheduler::Rows Scheduler::plan_step() {
     }
   }
   if (prompts.empty()) return rows;
-  int64_t room = std::max<int64_t>(limits_.step_tokens - static_cast<int64_t>(rows.parts.size()), 1);
+  const int64_t most = rows.parts.empty() && !pass ? limits_.prompt_tokens : limits_.step_tokens;
+  int64_t room = std::max<int64_t>(most - static_cast<int64_t>(rows.parts.size()), 1);
   if (pass) room = (room + 1) / 2;
   auto left = [](const Part& part) { return part.end - part.sequence->context.computed; };
   const int64_t own = std::min(left(prompts.front()), prompts.size() > 1 ? (room + 1) / 2 : room);

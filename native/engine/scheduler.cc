@@ -23,7 +23,7 @@ Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make
       pool_(model.backend().create_kv(pool_shape(model.config(), limits.kv_tokens))),
       pages_(KvPages::pages_of(limits.kv_tokens)),
       contexts_(pages_),
-      step_workspace_(model, limits.max_batch + limits.step_tokens, limits.max_batch, pages_per_sequence(),
+      step_workspace_(model, limits.max_batch + limits.prompt_tokens, limits.max_batch, pages_per_sequence(),
                       std::max(limits.max_batch, limits.chunk_rows)) {
   if (limits.prefix_cache) prefixes_.emplace(pages_, model);
   if (limits.host_kv_bytes) host_pages_.emplace(model.backend(), *pool_, limits.host_kv_bytes);

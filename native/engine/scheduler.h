@@ -25,7 +25,8 @@
 namespace at_moe {
 
 struct Limits {
-  int64_t max_batch = 0, context_length = 0, kv_tokens = 0, step_tokens = 0, chunk_rows = 0;
+  int64_t max_batch = 0, context_length = 0, kv_tokens = 0, chunk_rows = 0;
+  int64_t step_tokens = 0, prompt_tokens = 0;  // most rows of a step, and of one in which nobody decodes
   std::optional<int64_t> max_queue;
   bool prefix_cache = true;
   size_t host_kv_bytes = 0;

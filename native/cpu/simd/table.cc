@@ -5,6 +5,7 @@
 
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
+extern const double kMultiplyRate;
 extern const int64_t kTilePanels, kLineRows;
 void multiply(const Tile&);
 template <Storage S>
@@ -26,6 +27,7 @@ int64_t spin_fma(int64_t count, float* keep);
 const Kernels& kernels() {
   static const Kernels table = {
       AT_MOE_NAME(AT_MOE_SIMD_NS),
+      kMultiplyRate,
       kTilePanels,
       kLineRows,
       multiply,
