@@ -49,8 +49,29 @@ describe('a model that serves', () => {
     assert.deepEqual(tokens, whole.tokens);
   });
 
+  it('a context beyond what the model was made for is lowered, with one warning', async (t) => {
+    const warnings: (Error & { code?: string })[] = [];
+    const hear = (warning: Error) => void warnings.push(warning);
+    process.on('warning', hear);
+    t.after(() => process.off('warning', hear));
+    const usual = await open(t, {});
+    const most = usual.config.maxPositionEmbeddings;
+    assert.equal((await open(t, { contextLength: most })).contextLength, most);
+    assert.equal((await open(t, { contextLength: most + 1 })).contextLength, most);
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.deepEqual(
+      warnings.map(({ code }) => code),
+      ['AT_MOE_CONTEXT_LENGTH'],
+    );
+    assert.match(`${warnings[0]?.message}`, new RegExp(`${most + 1} .*max_position_embeddings.* ${most}$`));
+  });
+
   it('options are checked', async (t) => {
     const model = await open(t, {});
+    await assert.rejects(loadModel(goldenBase, { threads: 100_000 }), {
+      name: 'RangeError',
+      message: /^loadModel: threads: at most \d+, 4 for each logical processor$/,
+    });
     const wrong = [{ priority: 0.5 }, { priority: '1' }, { timeoutMs: 0 }, { timeoutMs: -1 }, { n: 0 }, { n: 1.5 }];
     for (const options of wrong)
       await assert.rejects(model.complete('x', options as object), /TypeError|RangeError|generate/);
