@@ -4,7 +4,7 @@ import { checkFolder, checkSeed } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
 import { AtMoeError } from './errors.js';
 import { type ExpertSpec, makeAdapter } from './expert-spec.js';
-import { type ExportOptions, exportAdapter, exportMerged } from './export.js';
+import { checkExportOptions, type ExportOptions, exportAdapter, exportMerged } from './export.js';
 import type { LoraConfig } from './formats/lora-targets.js';
 import {
   type MixtureData,
@@ -18,7 +18,6 @@ import type { ModelCore } from './model-core.js';
 import type { MixtureDescriptor, MixtureHandle } from './native-mixture-types.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
 import {
-  checkControls,
   expertWeights,
   type RoutingControls,
   RoutingNames,
@@ -353,15 +352,15 @@ export class Mixture extends TextGenerator {
 
   /**
    * Writes the mixture at fixed weights as one plain model ('merged') or one PEFT adapter of the ranks' sum ('peft').
-   * @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_IO.
+   * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_IO.
    */
   async export(dir: string, options: ExportOptions): Promise<void> {
-    if (options?.as !== 'merged' && options?.as !== 'peft') throw new TypeError('export: as is "merged" or "peft"');
-    if (!options.weights) throw new TypeError('export needs weights: a number for each expert by name');
-    checkControls({ experts: options.weights });
-    const weights = expertWeights(this.#names, options.weights);
-    if (options.as === 'peft') await exportAdapter(dir, this.core, this.#data, weights);
-    else await exportMerged(dir, this.core, this.#data, this.#handle, weights);
+    const { core } = this;
+    checkFolder(dir, 'export needs a folder');
+    const { as, weights: named } = checkExportOptions(options);
+    const weights = expertWeights(this.#names, named);
+    if (as === 'peft') await exportAdapter(dir, core, this.#data, weights);
+    else await exportMerged(dir, core, this.#data, this.#handle, weights);
   }
 
   /** Frees the engine's memory of the mixture; requests in flight finish. May be called again. */
