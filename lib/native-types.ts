@@ -40,7 +40,7 @@ export interface LoadOptions {
    * routed as a whole is read in units beside the steps. Default: by the speed of the device.
    */
   stepTokens?: number;
-  /** Most requests that may wait for a place in the batch. Default: no bound. */
+  /** Most sequences that may wait for a place in the batch. Default: no bound. */
   maxQueue?: number;
   /**
    * Host memory for the keys of sequences that gave way to others, which are computed again beyond it. Default: 1 GiB, and 0
@@ -156,6 +156,12 @@ export type SequenceEvent =
   | { type: 'done'; reason: 'stop'; stopToken: number; usage: Usage }
   | { type: 'done'; reason: 'length' | 'cancelled'; usage: Usage }
   | { type: 'done'; reason: 'error'; code: AtMoeErrorCode; message: string; usage: Usage };
+
+/** A request with who hears of its sequences, by their index. */
+export interface EngineCall {
+  request: GenerateRequest;
+  listener: (event: SequenceEvent, index: number) => void;
+}
 
 export interface ScoreRequest extends Scheduling {
   ids: Int32Array;
@@ -297,10 +303,16 @@ export interface NativeEngine {
   releaseGrammar(grammar: GrammarHandle): void;
 
   /**
-   * Starts the request's n sequences; `listener` gets the events of each, the last one being 'done'. Returns the number of
-   * the first; those of the others follow it.
+   * Starts the n sequences of each request; its `listener` gets the events of each, the last one being 'done'. Returns the
+   * number of each request's first; those of the others follow it. When the queue has no room for all sequences of all
+   * requests, all are refused. They do not hold the event loop.
    */
-  generate(request: GenerateRequest, listener: (event: SequenceEvent, index: number) => void): number;
+  submit(calls: readonly EngineCall[]): number[];
+  /** Submits one, and holds the event loop until it ends. */
+  generate(request: GenerateRequest, listener: EngineCall['listener']): number;
+  /** The event loop goes on until it was let go as often. */
+  hold(): void;
+  letGo(): void;
   /** Ends a sequence with 'done' / 'cancelled' within one step. Ended ones are ignored. */
   cancel(sequence: number): void;
   /** So many more tokens of a sequence with `maxUnread` were read. */

@@ -1,4 +1,5 @@
 import { availableParallelism } from 'node:os';
+import { checkArgument } from '../arguments.js';
 import { benchDecode } from '../bench/decode.js';
 import { benchEventLoop, eventLoopText } from '../bench/event-loop.js';
 import { benchIdle, idleText } from '../bench/idle.js';
@@ -12,6 +13,7 @@ import { benchSoak, soakText } from '../bench/soak.js';
 import { benchTrain } from '../bench/train.js';
 import type { WeightFormat } from '../descriptors.js';
 import { listedDevices, unlistedDevice } from '../device.js';
+import { threadsSchema } from '../threads.js';
 import { type Command, type Flags, parseCommand, UsageError, type Values } from './flags.js';
 
 const command = {
@@ -80,6 +82,7 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
   const experts = atLeastOne('experts', values.experts ?? 8);
   const groups = atLeastOne('groups', values.groups ?? Math.min(2, experts));
   if (groups > experts) throw new UsageError('--groups is at most --experts');
+  const threads = values.threads ?? (kind === 'event-loop' ? Math.max(1, cores - 1) : cores);
   return {
     shape,
     config: await shapeOf(shape),
@@ -90,7 +93,7 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
     batch: atLeastOne('batch', values.batch ?? (kind === 'serve' ? 8 : 1)),
     context: atLeastOne('context', values.context ?? (kind === 'prefill' ? 256 : 128)),
     steps: atLeastOne('steps', values.steps ?? defaultSteps[kind]),
-    threads: atLeastOne('threads', values.threads ?? (kind === 'event-loop' ? Math.max(1, cores - 1) : cores)),
+    threads: checkArgument('--threads', threadsSchema, threads),
     device: (values.device ?? 'auto') as BenchOptions['device'],
     signal,
   };

@@ -25,7 +25,7 @@ const command = {
     'adapters-root': { type: 'string', value: 'DIR', help: 'clients may load adapters from there, and unload them' },
     'max-adapters': { type: 'integer', help: 'most adapters and mixtures at once; default 64' },
     'max-batch': { type: 'integer', help: 'most sequences worked on at once; default 16' },
-    'max-queue': { type: 'integer', help: 'requests that may wait for a place, others get 429; default any number' },
+    'max-queue': { type: 'integer', help: 'texts that may wait for a place, others get 429; default any number' },
     'kv-tokens': { type: 'integer', help: 'tokens of the KV cache, all sequences together' },
     'max-tokens': { type: 'integer', help: 'most new tokens of a text; default the context length' },
     'body-limit': { type: 'integer', help: 'bytes of a request; default 2097152' },

@@ -90,11 +90,16 @@ void EngineWrap::release_grammar(const Info& info) {
 }
 
 void EngineWrap::generate(const Info& info) {
-  const int64_t sequence = integer_of(info[0], "sequence");
-  GenerateRequest request = read_generate_request(Fields(info[1], "request"));
-  request.sequence = sequence;
-  Environment::of(info.Env()).begin_sequences(request.n);
-  engine_->generate(std::move(request));
+  int64_t sequence = integer_of(info[0], "sequence");
+  if (!info[1].IsArray()) throw Napi::TypeError::New(info.Env(), "requests: expected an array");
+  const auto given = info[1].As<Napi::Array>();
+  std::vector<GenerateRequest> requests;
+  for (uint32_t i = 0; i < given.Length(); ++i) {
+    requests.push_back(read_generate_request(Fields(given.Get(i), "request")));
+    requests.back().sequence = sequence;
+    sequence += requests.back().n;
+  }
+  engine_->generate(std::move(requests));
 }
 
 void EngineWrap::cancel_sequence(const Info& info) {

@@ -5,13 +5,21 @@ namespace at_moe {
 void Queue::add(const Shared& sequence) {
   ranked_.insert(sequence);
   arrived_.insert(sequence);
-  new_ones_ += !sequence->started;
+  count(*sequence, 1);
+}
+
+void Queue::count(const Sequence& sequence, int64_t sign) {
+  if (sequence.started) {
+    returning_ += sign;
+  } else {
+    waiting_ += sign * sequence.texts;
+  }
 }
 
 void Queue::remove(const Shared& sequence) {
   if (ranked_.erase(sequence) == 0) return;
   arrived_.erase(sequence);
-  new_ones_ -= !sequence->started;
+  count(*sequence, -1);
 }
 
 const Queue::Shared& Queue::next() {

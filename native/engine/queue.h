@@ -17,8 +17,9 @@ class Queue {
 
   bool empty() const { return ranked_.empty(); }
   int64_t size() const { return static_cast<int64_t>(ranked_.size()); }
-  // Those that have never been in the batch.
-  int64_t new_ones() const { return new_ones_; }
+  // Texts of those that have never been in the batch, and the sequences that have.
+  int64_t waiting() const { return waiting_; }
+  int64_t returning() const { return returning_; }
 
   void add(const Shared& sequence);
   void remove(const Shared& sequence);
@@ -40,9 +41,11 @@ class Queue {
   struct ByArrival {
     bool operator()(const Shared& a, const Shared& b) const { return a->arrival < b->arrival; }
   };
+  void count(const Sequence& sequence, int64_t sign);
+
   std::set<Shared, ByRank> ranked_;
   std::set<Shared, ByArrival> arrived_;
-  int64_t new_ones_ = 0;
+  int64_t waiting_ = 0, returning_ = 0;
   int64_t passed_over_ = 0;  // taken since the one that arrived first was
 };
 

@@ -43,13 +43,14 @@ void Scheduler::check_ids(const std::vector<int32_t>& ids) const {
   }
 }
 
-void Scheduler::check_queue() {
+void Scheduler::check_queue(int64_t requests, int64_t sequences) {
   if (!limits_.max_queue) return;
-  const int64_t waiting = queue_.new_ones(), returning = queue_.size() - waiting;
-  const int64_t places = limits_.max_batch - static_cast<int64_t>(batch_.size()) - returning;
-  if (waiting < *limits_.max_queue + std::max<int64_t>(places, 0)) return;
-  ++stats_.refused;
-  fail(Code::kQueueFull, *limits_.max_queue, " requests wait already");
+  int64_t places = limits_.max_batch - queue_.returning();
+  for (const Shared& one : batch_) places -= 1 + static_cast<int64_t>(one->siblings.size());
+  const int64_t waiting = queue_.waiting();
+  if (waiting + sequences <= *limits_.max_queue + std::max<int64_t>(places, 0)) return;
+  stats_.refused += requests;
+  fail(Code::kQueueFull, "no room for ", sequences, " more: ", waiting, " texts wait of at most ", *limits_.max_queue);
 }
 
 Scheduler::Shared Scheduler::begin(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint) {
@@ -123,12 +124,11 @@ void Scheduler::number_routing(Context& context, const RoutingRequest& request, 
 }
 
 void Scheduler::add(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint) {
-  check_queue();
   enter(begin(request, constraint));
 }
 
 void Scheduler::add(ScoreRequest request) {
-  check_queue();
+  check_queue(1, 1);
   enter(begin(std::move(request)));
 }
 

@@ -42,8 +42,11 @@ class Scheduler {
 
   // Fails unless there are ids and all are in the vocabulary.
   void check_ids(const std::vector<int32_t>& ids) const;
-  // Fails with kQueueFull, and for requests that cannot be served. `constraint` holds each text to a grammar; or null.
+  // Fails with kQueueFull unless so many more sequences, of so many requests, may wait.
+  void check_queue(int64_t requests, int64_t sequences);
+  // Fails for requests that cannot be served. `constraint` holds each text to a grammar; or null.
   void add(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint);
+  // Fails with kQueueFull as well.
   void add(ScoreRequest request);
   void cancel(int64_t sequence) { cancel(Kind::kGenerate, sequence); }
   void cancel_score(int64_t job) { cancel(Kind::kScore, job); }
@@ -96,7 +99,6 @@ class Scheduler {
   };
 
   // scheduler.cc
-  void check_queue();
   Shared begin(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint);
   Shared begin(ScoreRequest request);
   void number_routing(Context& context, const RoutingRequest& request, int64_t instruction);

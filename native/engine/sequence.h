@@ -65,6 +65,7 @@ struct Sequence {
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;
   std::optional<Matcher> matcher;                   // holds the text to a grammar
+  int64_t texts = 1;                                // of its request: itself and its siblings
   std::vector<std::shared_ptr<Sequence>> siblings;  // go on from the same prompt once it has been read
   std::weak_ptr<Sequence> carrier;                  // whose sibling it is up to then
   std::optional<int64_t> max_unread;

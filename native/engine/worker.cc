@@ -165,7 +165,20 @@ Pass Worker::probe(JobResult& result) {
   co_return;
 }
 
-void Worker::generate(const GenerateRequest& request) {
+void Worker::generate(const std::vector<GenerateRequest>& requests) {
+  int64_t sequences = 0;
+  for (const GenerateRequest& request : requests) sequences += request.n;
+  try {
+    scheduler().check_queue(static_cast<int64_t>(requests.size()), sequences);
+  } catch (...) {
+    const Failure failure = failure_of(std::current_exception());
+    for (const GenerateRequest& request : requests) refuse(sink_, request, failure);
+    return;
+  }
+  for (const GenerateRequest& request : requests) begin(request);
+}
+
+void Worker::begin(const GenerateRequest& request) {
   try {
     scheduler().add(request, request.grammar ? constraints_.at(*request.grammar) : nullptr);
   } catch (...) {

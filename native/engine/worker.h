@@ -36,7 +36,7 @@ class Worker {
   Pass probe(JobResult& result);
 
   // Effects without a result.
-  void generate(const GenerateRequest& request);
+  void generate(const std::vector<GenerateRequest>& requests);
   void score(ScoreRequest request);
   void cancel_sequence(int64_t sequence);
   void read_tokens(int64_t sequence, int64_t tokens);
@@ -60,6 +60,7 @@ class Worker {
 
  private:
   Scheduler& scheduler() const;
+  void begin(const GenerateRequest& request);
   std::shared_ptr<Mixture> mixture(int64_t number) const;
   std::shared_ptr<SequenceRouting> routing(const RoutingRequest& request) const;
 

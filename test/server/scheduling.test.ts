@@ -32,6 +32,22 @@ test('a full queue is 429 with a time to come back', async () => {
   await idle(model);
 });
 
+test('several prompts of which the queue has no room for all are refused before a stream begins', async () => {
+  const model = await openModel({ maxBatch: 2, maxQueue: 1 });
+  const { post } = await start(model);
+  for (const stream of [false, true]) {
+    for (const more of [{ prompt: [text, text, text, text] }, { n: 4 }, { prompt: [text, text], n: 2 }]) {
+      const refused = await post('/v1/completions', { ...long, ...more, max_tokens: 5, stream });
+      assert.equal(refused.status, 429);
+      assert.equal((await errorOf(refused)).code, 'queue_full');
+    }
+    const taken = await post('/v1/completions', { ...long, prompt: [text, text, text], max_tokens: 5, stream });
+    assert.equal(taken.status, 200);
+    await taken.text();
+  }
+  await idle(model);
+});
+
 test('a higher priority goes first', async () => {
   const model = await openModel({ maxBatch: 1 });
   const { post } = await start(model);
