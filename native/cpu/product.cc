@@ -49,8 +49,9 @@ std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int
     Plan cut;
     const int64_t rows = p.end - p.begin, panels = divide_up(p.cols, kPanel);
     cut.row_blocks = divide_up(rows, kRowBlock);
+    const bool lines = rows <= 2 * line_rows;  // panels are streams of memory: several at once, of fewer tasks
     const int64_t wanted =
-        std::clamp<int64_t>(pieces / (8 * workers), 1, rows <= 2 * line_rows ? kMaxLineGroup : kMaxGroup);
+        std::clamp<int64_t>(pieces / ((lines ? 4 : 8) * workers), 1, lines ? kMaxLineGroup : kMaxGroup);
     cut.group = wanted >= 4 ? wanted / 4 * 4 : wanted;
     cut.groups = divide_up(panels, cut.group);
     cut.first_task = *tasks;
