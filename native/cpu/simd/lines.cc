@@ -10,8 +10,6 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-constexpr int64_t kPrefetchBytes = 1024;
-
 constexpr int panels_for(int rows) {
   if (kLanes == 16) return rows == 1 ? 8 : 4;
   if (kLanes == 4 && HWY_TARGET != HWY_NEON) return rows == 1 ? 2 : 1;
