@@ -168,7 +168,7 @@ describe('schemas that are refused', () => {
     ['items as a list', { items: [{}] }, '#/items', TypeError],
     ['a schema that is none', { properties: { a: 1 } }, '#/properties', TypeError],
     ['an unknown format', { format: 'iri' }, '#/format', TypeError],
-    ['a length beside a pattern', { pattern: 'a', minLength: 2 }, '#', TypeError],
+    ['a great length beside a pattern', { pattern: 'a', minLength: 2000 }, '#', TypeError],
     ['look-ahead', { pattern: '^(?=a)' }, '#/pattern', TypeError],
     ['look-behind', { pattern: '(?<!a)b' }, '#/pattern', TypeError],
     ['a back-reference', { pattern: '(a)\\1' }, '#/pattern', TypeError],
@@ -192,7 +192,7 @@ describe('schemas that are refused', () => {
     ['no end', { type: 'object', properties: { a: { $ref: '#' } }, required: ['a'] }, '#', TypeError],
     ['no length', { type: 'string', minLength: 3, maxLength: 2 }, '#', TypeError],
     ['required of a closed object', { type: 'object', properties: {}, required: ['a'] }, '#/required', TypeError],
-    ['two patterns', { allOf: [{ pattern: 'a' }, { pattern: 'b' }] }, '#/pattern', TypeError],
+    ['patterns without a common text', { allOf: [{ pattern: '^a' }, { pattern: '^b' }] }, '#', TypeError],
   ];
   for (const [name, schema, pointer, kind] of wrong) {
     it(name, () => {
