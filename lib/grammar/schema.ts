@@ -215,7 +215,11 @@ class Compiler {
     if (options.some((one) => one.enum)) refuse(at, '"enum" beside other keys is not supported');
     const isFree = (one: JsonObject) => Object.keys(one).every((name) => !keywords[name]?.of?.includes('string'));
     if (options.some(isFree)) return {};
-    return { add: (from, to) => options.forEach((one) => addText(this.#graph, from, to, one, at)) };
+    return {
+      add: (from, to) => {
+        for (const one of options) addText(this.#graph, from, to, one, at);
+      },
+    };
   }
 
   #addArray(from: number, to: number, constraints: JsonObject, pointer: string): void {

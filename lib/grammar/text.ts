@@ -22,24 +22,26 @@ function lengthPattern(least: number, most: number, pointer: string): Alternativ
  * that is not known, or that takes too many states together with the patterns, is an annotation where there is a pattern.
  */
 export function addText(graph: Graph, from: number, to: number, constraints: JsonObject, pointer: string): void {
-  const { pattern, format, minLength, maxLength } = constraints;
+  const { pattern, format: name, minLength, maxLength } = constraints;
   const [least, most] = [(minLength ?? 0) as number, (maxLength ?? -1) as number];
   if (most >= 0 && most < least) return;
-  const name = format as string | undefined;
-  if (pattern === undefined && name === undefined) return graph.string(from, least, most, to);
+  if (pattern === undefined && name === undefined) {
+    graph.string(from, least, most, to);
+    return;
+  }
   const at = below(pointer, pattern === undefined ? 'format' : 'pattern');
-  const known = name !== undefined && Object.hasOwn(formats, name) ? formats[name] : undefined;
+  const known = typeof name === 'string' && Object.hasOwn(formats, name) ? formats[name] : undefined;
   if (pattern === undefined && known === undefined)
     refuse(at, `the format ${JSON.stringify(name)} is none of ${Object.keys(formats).join(', ')}`);
   const own = ((pattern === undefined ? [] : Array.isArray(pattern) ? pattern : [pattern]) as string[]).map((text) =>
     parsePattern(knownPatterns.get(text) ?? text, at),
   );
   const asked = [...own, ...lengthPattern(least, most, pointer)];
-  if (known === undefined) return addPatterns(graph, from, to, asked, at);
+  const format = known === undefined ? [] : [parsePattern(known, at)];
   try {
-    addPatterns(graph, from, to, [...asked, parsePattern(known, at)], at);
+    addPatterns(graph, from, to, [...asked, ...format], at);
   } catch (error) {
-    if (own.length === 0 || !(error instanceof RangeError)) throw error;
+    if (own.length === 0 || format.length === 0 || !(error instanceof RangeError)) throw error;
     addPatterns(graph, from, to, asked, at);
   }
 }
