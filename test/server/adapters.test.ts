@@ -40,7 +40,9 @@ before(async () => {
 });
 
 const load = (body: object) => running.post('/v1/adapters', body);
-const unload = (name: string) => fetch(`${running.url}/v1/adapters/${name}`, { method: 'DELETE' });
+/** As clients do it that name the type of every body. */
+const unload = (name: string) =>
+  fetch(`${running.url}/v1/adapters/${name}`, { method: 'DELETE', headers: { 'content-type': 'application/json' } });
 const freed = () => until(async () => (await model.memory()).mixtures === atRest);
 
 async function write(name: string): Promise<string | undefined> {
