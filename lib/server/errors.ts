@@ -51,7 +51,7 @@ const statusOfCode: Record<string, { status: number; code: string; param?: strin
     ERR_AT_MOE_BUSY: { status: 409, code: 'busy' },
     ERR_AT_MOE_CONTEXT_LENGTH: { status: 400, code: 'context_length_exceeded' },
     ERR_AT_MOE_DEADLINE: { status: 504, code: 'deadline_exceeded' },
-    ERR_AT_MOE_DISPOSED: { status: 503, code: 'shutting_down' },
+    ERR_AT_MOE_DISPOSED: { status: 503, code: 'model_disposed', param: 'model' },
     ERR_AT_MOE_EMPTY_PROMPT: { status: 400, code: 'empty_prompt' },
     ERR_AT_MOE_OUT_OF_MEMORY: { status: 503, code: 'out_of_memory' },
     ERR_AT_MOE_QUEUE_FULL: { status: 429, code: 'queue_full', headers: { 'retry-after': '1' } },
