@@ -1,5 +1,7 @@
 import { once } from 'node:events';
+import { stat } from 'node:fs/promises';
 import { isIP } from 'node:net';
+import { AtMoeError } from '../errors.js';
 import type { Model } from '../model.js';
 import { createServer, type ServerOptions } from '../server/index.js';
 import { type Command, type Flags, parseCommand, UsageError, type Values } from './flags.js';
@@ -54,10 +56,21 @@ function named(flag: string, parts: readonly string[] = []): [name: string, dir:
   });
 }
 
+/** Before the model is loaded, which may take long. @throws AtMoeError ERR_AT_MOE_NOT_FOUND */
+async function checkFolders({ adapters = {}, adaptersRoot }: ServerOptions): Promise<void> {
+  for (const folder of [...Object.values(adapters), adaptersRoot]) {
+    if (typeof folder !== 'string') continue;
+    const found = await stat(folder).catch(() => undefined);
+    if (!found?.isDirectory()) throw new AtMoeError('ERR_AT_MOE_NOT_FOUND', `there is no folder ${folder}`);
+  }
+}
+
 function adaptersOf(values: Given): Record<string, string> {
   const pairs = [...named('mixture', values.mixture), ...named('adapter', values.adapter)];
   const twice = pairs.find(([name], i) => pairs.findIndex(([other]) => other === name) !== i);
   if (twice) throw new UsageError(`two mixtures or adapters are named ${JSON.stringify(twice[0])}`);
+  const base = values.name ?? 'base';
+  if (pairs.some(([name]) => name === base)) throw new UsageError(`${JSON.stringify(base)} is the base model`);
   return Object.fromEntries(pairs);
 }
 
@@ -111,6 +124,7 @@ export async function serve(argv: string[], signal: AbortSignal): Promise<number
   if (!isLoopback(values.host ?? '127.0.0.1') && options.apiKeys?.length === 0) {
     process.stderr.write('warning: no API key is asked for, of anyone who reaches this host\n');
   }
+  await checkFolders(options);
   const place = { maxBatch: values['max-batch'], maxQueue: values['max-queue'], kvTokens: values['kv-tokens'] };
   const model = await openModel({ ...values, model: values.model ?? positionals[0] }, signal, place);
   try {

@@ -81,11 +81,12 @@ export class Server {
   }
 
   async #close(graceMs: number): Promise<void> {
-    const closed = this.fastify.close();
+    // It listens on until then, so that who asks for its health hears that it closes.
     const empty = this.#open.empty();
     await Promise.race([empty, sleep(graceMs, undefined, { ref: false })]);
     this.#open.abort(shuttingDown());
     await Promise.race([empty, sleep(lastWordsMs, undefined, { ref: false })]);
+    const closed = this.fastify.close();
     this.fastify.server.closeAllConnections();
     await closed;
     this.#models.close();
