@@ -262,8 +262,10 @@ export interface BenchResult {
 export interface ProbeResult {
   /** Bytes per second. */
   readRate: number;
-  /** f32 operations per second, two per fused multiply-add. */
+  /** Fused f32 multiply-adds per second. */
   fmaRate: number;
+  /** Multiply-adds per second of one large product with weights stored like the model's, on the CPU. */
+  productRate: number;
 }
 
 export interface JobOptions {

@@ -41,6 +41,7 @@ const command = {
     experts: { type: 'integer', help: 'default 8' },
     groups: { type: 'integer', help: 'default 2, 1 for a single expert' },
     rank: { type: 'integer', help: 'of every expert, on all linears; default 16' },
+    'expert-top-k': { type: 'integer', help: 'experts that the router keeps of each group; default 0 = all' },
     batch: { type: 'integer', help: 'sequences of a step; default 1; serve: streams at once, 8' },
     context: {
       type: 'integer',
@@ -57,6 +58,7 @@ const command = {
   },
   examples: [
     'bench decode --shape tinyllama-1.1b --weights bf16 --experts 8 --rank 16',
+    'bench decode --experts 64 --groups 1 --expert-top-k 4',
     'bench prefill --shape llama-160m --context 512 --json',
     'bench train --shape llama-160m --batch 4 --context 128',
     'bench load --shape tinyllama-1.1b --weights bf16',
@@ -90,6 +92,7 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
     experts,
     groups,
     rank: atLeastOne('rank', values.rank ?? 16),
+    expertTopK: values['expert-top-k'] ?? 0,
     batch: atLeastOne('batch', values.batch ?? (kind === 'serve' ? 8 : 1)),
     context: atLeastOne('context', values.context ?? (kind === 'prefill' ? 256 : 128)),
     steps: atLeastOne('steps', values.steps ?? defaultSteps[kind]),

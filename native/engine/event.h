@@ -97,7 +97,7 @@ struct QuantizedTensor {
 };
 
 struct ProbeResult {
-  double read_rate = 0, fma_rate = 0;  // bytes and f32 operations per second
+  double read_rate = 0, fma_rate = 0, product_rate = 0;  // bytes, multiply-adds per second
 };
 
 using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,

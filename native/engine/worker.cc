@@ -161,7 +161,7 @@ Pass Worker::bench(BenchRequest request, JobResult& result) {
 
 Pass Worker::probe(JobResult& result) {
   const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
-  result = measure_rates(threads);
+  result = measure_rates(threads, model_ ? model_->storage() : Storage::f32);
   co_return;
 }
 
