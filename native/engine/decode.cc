@@ -25,10 +25,11 @@ Scheduler::Rows Scheduler::plan_step() {
   std::sort(batch_.begin(), batch_.end(), [](const Shared& a, const Shared& b) { return a->ranks_before(*b); });
   for (size_t i = 0; i < batch_.size();) {
     const Shared sequence = batch_[i];
-    if (sequence->in_pass || hold_pages(sequence)) {
+    const bool fits = sequence->in_pass || hold_pages(sequence);
+    if (!fits) preempt(*sequence);
+    if (fits && (sequence->in_pass || hold_mixture(*sequence))) {
       ++i;
     } else {
-      preempt(*sequence);
       park(sequence);
     }
   }

@@ -2,6 +2,7 @@
 // arrival. Of every kPatience + 1 that are taken, one is the one that arrived first, so that nobody waits for ever.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <set>
 
@@ -22,8 +23,13 @@ class Queue {
 
   void add(const Shared& sequence);
   void remove(const Shared& sequence);
-  // Who is to be taken next; there must be one. Whose patience is at an end counts as of the highest priority.
-  const Shared& next();
+  // The first in rank of those that can be taken, or null. Whose patience is at an end counts as of the highest priority.
+  template <typename Ready>
+  Shared next(Ready&& ready) {
+    age();
+    const auto at = std::find_if(ranked_.begin(), ranked_.end(), ready);
+    return at == ranked_.end() ? nullptr : *at;
+  }
   // Removes one that was `next`.
   void take(const Shared& sequence);
 
@@ -40,6 +46,8 @@ class Queue {
   struct ByArrival {
     bool operator()(const Shared& a, const Shared& b) const { return a->arrival < b->arrival; }
   };
+  void age();
+
   std::set<Shared, ByRank> ranked_;
   std::set<Shared, ByArrival> arrived_;
   int64_t new_ones_ = 0;
