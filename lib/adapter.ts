@@ -6,6 +6,7 @@ import { type Adapter as AdapterData, writeAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-mixture-types.js';
+import { Pinning } from './pinning.js';
 import { defaultRouterOptions, type RoutingControls, RoutingNames } from './routing-controls.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
@@ -18,6 +19,7 @@ export class Adapter extends TextGenerator {
   readonly #core: ModelCore;
   readonly #handle: MixtureHandle;
   #adapter: AdapterData;
+  readonly #pinning: Pinning;
   readonly #place: { groups: readonly GroupNames[]; name: string } | undefined;
   #disposed = false;
 
@@ -32,6 +34,7 @@ export class Adapter extends TextGenerator {
     this.#core = core;
     this.#adapter = adapter;
     this.#handle = handle;
+    this.#pinning = new Pinning(core.engine, () => handle);
   }
 
   /** `place`: in the mixture the adapter is trained for, with the groups whose labels its data may carry. @internal */
@@ -97,6 +100,20 @@ export class Adapter extends TextGenerator {
   /** Writes the adapter as PEFT does. @throws AtMoeError ERR_AT_MOE_IO. */
   async save(dir: string): Promise<void> {
     await writeAdapter(dir, this.#adapter, this.core.descriptor.config);
+  }
+
+  /**
+   * Keeps the adapter on the device, whatever else needs the room (`adapterBytes` of loadModel). Resolves when it is there.
+   * @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when it has no place beside what is pinned.
+   */
+  async pin(): Promise<void> {
+    this.core.check();
+    await this.#pinning.pin();
+  }
+
+  unpin(): void {
+    this.core.check();
+    this.#pinning.unpin();
   }
 
   /** Frees the engine's memory of the adapter. May be called again. */

@@ -17,6 +17,7 @@ import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureDescriptor, MixtureHandle } from './native-mixture-types.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
+import { Pinning } from './pinning.js';
 import {
   checkControls,
   expertWeights,
@@ -64,6 +65,7 @@ export class Mixture extends TextGenerator {
   #data: MixtureData;
   #names: RoutingNames;
   #handle: MixtureHandle;
+  readonly #pinning: Pinning;
   #version = 1;
   #training = false;
   #disposed = false;
@@ -73,6 +75,7 @@ export class Mixture extends TextGenerator {
     this.#core = core;
     this.#data = data;
     this.#handle = handle;
+    this.#pinning = new Pinning(core.engine, () => this.#handle);
     this.#names = namesOf(data);
   }
 
@@ -267,8 +270,13 @@ export class Mixture extends TextGenerator {
   }
 
   async #reload(data: MixtureData): Promise<void> {
-    const { mixture } = await this.#core.engine.createMixture(mixtureDescriptor(data));
-    this.#core.engine.releaseMixture(this.#handle);
+    const { engine } = this.#core;
+    const { mixture } = await engine.createMixture(mixtureDescriptor(data));
+    await this.#pinning.move(mixture).catch((error) => {
+      engine.releaseMixture(mixture);
+      throw error;
+    });
+    engine.releaseMixture(this.#handle);
     this.#handle = mixture;
     this.#data = data;
     this.#names = namesOf(data);
@@ -362,6 +370,20 @@ export class Mixture extends TextGenerator {
     const weights = expertWeights(this.#names, options.weights);
     if (options.as === 'peft') await exportAdapter(dir, this.core, this.#data, weights);
     else await exportMerged(dir, this.core, this.#data, this.#handle, weights);
+  }
+
+  /**
+   * Keeps the mixture, and what replaces it, on the device, whatever else needs the room (`adapterBytes` of loadModel).
+   * Resolves when it is there. @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when it has no place beside what is pinned.
+   */
+  async pin(): Promise<void> {
+    this.#check();
+    await this.#pinning.pin();
+  }
+
+  unpin(): void {
+    this.#check();
+    this.#pinning.unpin();
   }
 
   /** Frees the engine's memory of the mixture; requests in flight finish. May be called again. */

@@ -24,7 +24,15 @@ import type {
 
 /** The methods of the native class: those of NativeEngine with a number, chosen here, in front of each job's arguments. */
 type NativeMethod = (number: number, ...args: unknown[]) => Promise<unknown>;
-type Effect = 'generate' | 'cancel' | 'read' | 'createGrammar' | 'releaseGrammar' | 'releaseMixture' | 'releaseSession';
+type Effect =
+  | 'generate'
+  | 'cancel'
+  | 'read'
+  | 'createGrammar'
+  | 'releaseGrammar'
+  | 'unpinMixture'
+  | 'releaseMixture'
+  | 'releaseSession';
 type JobName = Exclude<keyof NativeEngine, Effect>;
 type RawEngine = Record<JobName, NativeMethod> & {
   generate(sequence: number, request: GenerateRequest): void;
@@ -33,6 +41,7 @@ type RawEngine = Record<JobName, NativeMethod> & {
   cancelJob(job: number): void;
   createGrammar(grammar: number, description: GrammarDescription): void;
   releaseGrammar(grammar: number): void;
+  unpinMixture(mixture: number): void;
   releaseMixture(mixture: number): void;
   releaseSession(session: number): void;
 };
@@ -142,6 +151,14 @@ class Engine implements NativeEngine {
 
   createMixture(descriptor: MixtureDescriptor) {
     return this.#run('createMixture', [descriptor]);
+  }
+
+  pinMixture(mixture: number) {
+    return this.#run('pinMixture', [mixture]);
+  }
+
+  unpinMixture(mixture: number) {
+    this.#raw.unpinMixture(mixture);
   }
 
   releaseMixture(mixture: number) {

@@ -54,11 +54,18 @@ export class Server {
   }
 
   /** @internal */
-  async addAdapters(adapters: NonNullable<ServerOptions['adapters']>): Promise<void> {
+  async addAdapters({ adapters, pinned }: ReturnType<typeof checkServerOptions>): Promise<void> {
+    const unknown = pinned.find((name) => !Object.hasOwn(adapters, name));
+    if (unknown !== undefined) throw new RangeError(`createServer: pinned: no adapter is named ${JSON.stringify(unknown)}`);
     const warn = (message: string) => this.fastify.log.warn(message);
     for (const [name, adapter] of Object.entries(adapters)) {
       const owned = typeof adapter === 'string';
-      await this.#models.add(name, () => (owned ? openAdapter(this.#model, adapter, warn) : adapter), { owned });
+      const open = async () => {
+        const opened = owned ? await openAdapter(this.#model, adapter, warn) : adapter;
+        if (pinned.includes(name)) await opened.pin();
+        return opened;
+      };
+      await this.#models.add(name, open, { owned });
     }
   }
 
@@ -102,7 +109,7 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
   const root = checked.adaptersRoot === undefined ? undefined : await realpath(checked.adaptersRoot);
   const server = new Server(model, checked, root);
   try {
-    await server.addAdapters(checked.adapters);
+    await server.addAdapters(checked);
   } catch (error) {
     await server.close({ graceMs: 0 });
     throw error;

@@ -30,6 +30,7 @@ void Scheduler::put(const Shared& sequence, Place place) {
 // In turn: a sequence that has no pages yet is not overtaken by one that would have, but one whose mixture is not on the
 // device lets others pass.
 void Scheduler::admit() {
+  held_up_ = false;
   bring_mixtures();
   const auto ready = [this](const Shared& one) { return !one->next_mixture() || residency_.ready(*one->next_mixture()); };
   while (const Shared next = queue_.next(ready)) {

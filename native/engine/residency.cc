@@ -15,7 +15,9 @@ Loader& Residency::loader() {
 
 Pass Residency::add(Shared mixture) {
   std::erase_if(entries_, [](const auto& of) { return of.second.mixture.expired(); });
-  entries_[mixture.get()] = {.mixture = mixture};
+  Entry& made = entries_[mixture.get()];
+  made = {};
+  made.mixture = mixture;
   if (limited()) {
     const size_t bytes = mixture->weights_bytes();
     if (bytes > *budget_) fail(Code::kOutOfMemory, "the mixture needs ", bytes, " bytes, adapterBytes is ", *budget_);
