@@ -2,11 +2,12 @@ import assert from 'node:assert/strict';
 import { cpSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
+import type { Model } from '../../lib/model.js';
 import type { MixtureHandle } from '../../lib/native-mixture-types.js';
 import type { GenerateRequest, LoadOptions, NativeEngine } from '../../lib/native-types.js';
 import { devices } from '../helpers/devices.js';
-import { microBatch, mixtureDescriptor, openEngine, startGeneration } from '../helpers/engine.js';
-import { expertDir, loadCase, temporary } from '../model/support.js';
+import { goldenBase, microBatch, mixtureDescriptor, openEngine, startGeneration } from '../helpers/engine.js';
+import { expertDir, loadBase, loadCase, temporary } from '../model/support.js';
 import { emulated, prompt, withEngine } from './support.js';
 
 const scopeOf = (i: number) => (i % 2 === 0 ? ('token' as const) : ('sequence' as const));
@@ -169,6 +170,33 @@ for (const device of devices) {
         assert.ok(checked > 0);
         assert.ok((await engine.stats()).adapterEvictions > 0);
       });
+    });
+
+    it('a load that takes many steps holds up none of them', async (t) => {
+      const rank = emulated(device) ? 64 : 2048;
+      const large = (model: Model) => model.createMixture({ groups: { g: { e: { rank } } } });
+      const free = await loadBase(t, goldenBase, device);
+      await large(free);
+      const { adapterBytes } = await free.stats();
+      const model = await loadBase(t, goldenBase, device, { adapterBytes });
+      const mixtures = [await large(model), await large(model)];
+      const { engine } = model.core;
+      const seen = new Set<number>();
+      for (let i = 0; seen.size < 3; i++) {
+        assert.ok(i < 20, 'no step went by during a load');
+        const long = startGeneration(engine, { maxTokens: 480 });
+        const other = (mixtures[i % 2] as (typeof mixtures)[0]).complete(prompt(2, 1), { maxTokens: 1 });
+        let waiting = true;
+        other.finally(() => {
+          waiting = false;
+        });
+        for (seen.clear(); waiting; ) {
+          const { steps, queued, running } = await engine.stats();
+          if (queued > 0 && running > 0) seen.add(steps);
+        }
+        engine.cancel(long.id);
+        await Promise.all([long.done, other]);
+      }
     });
 
     it('requests that wait for room let others pass, and can be aborted, expire, or outlive their mixture', async () => {
