@@ -16,8 +16,8 @@ import {
 import type { RequestRouting } from './generation.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureDescriptor, MixtureHandle } from './native-mixture-types.js';
-import { addRouterRows, dropRouterRows } from './router-rows.js';
 import { Pinning } from './pinning.js';
+import { addRouterRows, dropRouterRows } from './router-rows.js';
 import {
   checkControls,
   expertWeights,

@@ -202,7 +202,8 @@ size_t budget_of_environment() {
 std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options) {
   const size_t budget = options.memory_budget ? options.memory_budget : cuda::budget_of_environment();
   const auto context = std::make_shared<cuda::Context>(options.gpu);
-  return std::make_unique<cuda::CudaBackend>(std::make_unique<cuda::NvidiaRuntime>(context, budget), options.activation);
+  return std::make_unique<cuda::CudaBackend>(std::make_unique<cuda::NvidiaRuntime>(context, budget),
+                                             options.activation);
 }
 
 }  // namespace at_moe

@@ -186,7 +186,9 @@ function slope(samples: { at: number; bytes: number }[]): number {
  * cache so small that sequences lose their keys; with `adapterBytes`, mixtures that take turns on the device. Every text is
  * compared with that of the same request alone.
  */
-export async function benchSoak(options: BenchOptions & { seconds: number; adapterBytes?: number }): Promise<SoakReport> {
+export async function benchSoak(
+  options: BenchOptions & { seconds: number; adapterBytes?: number },
+): Promise<SoakReport> {
   const { context, seconds, shape, threads, signal, adapterBytes } = options;
   const list = catalogue(options.config.vocabSize, context);
   const expected = await alone(options, list);

@@ -105,10 +105,7 @@ interface Result {
 }
 
 /** What runs, and how its report reads. */
-function benchmark<R extends object>(
-  run: (options: Given) => Promise<R>,
-  text: (report: R) => string,
-) {
+function benchmark<R extends object>(run: (options: Given) => Promise<R>, text: (report: R) => string) {
   return async (options: Given): Promise<Result> => {
     const report = await run(options);
     return { report, text: text(report) };

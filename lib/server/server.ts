@@ -56,14 +56,16 @@ export class Server {
   /** @internal */
   async addAdapters({ adapters, pinned }: ReturnType<typeof checkServerOptions>): Promise<void> {
     const unknown = pinned.find((name) => !Object.hasOwn(adapters, name));
-    if (unknown !== undefined) throw new RangeError(`createServer: pinned: no adapter is named ${JSON.stringify(unknown)}`);
+    if (unknown !== undefined)
+      throw new RangeError(`createServer: pinned: no adapter is named ${JSON.stringify(unknown)}`);
     const warn = (message: string) => this.fastify.log.warn(message);
     for (const [name, adapter] of Object.entries(adapters)) {
       const owned = typeof adapter === 'string';
+      const pin = pinned.includes(name);
       const open = async () => {
-        const opened = owned ? await openAdapter(this.#model, adapter, warn) : adapter;
-        if (pinned.includes(name)) await opened.pin();
-        return opened;
+        if (owned) return await openAdapter(this.#model, adapter, warn, pin);
+        if (pin) await adapter.pin();
+        return adapter;
       };
       await this.#models.add(name, open, { owned });
     }

@@ -108,7 +108,7 @@ class Backend {
   // of q8 go into a weight of q8 as they are, and into no other.
   virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) = 0;
   virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
-  virtual size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const = 0;  // of such weights
+  virtual size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const = 0;    // of such weights
   virtual size_t router_weight_bytes(int64_t rows, int64_t cols) const = 0;
   virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) = 0;
   virtual void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) = 0;

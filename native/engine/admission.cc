@@ -32,7 +32,9 @@ void Scheduler::put(const Shared& sequence, Place place) {
 void Scheduler::admit() {
   held_up_ = false;
   bring_mixtures();
-  const auto ready = [this](const Shared& one) { return !one->next_mixture() || residency_.ready(*one->next_mixture()); };
+  const auto ready = [this](const Shared& one) {
+    return !one->next_mixture() || residency_.ready(*one->next_mixture());
+  };
   while (const Shared next = queue_.next(ready)) {
     const bool full = static_cast<int64_t>(batch_.size()) >= limits_.max_batch;
     const Shared least = full ? lowest(batch_) : nullptr;

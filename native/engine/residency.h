@@ -95,7 +95,7 @@ class Residency {
   std::vector<std::weak_ptr<Ticket>> tickets_;
   bool waiting_ = false;  // somebody wanted something at the last look, or a load has failed since
   const Mixture* overdue_ = nullptr;
-  size_t held_ = 0;    // bytes on the device, or on their way to it
+  size_t held_ = 0;  // bytes on the device, or on their way to it
   uint64_t clock_ = 0;
   int64_t given_ = 0;  // handles, to sequences
   int64_t loads_ = 0, evictions_ = 0;

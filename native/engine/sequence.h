@@ -41,8 +41,8 @@ struct Context {
 struct Sequence {
   enum class Kind { kGenerate, kScore } kind = Kind::kGenerate;
   enum class Place { kNone, kQueue, kBatch, kStalled } place = Place::kNone;
-  int64_t id = 0;       // of the sequence, or of the scoring job
-  int64_t arrival = 0;  // unlike any other's
+  int64_t id = 0;           // of the sequence, or of the scoring job
+  int64_t arrival = 0;      // unlike any other's
   Residency::Hold mixture;  // of the next rows, while it is in the batch
   bool missed = false;      // has waited for its mixture
   int64_t session = -1;

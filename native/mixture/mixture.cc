@@ -120,9 +120,7 @@ const AdapterStack* Mixture::stack(int layer, int group) const {
   return &weights_->layers[static_cast<size_t>(layer)].groups[static_cast<size_t>(group)].stack;
 }
 
-const RouterLayer& Mixture::router(int layer) const {
-  return weights_->layers[static_cast<size_t>(layer)].router;
-}
+const RouterLayer& Mixture::router(int layer) const { return weights_->layers[static_cast<size_t>(layer)].router; }
 
 std::vector<float> Mixture::explicit_record(int layer, const std::vector<float>& expert_weights, bool alone) const {
   std::vector<float> record(static_cast<size_t>(shape().width()));

@@ -138,8 +138,8 @@ class Mixture {
   DType storage_ = DType::f32;
   size_t weights_bytes_ = 0;
   std::shared_ptr<MixtureWeights> weights_;
-  Buffer adapters_, routers_;                           // the arenas
-  std::vector<float> host_adapters_, host_routers_;     // the same while there are no weights
+  Buffer adapters_, routers_;                        // the arenas
+  std::vector<float> host_adapters_, host_routers_;  // the same while there are no weights
   int64_t adapter_count_ = 0, router_count_ = 0;
   uint64_t version_ = 0;
 };

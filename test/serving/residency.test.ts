@@ -99,7 +99,7 @@ for (const device of devices) {
           assert.ok(stats.adapterBytes > 0);
           assert.equal(stats.adapterHits + stats.adapterMisses, requests);
           assert.ok(stats.adapterMisses > 0);
-          assert.ok(stats.adapterLoads > count);
+          assert.ok(stats.adapterEvictions > 0);
           assert.equal(stats.adapterLoads - stats.adapterEvictions, stats.adaptersResident);
           assert.equal((await engine.memory()).mixtures, stats.adapterBytes, 'as the allocator counts');
         });
@@ -120,9 +120,15 @@ for (const device of devices) {
         await engine.pinMixture(b);
         await engine.pinMixture(b);
         assert.equal((await engine.stats()).adaptersPinned, 2);
-        const full = { code: 'ERR_AT_MOE_OUT_OF_MEMORY', message: new RegExp(`needs \\d+ bytes.* ${budget}.*\\d+ are pinned`) };
+        const full = {
+          code: 'ERR_AT_MOE_OUT_OF_MEMORY',
+          message: new RegExp(`needs \\d+ bytes.* ${budget}.*\\d+ are pinned`),
+        };
         await assert.rejects(engine.pinMixture(c), full);
-        await assert.rejects(engine.logits({ ids: prompt(4, 1), first: 2, routing: { kind: 'mixture', mixture: mixtures[3] as number } }), full);
+        await assert.rejects(
+          engine.logits({ ids: prompt(4, 1), first: 2, routing: { kind: 'mixture', mixture: mixtures[3] as number } }),
+          full,
+        );
         assert.equal(await codeOf(startGeneration(engine, requestOf(mixtures, 3))), 'ERR_AT_MOE_OUT_OF_MEMORY');
         engine.unpinMixture(b);
         const served = startGeneration(engine, requestOf(mixtures, 3));
@@ -140,7 +146,10 @@ for (const device of devices) {
         { adapterBytes: bytes - 1 },
         async (engine) => {
           const message = `the mixture needs ${bytes} bytes, adapterBytes is ${bytes - 1}`;
-          await assert.rejects(engine.createMixture(await describeMixture(0)), { code: 'ERR_AT_MOE_OUT_OF_MEMORY', message });
+          await assert.rejects(engine.createMixture(await describeMixture(0)), {
+            code: 'ERR_AT_MOE_OUT_OF_MEMORY',
+            message,
+          });
           assert.equal((await engine.stats()).adapterPeakBytes, 0);
         },
         device,

@@ -27,6 +27,14 @@ it('half a minute of traffic loses no token and no page', async (t) => {
   t.diagnostic(soakText(report));
   assert.equal(report.wrong, 0);
   assert.equal(report.leakedPages, 0);
-  for (const part of ['completed', 'aborted', 'expired', 'replacements', 'preemptions', 'evictions', 'hitRate'] as const)
+  for (const part of [
+    'completed',
+    'aborted',
+    'expired',
+    'replacements',
+    'preemptions',
+    'evictions',
+    'hitRate',
+  ] as const)
     assert.ok(report[part] > 0, part);
 });
