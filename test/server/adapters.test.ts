@@ -3,6 +3,7 @@ import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import type { Model } from '../../lib/index.js';
+import { createServer } from '../../lib/server/index.js';
 import {
   assertFields,
   errorOf,
@@ -179,4 +180,14 @@ test('without a root nothing is loaded or unloaded', async () => {
   assert.equal(choices[0]?.text, await alone('first'));
   await closed.server.close();
   await freed();
+});
+
+test('a server keeps what is pinned on the device', async () => {
+  const pinned = async () => (await model.stats()).adaptersPinned;
+  const adapters = { a: join(root, 'first'), m: join(root, 'mixture') };
+  const server = await createServer(model, { adapters, pinned: ['m'] });
+  assert.equal(await pinned(), 1);
+  await server.close();
+  assert.equal(await pinned(), 0);
+  await assert.rejects(createServer(model, { adapters, pinned: ['b'] }), RangeError);
 });
