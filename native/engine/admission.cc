@@ -70,11 +70,11 @@ void Scheduler::bring_mixtures() {
       if (known.insert(mixture.get()).second) wanted.push_back(mixture);
     }
   }
-  for (const auto& [mixture, failure] : residency_.bring(std::move(wanted))) {
-    std::vector<Shared> refused;
-    std::copy_if(queue_.begin(), queue_.end(), std::back_inserter(refused),
-                 [&](const Shared& one) { return one->next_mixture() == mixture; });
-    for (const Shared& one : refused) finish(one, Reason::kError, failure);
+  for (const Residency::Refused& refused : residency_.bring(std::move(wanted))) {
+    std::vector<Shared> waiting;
+    std::copy_if(queue_.begin(), queue_.end(), std::back_inserter(waiting),
+                 [&](const Shared& one) { return one->next_mixture() == refused.mixture; });
+    for (const Shared& one : waiting) finish(one, Reason::kError, refused.failure);
   }
 }
 

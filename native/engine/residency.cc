@@ -212,7 +212,7 @@ std::vector<Residency::Refused> Residency::refuse(std::vector<Shared>& wanted) {
     }
     if (!failure) return false;
     end_tickets(one, &*failure);
-    refused.emplace_back(one, std::move(*failure));
+    refused.push_back({one, std::move(*failure)});
     return true;
   });
   for (auto& [mixture, of] : entries_) of.failure.reset();

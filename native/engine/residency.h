@@ -23,7 +23,10 @@ class Residency {
   using Shared = std::shared_ptr<Mixture>;
   // Keeps a mixture where it is while any copy of the handle lives.
   using Hold = std::shared_ptr<const Mixture>;
-  using Refused = std::pair<Shared, Failure>;
+  struct Refused {
+    Shared mixture;
+    Failure failure;
+  };
 
   static constexpr int64_t kPatience = 15;
 
