@@ -40,7 +40,8 @@ void Scheduler::admit() {
     const Shared least = full ? lowest(batch_) : nullptr;
     if (full && (!least || least->priority() >= next->scheduling.priority)) return;
     if (!hold_pages(next)) {
-      if (!batch_.empty()) return;
+      held_up_ = batch_.empty() && next != *queue_.begin();  // those before it have the pages, and wait for mixtures
+      if (held_up_ || !batch_.empty()) return;
       finish(next, Reason::kError, {Code::kOutOfMemory, "the KV cache has no room for the sequence"});
       continue;
     }
