@@ -6,6 +6,7 @@ import type { RequestRouting } from './generation.js';
 import { Lifetime } from './lifetime.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-mixture-types.js';
+import { Pinning } from './pinning.js';
 import { defaultRouterOptions, type RoutingControls, RoutingNames } from './routing-controls.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
@@ -25,6 +26,7 @@ export class Adapter extends TextGenerator {
   readonly #core: ModelCore;
   readonly #handle: MixtureHandle;
   #adapter: AdapterData;
+  readonly #pinning: Pinning;
   readonly #place: Place | undefined;
   readonly #life: Lifetime;
 
@@ -35,6 +37,7 @@ export class Adapter extends TextGenerator {
     this.#core = core;
     this.#adapter = adapter;
     this.#handle = handle;
+    this.#pinning = new Pinning(core.engine, () => handle);
   }
 
   /** `place`: in the mixture the adapter is trained for. @internal */
@@ -96,6 +99,20 @@ export class Adapter extends TextGenerator {
   /** Writes the adapter as PEFT does. @throws AtMoeError ERR_AT_MOE_IO. */
   async save(dir: string): Promise<void> {
     await writeAdapter(dir, this.#adapter, this.core.descriptor.config);
+  }
+
+  /**
+   * Keeps the adapter on the device, whatever else needs the room (`adapterBytes` of loadModel). Resolves when it is there.
+   * @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when it has no place beside what is pinned.
+   */
+  async pin(): Promise<void> {
+    this.core.check();
+    await this.#pinning.pin();
+  }
+
+  unpin(): void {
+    this.core.check();
+    this.#pinning.unpin();
   }
 
   /** Ends its training and evaluation, and frees the engine's memory of it; requests in flight finish. May be called again. */

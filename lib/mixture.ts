@@ -17,6 +17,7 @@ import type { RequestRouting } from './generation.js';
 import { Lifetime } from './lifetime.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureDescriptor, MixtureHandle } from './native-mixture-types.js';
+import { Pinning } from './pinning.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
 import {
   expertWeights,
@@ -64,6 +65,7 @@ export class Mixture extends TextGenerator {
   #data: MixtureData;
   #names: RoutingNames;
   #handle: MixtureHandle;
+  readonly #pinning: Pinning;
   #version = 1;
   #training = false;
   /** An expert that is trained alone. */
@@ -76,6 +78,7 @@ export class Mixture extends TextGenerator {
     this.#life = new Lifetime('the mixture', core.life);
     this.#data = data;
     this.#handle = handle;
+    this.#pinning = new Pinning(core.engine, () => this.#handle);
     this.#names = namesOf(data);
   }
 
@@ -285,6 +288,10 @@ export class Mixture extends TextGenerator {
   async #reload(data: MixtureData): Promise<void> {
     const { engine } = this.#core;
     const { mixture } = await engine.createMixture(mixtureDescriptor(data));
+    await this.#pinning.move(mixture).catch((error) => {
+      engine.releaseMixture(mixture);
+      throw error;
+    });
     if (this.#life.ended) {
       engine.releaseMixture(mixture);
       return;
@@ -387,6 +394,20 @@ export class Mixture extends TextGenerator {
     const weights = expertWeights(this.#names, named);
     if (as === 'peft') await exportAdapter(dir, core, this.#data, weights);
     else await exportMerged(dir, core, this.#data, this.#handle, weights);
+  }
+
+  /**
+   * Keeps the mixture, and what replaces it, on the device, whatever else needs the room (`adapterBytes` of loadModel).
+   * Resolves when it is there. @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when it has no place beside what is pinned.
+   */
+  async pin(): Promise<void> {
+    this.#life.check();
+    await this.#pinning.pin();
+  }
+
+  unpin(): void {
+    this.#life.check();
+    this.#pinning.unpin();
   }
 
   /** Ends its training and evaluation, and frees the engine's memory of it; requests in flight finish. May be called again. */

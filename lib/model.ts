@@ -61,6 +61,11 @@ export interface LoadModelOptions {
    * on a GPU, 0 on the CPU.
    */
   hostKvBytes?: number;
+  /**
+   * Bytes of device memory for the experts and routers of mixtures and adapters. Those beyond it wait in host memory and are
+   * loaded when they are asked for, in the place of what has been unused for longest; default: no bound.
+   */
+  adapterBytes?: number;
   /** Most tokens of a step: long prompts are cut to fit, so that others wait for no more than a step. Default: by the device. */
   stepTokens?: number;
   /** Keep f32 parameters, so that the base itself can be trained. */
@@ -86,6 +91,7 @@ const schema = z.strictObject({
   maxQueue: z.int().min(0).optional(),
   prefixCache: z.boolean().default(true),
   hostKvBytes: z.int().min(0).optional(),
+  adapterBytes: z.int().min(1).optional(),
   stepTokens: z.int().min(1).max(65536).optional(),
   trainable: z.boolean().default(false),
   revision: z.string().optional(),
@@ -136,6 +142,7 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(stepTokens && { stepTokens }),
         prefixCache: checked.prefixCache,
         ...(options.hostKvBytes !== undefined && { hostKvBytes: options.hostKvBytes }),
+        ...(options.adapterBytes !== undefined && { adapterBytes: options.adapterBytes }),
       },
       { signal: end.signal, ...(onProgress && { onProgress }) },
     );
@@ -166,6 +173,17 @@ function abortingOnError<T extends unknown[]>(callback: (...values: T) => void, 
       abort(error);
     }
   };
+}
+
+async function pinned<T extends Mixture | Adapter>(loaded: T, pin = false): Promise<T> {
+  if (!pin) return loaded;
+  try {
+    await loaded.pin();
+  } catch (error) {
+    loaded.dispose();
+    throw error;
+  }
+  return loaded;
 }
 
 /** A base model on its device. */
@@ -233,20 +251,26 @@ export class Model extends TextGenerator {
     return await Mixture.create(this.#core, options);
   }
 
-  /** A saved mixture. `onWarning` hears of a base that is not quite the one it was made for. */
-  async loadMixture(dir: string, options: { onWarning?: (message: string) => void } = {}): Promise<Mixture> {
+  /**
+   * A saved mixture. `onWarning` hears of a base that is not quite the one it was made for; `pin`: as Mixture.pin().
+   * @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY for one that is larger than `adapterBytes`.
+   */
+  async loadMixture(
+    dir: string,
+    options: { onWarning?: (message: string) => void; pin?: boolean } = {},
+  ): Promise<Mixture> {
     checkFolder(dir, 'loadMixture needs a folder');
     this.#core.check();
     const { warnings, ...data } = await readMixture(dir, { config: this.config, sha256: this.#core.sha256 });
     for (const warning of warnings) (options.onWarning ?? process.emitWarning)(warning);
-    return await Mixture.from(this.#core, data);
+    return await pinned(await Mixture.from(this.#core, data), options.pin);
   }
 
-  /** A PEFT LoRA adapter. */
-  async loadAdapter(dir: string): Promise<Adapter> {
+  /** A PEFT LoRA adapter. Options and errors as loadMixture(). */
+  async loadAdapter(dir: string, options: { pin?: boolean } = {}): Promise<Adapter> {
     checkFolder(dir, 'loadAdapter needs a folder');
     this.#core.check();
-    return await Adapter.from(this.#core, await readAdapter(dir, this.config));
+    return await pinned(await Adapter.from(this.#core, await readAdapter(dir, this.config)), options.pin);
   }
 
   /** A fresh LoRA adapter (B = 0), to be trained. */

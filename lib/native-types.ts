@@ -47,6 +47,11 @@ export interface LoadOptions {
    * where the device's memory is the host's.
    */
   hostKvBytes?: number;
+  /**
+   * Device memory for the experts and routers of mixtures: those beyond it wait in host memory and are loaded when they are
+   * asked for, in the place of what has been unused for longest. Default: no bound.
+   */
+  adapterBytes?: number;
   /** Keep the keys of ended sequences while their room is not needed. Default true. */
   prefixCache?: boolean;
   /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
@@ -221,6 +226,18 @@ export interface EngineStats {
   preemptions: number;
   /** Tokens whose keys came back from host memory. */
   restoredTokens: number;
+  /** Device memory for mixtures: the budget (0: none), what is held, and the most that was. */
+  adapterBudget: number;
+  adapterBytes: number;
+  adapterPeakBytes: number;
+  /** Mixtures, and adapters alone, on the device, and those that are pinned. */
+  adaptersResident: number;
+  adaptersPinned: number;
+  /** Requests that found their mixture on the device, and that waited for it. */
+  adapterHits: number;
+  adapterMisses: number;
+  adapterLoads: number;
+  adapterEvictions: number;
   /** Requests taken, refused with QUEUE_FULL, ended by DEADLINE. */
   requests: number;
   refused: number;
@@ -292,7 +309,12 @@ export interface NativeEngine {
     job?: JobOptions,
   ): Promise<ModelInfo>;
 
+  /** Rejects with OUT_OF_MEMORY a mixture that is larger than `adapterBytes`. */
   createMixture(descriptor: MixtureDescriptor): Promise<MixtureInfo>;
+  /** Resolves when it is on the device, to stay there; OUT_OF_MEMORY when it has no place beside what is pinned. */
+  pinMixture(mixture: MixtureHandle): Promise<void>;
+  /** Unknown handles are ignored. */
+  unpinMixture(mixture: MixtureHandle): void;
   /** Unknown handles are ignored. */
   releaseMixture(mixture: MixtureHandle): void;
   /** Current values of the tensors whose name starts with `prefix`: 'experts.3.', 'general.', 'router.', '' … */

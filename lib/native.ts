@@ -35,6 +35,7 @@ type Effect =
   | 'read'
   | 'createGrammar'
   | 'releaseGrammar'
+  | 'unpinMixture'
   | 'releaseMixture'
   | 'releaseSession';
 type JobName = Exclude<keyof NativeEngine, Effect>;
@@ -45,6 +46,7 @@ type RawEngine = Record<JobName, NativeMethod> & {
   cancelJob(job: number): void;
   createGrammar(grammar: number, description: GrammarDescription): void;
   releaseGrammar(grammar: number): void;
+  unpinMixture(mixture: number): void;
   releaseMixture(mixture: number): void;
   releaseSession(session: number): void;
 };
@@ -156,6 +158,14 @@ class Engine implements NativeEngine {
 
   createMixture(descriptor: MixtureDescriptor) {
     return this.#run('createMixture', [descriptor]);
+  }
+
+  pinMixture(mixture: number) {
+    return this.#run('pinMixture', [mixture]);
+  }
+
+  unpinMixture(mixture: number) {
+    this.#raw.unpinMixture(mixture);
   }
 
   releaseMixture(mixture: number) {

@@ -53,6 +53,7 @@ const command = {
     },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
+    'adapter-bytes': { type: 'integer', help: 'soak: device memory for mixtures; default any' },
     device: { type: 'string', choices: listedDevices, unlisted: unlistedDevice, help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
@@ -102,17 +103,16 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
   };
 }
 
+type Given = BenchOptions & { seconds: number; adapterBytes?: number };
+
 interface Result {
   report: object;
   text: string;
 }
 
 /** What runs, and how its report reads. */
-function benchmark<R extends object>(
-  run: (options: BenchOptions & { seconds: number }) => Promise<R>,
-  text: (report: R) => string,
-) {
-  return async (options: BenchOptions & { seconds: number }): Promise<Result> => {
+function benchmark<R extends object>(run: (options: Given) => Promise<R>, text: (report: R) => string) {
+  return async (options: Given): Promise<Result> => {
     const report = await run(options);
     return { report, text: text(report) };
   };
@@ -136,7 +136,12 @@ export async function bench(argv: string[], signal: AbortSignal): Promise<number
   const kind = kinds.find((name) => name === positionals[0]);
   if (!kind) throw new UsageError(`what to measure is one of ${kinds.join(', ')}`);
   const options = await optionsOf(kind, values, signal);
-  const { report, text } = await benchmarks[kind]({ ...options, seconds: values.seconds ?? 20 });
+  const adapterBytes = values['adapter-bytes'];
+  const { report, text } = await benchmarks[kind]({
+    ...options,
+    seconds: values.seconds ?? 20,
+    ...(adapterBytes !== undefined && { adapterBytes: atLeastOne('adapter-bytes', adapterBytes) }),
+  });
   process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : text);
   return 0;
 }

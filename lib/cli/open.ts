@@ -41,7 +41,7 @@ function downloadBar(): SingleBar {
 export async function openModel(
   values: Values<typeof modelFlags>,
   signal: AbortSignal,
-  more: Pick<LoadModelOptions, 'trainable' | 'maxBatch' | 'maxQueue' | 'kvTokens'> = {},
+  more: Pick<LoadModelOptions, 'trainable' | 'maxBatch' | 'maxQueue' | 'kvTokens' | 'adapterBytes'> = {},
 ): Promise<Model> {
   const name = required('model', values.model);
   const bar = process.stderr.isTTY ? downloadBar() : undefined;

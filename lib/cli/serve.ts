@@ -26,6 +26,8 @@ const command = {
     'api-key-env': { type: 'string', value: 'VARIABLE', help: 'environment variable with the keys, by commas' },
     'adapters-root': { type: 'string', value: 'DIR', help: 'clients may load adapters from there, and unload them' },
     'max-adapters': { type: 'integer', help: 'most adapters and mixtures at once; default 64' },
+    'adapter-bytes': { type: 'integer', help: 'device memory for experts, others wait in host memory; default any' },
+    pin: { type: 'each', value: 'NAME', help: 'a mixture or adapter that stays on the device' },
     'max-batch': { type: 'integer', help: 'most sequences worked on at once; default 16' },
     'max-queue': { type: 'integer', help: 'texts that may wait for a place, others get 429; default any number' },
     'kv-tokens': { type: 'integer', help: 'tokens of the KV cache, all sequences together' },
@@ -90,6 +92,7 @@ function serverOptions(values: Given): ServerOptions {
     adapters: adaptersOf(values),
     adaptersRoot: values['adapters-root'],
     maxAdapters: values['max-adapters'],
+    pinned: values.pin,
     apiKeys: keysOf(values['api-key-env']),
     bodyLimit: values['body-limit'],
     maxTokens: values['max-tokens'],
@@ -125,7 +128,12 @@ export async function serve(argv: string[], signal: AbortSignal): Promise<number
     process.stderr.write('warning: no API key is asked for, of anyone who reaches this host\n');
   }
   await checkFolders(options);
-  const place = { maxBatch: values['max-batch'], maxQueue: values['max-queue'], kvTokens: values['kv-tokens'] };
+  const place = {
+    maxBatch: values['max-batch'],
+    maxQueue: values['max-queue'],
+    kvTokens: values['kv-tokens'],
+    adapterBytes: values['adapter-bytes'],
+  };
   const model = await openModel({ ...values, model: values.model ?? positionals[0] }, signal, place);
   try {
     await serveUntil(signal, model, options, values);

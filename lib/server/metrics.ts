@@ -200,7 +200,40 @@ function addEngine(registry: Registry, model: Model): void {
     ],
     ['result'],
   );
-  counter('at_moe_preemptions_total', 'Sequences that lost their place to another one', ({ stats }) => [
-    [{}, stats.preemptions],
+  gauge(
+    'at_moe_adapter_bytes',
+    'Device memory of mixtures and adapters: what is held, and the budget if there is one',
+    ({ stats: { adapterBytes, adapterBudget } }) => [
+      [{ kind: 'held' }, adapterBytes],
+      ...(adapterBudget > 0 ? ([[{ kind: 'budget' }, adapterBudget]] satisfies Sample[]) : []),
+    ],
+    ['kind'],
+  );
+  gauge(
+    'at_moe_adapters',
+    'Mixtures and adapters that are on the device, and those that are pinned there',
+    ({ stats: { adaptersResident, adaptersPinned } }) => [
+      [{ state: 'resident' }, adaptersResident],
+      [{ state: 'pinned' }, adaptersPinned],
+    ],
+    ['state'],
+  );
+  counter(
+    'at_moe_adapter_requests_total',
+    'Requests that found their mixture or adapter on the device, and that waited for it',
+    ({ stats: { adapterHits, adapterMisses } }) => [
+      [{ result: 'hit' }, adapterHits],
+      [{ result: 'miss' }, adapterMisses],
+    ],
+    ['result'],
+  );
+  counter('at_moe_adapter_loads_total', 'Mixtures and adapters brought to the device', ({ stats: { adapterLoads } }) => [
+    [{}, adapterLoads],
+  ]);
+  counter('at_moe_adapter_evictions_total', 'Those that gave their room to others', ({ stats: { adapterEvictions } }) => [
+    [{}, adapterEvictions],
+  ]);
+  counter('at_moe_preemptions_total', 'Sequences that lost their place to another one', ({ stats: { preemptions } }) => [
+    [{}, preemptions],
   ]);
 }

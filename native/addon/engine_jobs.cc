@@ -13,6 +13,9 @@ namespace {
 
 using Info = Napi::CallbackInfo;
 
+// Of jobs that may wait long for a mixture's place on the device; the common one without a mixture.
+int64_t waiting_lane(int64_t mixture) { return mixture ? -mixture : kCommonLane; }
+
 // A pass without interruption.
 template <typename F>
 Pass at_once(F work, JobResult& result) {
@@ -52,6 +55,18 @@ Napi::Value EngineWrap::create_mixture(const Info& info) {
       return worker.create_mixture(source, result);
     };
   });
+}
+
+Napi::Value EngineWrap::pin_mixture(const Info& info) {
+  const int64_t mixture = integer_of(info[1], "mixture");
+  return job(info, waiting_lane(mixture), [mixture]() -> Engine::Body {
+    return [mixture](Worker& worker, JobResult& result) { return worker.pin_mixture(mixture, result); };
+  });
+}
+
+void EngineWrap::unpin_mixture(const Info& info) {
+  const int64_t mixture = integer_of(info[0], "mixture");
+  engine_->post([mixture](Worker& worker) { worker.unpin_mixture(mixture); });
 }
 
 void EngineWrap::release_mixture(const Info& info) {
@@ -139,8 +154,8 @@ Napi::Value EngineWrap::logits(const Info& info) {
 }
 
 Napi::Value EngineWrap::begin_training(const Info& info) {
-  return job(info, kCommonLane, [&]() -> Engine::Body {
-    const int64_t mixture = info[1].IsNull() ? 0 : integer_of(info[1], "mixture");
+  const int64_t mixture = info[1].IsNull() ? 0 : integer_of(info[1], "mixture");
+  return job(info, waiting_lane(mixture), [&]() -> Engine::Body {
     const TrainOptions options = read_train_options(Fields(info[2], "options"));
     return [mixture, options](Worker& worker, JobResult& result) {
       return worker.begin_training(mixture, options, result);

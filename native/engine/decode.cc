@@ -1,6 +1,7 @@
 // The scheduler's steps: a row of every sequence that decodes, and pieces of prompts.
 #include <algorithm>
 
+#include "core/status.h"
 #include "engine/scheduler.h"
 
 namespace at_moe {
@@ -25,10 +26,11 @@ Scheduler::Rows Scheduler::plan_step() {
   std::sort(batch_.begin(), batch_.end(), [](const Shared& a, const Shared& b) { return a->ranks_before(*b); });
   for (size_t i = 0; i < batch_.size();) {
     const Shared sequence = batch_[i];
-    if (sequence->in_pass || hold_pages(sequence)) {
+    const bool fits = sequence->in_pass || hold_pages(sequence);
+    if (!fits) preempt(*sequence);
+    if (fits && (sequence->in_pass || hold_mixture(*sequence))) {
       ++i;
     } else {
-      preempt(*sequence);
       park(sequence);
     }
   }
@@ -73,6 +75,7 @@ void Scheduler::add_rows(Rows& rows, const Shared& sequence, int64_t end) {
   const int64_t begin = context.computed;
   const RoutingSpan& span = context.spans[context.span_at(begin)];
   SequenceRouting& routing = *span.routing;
+  require(routing.mixture == sequence->mixture, "the rows need a mixture that their sequence does not hold");
   SequenceRows added;
   added.ids.assign(context.ids.begin() + begin, context.ids.begin() + end);
   added.position = begin;

@@ -94,7 +94,7 @@ bool Engine::take(std::deque<Action>& actions, bool wait, Scheduling::Clock::tim
 
 void Engine::loop() {
   {
-    Worker worker(options_, *sink_);
+    Worker worker(options_, *sink_, [this] { post([](Worker&) {}); });
     std::deque<Action> actions;
     auto guarded = [&worker](const auto& work) {
       try {

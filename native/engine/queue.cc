@@ -22,13 +22,13 @@ void Queue::remove(const Shared& sequence) {
   count(*sequence, -1);
 }
 
-const Queue::Shared& Queue::next() {
-  if (const Shared first = *arrived_.begin(); passed_over_ >= kPatience && !first->aged) {
-    remove(first);
-    first->aged = true;
-    add(first);
-  }
-  return *ranked_.begin();
+void Queue::age() {
+  if (arrived_.empty() || passed_over_ < kPatience) return;
+  const Shared first = *arrived_.begin();
+  if (first->aged) return;
+  remove(first);
+  first->aged = true;
+  add(first);
 }
 
 void Queue::take(const Shared& sequence) {

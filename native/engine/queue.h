@@ -2,6 +2,7 @@
 // arrival. Of every kPatience + 1 that are taken, one is the one that arrived first, so that nobody waits for ever.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <set>
 
@@ -23,8 +24,13 @@ class Queue {
 
   void add(const Shared& sequence);
   void remove(const Shared& sequence);
-  // Who is to be taken next; there must be one. Whose patience is at an end counts as of the highest priority.
-  const Shared& next();
+  // The first in rank of those that can be taken, or null. Whose patience is at an end counts as of the highest priority.
+  template <typename Ready>
+  Shared next(Ready&& ready) {
+    age();
+    const auto at = std::find_if(ranked_.begin(), ranked_.end(), ready);
+    return at == ranked_.end() ? nullptr : *at;
+  }
   // Removes one that was `next`.
   void take(const Shared& sequence);
 
@@ -42,6 +48,7 @@ class Queue {
     bool operator()(const Shared& a, const Shared& b) const { return a->arrival < b->arrival; }
   };
   void count(const Sequence& sequence, int64_t sign);
+  void age();
 
   std::set<Shared, ByRank> ranked_;
   std::set<Shared, ByArrival> arrived_;

@@ -15,10 +15,12 @@ KvPool::Shape pool_shape(const ModelConfig& config, int64_t tokens) {
 
 }  // namespace
 
-Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, EventSink& sink)
+Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, Residency& residency,
+                     EventSink& sink)
     : model_(model),
       limits_(limits),
       make_routing_(std::move(make_routing)),
+      residency_(residency),
       sink_(sink),
       pool_(model.backend().create_kv(pool_shape(model.config(), limits.kv_tokens))),
       pages_(KvPages::pages_of(limits.kv_tokens)),
@@ -235,6 +237,7 @@ EngineStats Scheduler::stats() const {
   stats.pages_cached = pages_.cached();
   stats.pages_free = pages_.free();
   stats.pages_on_host = host_pages_ ? host_pages_->held() : 0;
+  residency_.add_to(stats);
   return stats;
 }
 

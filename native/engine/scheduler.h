@@ -19,6 +19,7 @@
 #include "engine/kv_pages.h"
 #include "engine/prefix_cache.h"
 #include "engine/queue.h"
+#include "engine/residency.h"
 #include "engine/sequence.h"
 #include "model/decoder.h"
 
@@ -38,7 +39,7 @@ class Scheduler {
  public:
   using Clock = Scheduling::Clock;
 
-  Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, EventSink& sink);
+  Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, Residency& residency, EventSink& sink);
 
   // Fails unless there are ids and all are in the vocabulary.
   void check_ids(const std::vector<int32_t>& ids) const;
@@ -55,8 +56,8 @@ class Scheduler {
   void forget(const std::shared_ptr<Mixture>& mixture);
   void reject_all(const Failure& failure);
 
-  // Nothing can be done before something new is heard, or a deadline passes.
-  bool idle() const { return queue_.empty() && batch_.empty(); }
+  // Nothing can be done before something new is heard, a mixture has been loaded, or a deadline passes.
+  bool idle() const { return batch_.empty() && (queue_.empty() || held_up_); }
   Clock::time_point next_deadline() const { return next_deadline_; }
   bool decoding() const;
   // One step, and some units of the passes beside it.
@@ -115,6 +116,8 @@ class Scheduler {
 
   // admission.cc
   void admit();
+  void bring_mixtures();
+  bool hold_mixture(Sequence& sequence);
   void put(const Shared& sequence, Sequence::Place place);
   bool hold_pages(const Shared& sequence);
   bool free_pages(const Sequence& wanting);
@@ -152,6 +155,7 @@ class Scheduler {
   const Model& model_;
   Limits limits_;
   RoutingMaker make_routing_;
+  Residency& residency_;
   EventSink& sink_;
   std::unique_ptr<KvPool> pool_;
   KvPages pages_;
@@ -162,6 +166,7 @@ class Scheduler {
   std::unique_ptr<Workspace> spare_workspace_;  // of a pass that has ended
   std::map<std::pair<Kind, int64_t>, Shared> live_;
   Queue queue_;
+  bool held_up_ = false;  // all that wait do so for their mixtures
   std::vector<Shared> batch_, stalled_;
   std::deque<std::unique_ptr<WholePass>> passes_;  // the one whose turn it is first
   Clock::time_point next_deadline_ = Clock::time_point::max();

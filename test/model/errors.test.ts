@@ -208,6 +208,8 @@ test('wrong arguments are told, not dropped or half understood', async (t) => {
   await wrong(() => model.estimateMemory({ experts: -1 }), /experts/);
   await wrong(() => model.estimateMemory(bad({ weights: 'int8' })), /weights/);
   await wrong(() => model.estimateMemory(bad({ rang: 1 })), /"rang"/);
+  await wrong(() => model.estimateMemory({ adapterBytes: 0 }), /adapterBytes/);
+  assert.equal(model.estimateMemory({ experts: 8, adapterBytes: 1000 }).experts, 1000);
   await wrong(() => estimateMemory(bad({})), /config: hiddenSize/);
   await wrong(() => mixture.addExpert(bad(5), 'new', {}), /group name 5/);
   for (const as of ['peft', 'merged'] as const) {

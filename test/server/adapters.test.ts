@@ -3,6 +3,7 @@ import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import type { Model } from '../../lib/index.js';
+import { createServer } from '../../lib/server/index.js';
 import {
   assertFields,
   errorOf,
@@ -198,4 +199,14 @@ test('what is odd about a mixture is said once, however often it is replaced', a
   } finally {
     writeFileSync(file, saved);
   }
+});
+
+test('a server keeps what is pinned on the device', async () => {
+  const pinned = async () => (await model.stats()).adaptersPinned;
+  const adapters = { a: join(root, 'first'), m: join(root, 'mixture') };
+  const server = await createServer(model, { adapters, pinned: ['m'] });
+  assert.equal(await pinned(), 1);
+  await server.close();
+  assert.equal(await pinned(), 0);
+  await assert.rejects(createServer(model, { adapters, pinned: ['b'] }), RangeError);
 });
