@@ -43,8 +43,9 @@ class CudaBackend : public Backend {
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
-  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
-  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
+            const RowCheck& check) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
   std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
   size_t kv_bytes(const KvPool::Shape& shape) const override;

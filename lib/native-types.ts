@@ -258,6 +258,8 @@ export interface ProbeResult {
   readRate: number;
   /** f32 operations per second, two per fused multiply-add. */
   fmaRate: number;
+  /** Bytes per second of mapping the given files and copying them once into fresh memory; 0 without files. */
+  copyRate: number;
 }
 
 export interface JobOptions {
@@ -335,8 +337,8 @@ export interface NativeEngine {
   stats(): Promise<EngineStats>;
   /** Each step is one unit of work. */
   bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;
-  /** What the CPU does at best; a few hundred milliseconds. */
-  probe(): Promise<ProbeResult>;
+  /** What the CPU does at best; a few hundred milliseconds, and a copy of the files. */
+  probe(files?: string[]): Promise<ProbeResult>;
 
   /** Cancels what runs, frees the device's memory and ends the thread. May be called again. */
   dispose(): Promise<void>;

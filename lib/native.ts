@@ -264,8 +264,8 @@ class Engine implements NativeEngine {
     return this.#run('stats', []);
   }
 
-  probe() {
-    return this.#run('probe', []);
+  probe(files: string[] = []) {
+    return this.#run('probe', [{ files }]);
   }
 
   dispose() {

@@ -15,7 +15,8 @@ export interface LoadMeasurement {
   baseline_bytes: number;
   /** Most that was ever resident, until the model was ready. */
   peak_bytes: number;
-  read_rate: number;
+  /** Bytes of the checkpoint's files per second when all threads copy them into fresh memory, right after the load. */
+  copy_rate: number;
 }
 
 /** Linux counts a parent's peak into maxRSS, not into VmHWM. */
@@ -31,10 +32,11 @@ function peakResident(): number {
 
 const [dir = '', weights = 'f32', threads = '0', device = 'auto'] = process.argv.slice(2);
 const { descriptor } = await modelDescriptor(dir);
-const engine = createEngine({
+const engineOptions = {
   device: device as EngineOptions['device'],
   ...(threads !== '0' && { threads: Number(threads) }),
-});
+};
+const engine = createEngine(engineOptions);
 const baseline = process.memoryUsage.rss();
 const start = performance.now();
 const options = { weights: weights as WeightFormat, maxBatch: 1, contextLength: 16, kvTokens: 16 };
@@ -42,8 +44,11 @@ const info = await engine.loadModel(descriptor, options);
 const seconds = (performance.now() - start) / 1000;
 const peak = peakResident();
 const { model } = await engine.memory();
-const { readRate } = await engine.probe();
 await engine.dispose();
+const files = new Set(descriptor.tensors.flatMap(({ file }) => file ?? []));
+const probe = createEngine(engineOptions);
+const { copyRate } = await probe.probe([...files]);
+await probe.dispose();
 const found: LoadMeasurement = {
   device: info.device,
   seconds,
@@ -51,6 +56,6 @@ const found: LoadMeasurement = {
   packed_bytes: model,
   baseline_bytes: baseline,
   peak_bytes: peak,
-  read_rate: readRate,
+  copy_rate: copyRate,
 };
 process.stdout.write(JSON.stringify(found));

@@ -12,6 +12,7 @@ import { numberType } from '../formats/q8.js';
 import { formatBytes } from '../units.js';
 import { linearWeights } from './floors.js';
 import type { LoadMeasurement } from './load-child.js';
+import { timing } from './report.js';
 import { type BenchOptions, checkMemory, randomPool } from './setup.js';
 import { checkFits, shapes } from './shapes.js';
 
@@ -22,10 +23,13 @@ export interface LoadReport extends LoadMeasurement {
   threads: number;
   /** Peak resident bytes of the loading process over the bytes of the packed model; Node itself included. */
   peak_over_packed: number;
+  /** Loads, each in a process of its own; times and rates are the medians of them. */
+  steps: number;
   /** Bytes of the checkpoint per second; a temporary one was just written, so it comes from the page cache. */
   bytes_per_second: number;
-  /** Bytes per second this machine reads from memory. */
+  /** Bytes per second when as many threads copy the checkpoint into fresh memory, measured after each load. */
   limit: number;
+  /** The median of the loads' own fractions. */
   limit_fraction: number;
 }
 
@@ -89,7 +93,7 @@ async function measure(dir: string, { weights, threads, device, signal }: BenchO
 
 /** Loads a checkpoint of the shape, or the given folder's, in a process of its own. */
 export async function benchLoad(options: BenchOptions): Promise<LoadReport> {
-  const { shape, config, weights, threads } = options;
+  const { shape, config, weights, threads, steps } = options;
   const temporary = Object.hasOwn(shapes, shape);
   checkMemory({ ...options, experts: 0 });
   if (temporary) await checkDisk(config, numberType(weights));
@@ -97,18 +101,27 @@ export async function benchLoad(options: BenchOptions): Promise<LoadReport> {
   try {
     const dir = parent ? join(parent, 'model') : shape;
     if (parent) await writeRandomModel(dir, config, numberType(weights));
-    const found = await measure(dir, options);
-    const rate = found.checkpoint_bytes / found.seconds;
+    const runs: LoadMeasurement[] = [];
+    for (let step = 0; step < steps; step++) runs.push(await measure(dir, options));
+    const median = (value: (run: LoadMeasurement) => number) => timing(runs.map(value)).median;
+    const [first] = runs as [LoadMeasurement];
+    const peak = median((run) => run.peak_bytes);
+    const seconds = median((run) => run.seconds);
+    const limit = median((run) => run.copy_rate);
     return {
       kind: 'load',
       shape,
       weights,
       threads,
-      ...found,
-      peak_over_packed: found.peak_bytes / found.packed_bytes,
-      bytes_per_second: rate,
-      limit: found.read_rate,
-      limit_fraction: rate / found.read_rate,
+      steps,
+      ...first,
+      seconds,
+      peak_bytes: peak,
+      copy_rate: limit,
+      peak_over_packed: peak / first.packed_bytes,
+      bytes_per_second: first.checkpoint_bytes / seconds,
+      limit,
+      limit_fraction: median((run) => run.checkpoint_bytes / run.seconds / run.copy_rate),
     };
   } finally {
     if (parent) await rm(parent, { recursive: true, force: true });
@@ -119,7 +132,8 @@ export function loadText(report: LoadReport): string {
   const { shape, weights, seconds, packed_bytes, peak_bytes, baseline_bytes, checkpoint_bytes } = report;
   return [
     `load ${shape} as ${weights}, ${report.device}`,
-    `checkpoint ${formatBytes(checkpoint_bytes)} in ${seconds.toFixed(2)} s: ${(report.bytes_per_second / 1e9).toFixed(2)} GB/s (memory is read at ${(report.limit / 1e9).toFixed(2)} GB/s)`,
+    `checkpoint ${formatBytes(checkpoint_bytes)} in ${seconds.toFixed(2)} s: ${(report.bytes_per_second / 1e9).toFixed(2)} GB/s `,
+    `limit      ${(report.limit / 1e9).toFixed(2)} GB/s, copied into fresh memory by as many threads: load at ${(report.limit_fraction * 100).toFixed(1)} %`,
     `packed     ${formatBytes(packed_bytes)}; peak resident ${formatBytes(peak_bytes)}, ${formatBytes(baseline_bytes)} of it before loading`,
     `peak       ${report.peak_over_packed.toFixed(3)} of the packed size`,
     '',

@@ -21,7 +21,7 @@ const command = {
     'Measures a model of random weights. decode, prefill: base and mixture in turns. train: a step of one expert ' +
     '("base") and of the router over all experts ("mixture"). Each is set against its floor, from bytes or ' +
     'multiply-adds, and against the rate this machine reached in the same run. load: time and peak memory of loading a ' +
-    'checkpoint. event-loop: how late a 10 ms timer fires while the package works. idle: what loaded mixtures cost the ' +
+    'checkpoint, against a copy of it into fresh memory. event-loop: how late a 10 ms timer fires while the package works. idle: what loaded mixtures cost the ' +
     'base. soak: random traffic with slow readers, aborts, replaced mixtures and too little KV cache; compares every text ' +
     'with the same request alone. serve: one stream and several at once from the HTTP server in this process.',
   positionals: 1,
@@ -46,7 +46,7 @@ const command = {
     },
     steps: {
       type: 'integer',
-      help: 'of each variant; default 24 for decode, 8 for prefill and train, 100 for idle; serve: requests of a stream, 3',
+      help: 'of each variant; default 24 for decode, 8 for prefill and train, 100 for idle; load: loads, 3; serve: requests of a stream, 3',
     },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
@@ -67,7 +67,7 @@ const command = {
 const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop', 'idle', 'soak', 'serve'] as const;
 type Kind = (typeof kinds)[number];
 
-const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1, idle: 100, soak: 1, serve: 3 };
+const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 3, 'event-loop': 1, idle: 100, soak: 1, serve: 3 };
 
 function atLeastOne(name: string, value: number): number {
   if (value < 1) throw new UsageError(`--${name} is at least 1`);

@@ -274,8 +274,10 @@ Napi::Value EngineWrap::bench(const Info& info) {
 }
 
 Napi::Value EngineWrap::probe(const Info& info) {
-  return job(info, kCommonLane,
-             []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.probe(result); }; });
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    std::vector<std::string> files = Fields(info[1], "probe").texts("files");
+    return [files = std::move(files)](Worker& worker, JobResult& result) { return worker.probe(files, result); };
+  });
 }
 
 Napi::Value EngineWrap::dispose(const Info& info) {

@@ -138,7 +138,7 @@ struct ResultWriter {
     return object;
   }
   Napi::Value operator()(const ProbeResult& result) const {
-    return numbers(env, {{"readRate", result.read_rate}, {"fmaRate", result.fma_rate}});
+    return numbers(env, {{"readRate", result.read_rate}, {"fmaRate", result.fma_rate}, {"copyRate", result.copy_rate}});
   }
 };
 

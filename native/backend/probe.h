@@ -2,10 +2,14 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
+#include <vector>
 
 namespace at_moe {
 
 double measure_read_rate(int threads, size_t bytes);  // bytes per second from memory
 double measure_fma_rate(int threads);                 // fused multiply-adds per second
+// Bytes per second of mapping the files and copying them once into fresh memory; 0 without files.
+double measure_copy_rate(int threads, const std::vector<std::string>& files);
 
 }  // namespace at_moe

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "core/tensor_source.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 
@@ -13,6 +14,7 @@ namespace at_moe {
 namespace {
 
 constexpr int kRepeats = 5;
+constexpr int64_t kCopyGrain = int64_t{1} << 20;
 constexpr int64_t kRounds = 4'000'000;
 
 // Work done by one call of `work`, per second, at best.
@@ -57,6 +59,25 @@ double measure_fma_rate(int threads) {
     });
     return static_cast<double>(products);
   });
+}
+
+double measure_copy_rate(int threads, const std::vector<std::string>& files) {
+  if (files.empty()) return 0;
+  Pool pool(threads);
+  pool.begin_step();
+  int64_t bytes = 0;
+  const auto start = std::chrono::steady_clock::now();
+  for (const std::string& path : files) {
+    const MappedFile file(path);
+    const auto size = static_cast<int64_t>(file.size());
+    const Buffer fresh = allocate_aligned(file.size());
+    pool.run_ranges(size, kCopyGrain, [&](int64_t begin, int64_t end, int) {
+      std::memcpy(fresh.as<char>() + begin, file.data() + begin, static_cast<size_t>(end - begin));
+    });
+    bytes += size;
+  }
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(bytes) / elapsed.count();
 }
 
 }  // namespace at_moe

@@ -98,6 +98,7 @@ struct QuantizedTensor {
 
 struct ProbeResult {
   double read_rate = 0, fma_rate = 0;  // bytes and f32 operations per second
+  double copy_rate = 0;                // bytes per second, from files into fresh memory
 };
 
 using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,

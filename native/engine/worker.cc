@@ -159,9 +159,9 @@ Pass Worker::bench(BenchRequest request, JobResult& result) {
   result = std::move(times);
 }
 
-Pass Worker::probe(JobResult& result) {
+Pass Worker::probe(std::vector<std::string> files, JobResult& result) {
   const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
-  result = measure_rates(threads);
+  result = measure_rates(threads, files);
   co_return;
 }
 

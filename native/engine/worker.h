@@ -33,7 +33,7 @@ class Worker {
   Pass memory(JobResult& result);
   Pass logits(ScoreRequest request, JobResult& result);
   Pass bench(BenchRequest request, JobResult& result);
-  Pass probe(JobResult& result);
+  Pass probe(std::vector<std::string> files, JobResult& result);
 
   // Effects without a result.
   void generate(const GenerateRequest& request);

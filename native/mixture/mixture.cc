@@ -151,7 +151,7 @@ void Mixture::load_group(Group& group) {
     for (const Block& block : group.blocks[m]) {
       if (!group.a) group.a = backend_.create_weight(group.columns, block.source->a.shape[1], storage_of(storage));
       const std::vector<float> a = widen(block.source->a);
-      backend_.pack(*group.a, block.column, block.source->rank, a.data(), DType::f32);
+      backend_.pack(*group.a, block.column, block.source->rank, a.data(), DType::f32, nullptr);
       std::fill_n(gate_column.begin() + block.column, block.source->rank, shape().gate() + block.expert);
       std::fill_n(scale.begin() + block.column, block.source->rank, block.source->scaling);
     }
@@ -159,7 +159,7 @@ void Mixture::load_group(Group& group) {
     const std::vector<float> b = adapter_values(group, static_cast<int>(m));
     const int64_t outputs = static_cast<int64_t>(b.size()) / group.ranks[m];
     group.b[m] = backend_.create_weight(outputs, group.ranks[m], storage_of(storage));
-    backend_.pack(*group.b[m], 0, outputs, b.data(), DType::f32);
+    backend_.pack(*group.b[m], 0, outputs, b.data(), DType::f32, nullptr);
     group.stack.modules[m].b = group.b[m].get();
   }
   upload_values(backend_, group.gate_column, gate_column.data(), gate_column.size() * sizeof(int32_t));

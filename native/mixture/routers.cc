@@ -64,7 +64,7 @@ void Mixture::load_router(int layer_index) {
   layer.router_values = backend_.allocate(values.size() * sizeof(float));
   backend_.upload(layer.router_values.as<void>(), values.data(), values.size() * sizeof(float));
   layer.router_weight = backend_.create_router_weight(router_rows(), shapes_.hidden_size);
-  backend_.pack(*layer.router_weight, 0, router_rows(), values.data(), DType::f32);
+  backend_.pack(*layer.router_weight, 0, router_rows(), values.data(), DType::f32, nullptr);
   bind_router(layer, layer.router_values.as<float>());
 }
 

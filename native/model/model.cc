@@ -11,7 +11,7 @@ namespace at_moe {
 
 namespace {
 
-constexpr int64_t kSlabBytes = 8 << 20;
+constexpr int64_t kSlabBytes = 16 << 20;
 
 std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint64_t stream) {
   std::vector<float> values(static_cast<size_t>(count));
@@ -23,13 +23,21 @@ std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint
 }
 
 void pack_rows(Backend& backend, Weight& weight, const TensorSource& source, int64_t row, int64_t count) {
-  if (!is_blocks(source.storage)) {
-    const size_t skip = static_cast<size_t>(row * source.cols()) * size_of(source.dtype());
-    return backend.pack(weight, row, count, static_cast<const char*>(source.data()) + skip, source.dtype());
+  const float most = is_blocks(weight.storage()) ? kQ8Largest : std::numeric_limits<float>::max();
+  const auto check = [&](int64_t first, int64_t rows) { check_rows(source, row + first, rows, most); };
+  try {
+    if (!is_blocks(source.storage)) {
+      const size_t skip = static_cast<size_t>(row * source.cols()) * size_of(source.dtype());
+      return backend.pack(weight, row, count, static_cast<const char*>(source.data()) + skip, source.dtype(), check);
+    }
+    const Q8Rows rows = source.blocks().from_row(row);
+    if (is_blocks(weight.storage())) return backend.pack(weight, row, count, rows, check);
+  } catch (const Error&) {
+    check(0, count);  // of several bad values the first is told, whichever a thread met first
+    throw;
   }
-  const Q8Rows rows = source.blocks().from_row(row);
-  if (is_blocks(weight.storage())) return backend.pack(weight, row, count, rows);
-  backend.pack(weight, row, count, rows.widen(count).data(), DType::f32);
+  check(0, count);
+  backend.pack(weight, row, count, source.blocks().from_row(row).widen(count).data(), DType::f32, nullptr);
 }
 
 }  // namespace
@@ -87,11 +95,10 @@ Model::Target Model::target(const std::string& name) {
 void Model::place(const TensorSource& source, int64_t row, int64_t count) {
   const Target to = target(source.name);
   const int64_t cols = source.cols();
-  check_rows(source, row, count, to.weight || to.also ? largest_weight() : std::numeric_limits<float>::max());
-  for (Weight* weight : {to.weight, to.also}) {
-    if (weight) pack_rows(backend_, *weight, source, row, count);
-  }
+  Weight* weight = to.weight ? to.weight : to.also;
+  if (weight) pack_rows(backend_, *weight, source, row, count);
   const bool wide = to.vector || trainable_;
+  if (!weight && !wide) check_rows(source, row, count);
   const std::vector<float> values = wide ? widen(source, row, count) : std::vector<float>();
   if (to.vector) backend_.upload(to.vector->as<void>(), values.data(), values.size() * sizeof(float));
   if (to.embedding) {
@@ -105,8 +112,6 @@ void Model::place(const TensorSource& source, int64_t row, int64_t count) {
                     values.size() * sizeof(float));
   }
 }
-
-float Model::largest_weight() const { return is_blocks(storage_) ? kQ8Largest : std::numeric_limits<float>::max(); }
 
 void Model::prepare(const TensorSource& source) {
   const Target to = target(source.name);
@@ -165,7 +170,7 @@ Pass Model::load_random(uint64_t seed) {
       for (int64_t row = 0; row < weight.rows(); row += slab) {
         const int64_t count = std::min(slab, weight.rows() - row);
         const std::vector<float> values = random_values(count * weight.cols(), range, seed, stream++);
-        backend_.pack(weight, row, count, values.data(), DType::f32);
+        backend_.pack(weight, row, count, values.data(), DType::f32, nullptr);
         co_await unit_end();
       }
     }
@@ -182,7 +187,7 @@ Pass Model::load_random(uint64_t seed) {
   for (int64_t row = 0; row < head_->rows(); row += 1024) {
     const int64_t count = std::min<int64_t>(1024, head_->rows() - row);
     const std::vector<float> values = random_values(count * head_->cols(), range, seed, stream++);
-    backend_.pack(*head_, row, count, values.data(), DType::f32);
+    backend_.pack(*head_, row, count, values.data(), DType::f32, nullptr);
     co_await unit_end();
   }
 }

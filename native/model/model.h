@@ -62,7 +62,6 @@ class Model {
   Target target(const std::string& name);
   void prepare(const TensorSource& source);
   void place(const TensorSource& source, int64_t row, int64_t count);
-  float largest_weight() const;
 
   Backend& backend_;
   ModelConfig config_;
