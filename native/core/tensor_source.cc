@@ -32,6 +32,12 @@ MappedFile::~MappedFile() {
   if (data_) munmap(data_, size_);
 }
 
+void MappedFile::prefetch(size_t offset, size_t bytes) const {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t begin = offset / page * page, end = std::min(offset + bytes, size_);
+  if (end > begin) madvise(data_ + begin, end - begin, MADV_WILLNEED);
+}
+
 void MappedFile::release(size_t offset, size_t bytes) const {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t begin = (offset + page - 1) / page * page;
@@ -65,9 +71,18 @@ Q8Rows TensorSource::blocks() const {
   return {static_cast<const int8_t*>(data()), static_cast<const uint16_t*>(scales->data()), cols()};
 }
 
-void TensorSource::release() const {
-  if (file) file->release(offset, bytes());
-  if (scales) scales->release();
+void TensorSource::prefetch(int64_t row, int64_t count) const {
+  const size_t row_bytes = bytes() / static_cast<size_t>(rows());
+  const int64_t last = std::min(row + count, rows());
+  if (row >= last) return;
+  if (file) file->prefetch(offset + static_cast<size_t>(row) * row_bytes, static_cast<size_t>(last - row) * row_bytes);
+  if (scales) scales->prefetch(row, count);
+}
+
+void TensorSource::release(int64_t row, int64_t count) const {
+  const size_t row_bytes = bytes() / static_cast<size_t>(rows());
+  if (file) file->release(offset + static_cast<size_t>(row) * row_bytes, static_cast<size_t>(count) * row_bytes);
+  if (scales) scales->release(row, count);
 }
 
 namespace {

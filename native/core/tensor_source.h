@@ -24,7 +24,8 @@ class MappedFile {
   const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
-  // Gives the pages of a range back to the system; they are read again when touched.
+  // Starts reading a range, and gives the whole pages of one back to the system; they are read again when touched.
+  void prefetch(size_t offset, size_t bytes) const;
   void release(size_t offset, size_t bytes) const;
 
  private:
@@ -49,7 +50,8 @@ struct TensorSource {
   size_t bytes() const;      // of the elements; without the scales of q8
   const void* data() const;  // fails with kBadFile when the file is too short
   Q8Rows blocks() const;     // of q8
-  void release() const;      // after the last read
+  void prefetch(int64_t row, int64_t count) const;  // those of the rows that there are
+  void release(int64_t row, int64_t count) const;   // after their last read
 };
 
 // Fails naming the tensor and the first of the rows' elements that is infinite or NaN (kNotFinite), or whose magnitude is

@@ -22,6 +22,22 @@ std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint
   return values;
 }
 
+// A multiple of 16 rows.
+int64_t slab_rows(const TensorSource& source) {
+  const int64_t row_bytes = static_cast<int64_t>(source.bytes()) / source.rows();
+  return std::max<int64_t>(16, kSlabBytes / row_bytes / 16 * 16);
+}
+
+// So that a disk reads on without going back.
+std::vector<const TensorSource*> in_file_order(const std::map<std::string, TensorSource>& tensors) {
+  std::vector<const TensorSource*> order;
+  for (const auto& [name, source] : tensors) order.push_back(&source);
+  std::stable_sort(order.begin(), order.end(), [](const TensorSource* a, const TensorSource* b) {
+    return std::pair(a->file.get(), a->offset) < std::pair(b->file.get(), b->offset);
+  });
+  return order;
+}
+
 void pack_rows(Backend& backend, Weight& weight, const TensorSource& source, int64_t row, int64_t count) {
   const float most = is_blocks(weight.storage()) ? kQ8Largest : std::numeric_limits<float>::max();
   const auto check = [&](int64_t first, int64_t rows) { check_rows(source, row + first, rows, most); };
@@ -136,14 +152,18 @@ Pass Model::load(std::map<std::string, TensorSource> tensors, std::function<void
     total += source.bytes();
   }
   if (trainable_) arena_ = backend_.allocate(static_cast<size_t>(parameter_count_) * sizeof(float));
-  for (const auto& [name, source] : tensors) {
-    const int64_t rows = source.rows();
-    const int64_t slab = std::max<int64_t>(16, kSlabBytes / (static_cast<int64_t>(source.bytes()) / rows) / 16 * 16);
+  const std::vector<const TensorSource*> order = in_file_order(tensors);
+  for (size_t i = 0; i < order.size(); ++i) {
+    const TensorSource& source = *order[i];
+    const int64_t rows = source.rows(), slab = slab_rows(source);
     for (int64_t row = 0; row < rows; row += slab) {
-      place(source, row, std::min(slab, rows - row));
+      const int64_t count = std::min(slab, rows - row);
+      source.prefetch(row + count, slab);
+      if (row + count == rows && i + 1 < order.size()) order[i + 1]->prefetch(0, slab_rows(*order[i + 1]));
+      place(source, row, count);
+      source.release(row, count);
       co_await unit_end();
     }
-    source.release();
     done += source.bytes();
     if (progress) progress(done, total);
   }

@@ -31,7 +31,7 @@ class Model {
   // `trainable` (f32 storage only) keeps an f32 arena of all parameters, in the order of `parameters`.
   Model(Backend& backend, ModelConfig config, Storage storage, bool trainable);
 
-  // Reads the tensors one after the other; a unit per slab of rows. `progress` gets bytes done and in all.
+  // Reads the tensors in the order of their files; a unit per slab of rows, while the next is fetched. `progress` gets bytes done and in all.
   Pass load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress);
   // Values of a shape without a checkpoint: linears uniform in ±sqrt(3 / in_features), norms 1. For benchmarks.
   Pass load_random(uint64_t seed);
