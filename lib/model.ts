@@ -20,6 +20,7 @@ import { type DownloadProgress, resolveModel } from './hub.js';
 import { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memory.js';
 import { Mixture, type MixtureOptions } from './mixture.js';
 import { ModelCore } from './model-core.js';
+import { openPackedCache } from './packed-cache.js';
 import { createEngine } from './native.js';
 import type { EngineStats, MemoryStatement } from './native-types.js';
 import type { CompiledResponseFormat, ResponseFormat } from './response-format.js';
@@ -56,6 +57,12 @@ export interface LoadModelOptions {
   hostKvBytes?: number;
   /** Most tokens of a step: long prompts are cut to fit, so that others wait for no more than a step. Default: by the device. */
   stepTokens?: number;
+  /**
+   * Keeps the packed weights in a file and maps it from the next load on: true, in the model's folder
+   * (`packed-<weights>.safetensors`), or the path of the file. Processes that map it share its memory. It follows the
+   * checkpoint's files, and is written anew when they changed. On the CPU alone, and not with `trainable`.
+   */
+  packedCache?: boolean | string;
   /** Keep f32 parameters, so that the base itself can be trained. */
   trainable?: boolean;
   /** Of a model by Hub name. */
@@ -80,6 +87,7 @@ const schema = z.strictObject({
   prefixCache: z.boolean().default(true),
   hostKvBytes: z.int().min(0).optional(),
   stepTokens: z.int().min(1).max(65536).optional(),
+  packedCache: z.union([z.boolean(), z.string().min(1)]).default(false),
   trainable: z.boolean().default(false),
   revision: z.string().optional(),
   cacheDir: z.string().optional(),
@@ -101,6 +109,8 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   const checked = checkArgument('loadModel', schema, options);
   const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens, maxQueue, stepTokens } =
     options;
+  const { packedCache } = checked;
+  if (packedCache !== false && trainable) throw new TypeError('loadModel: packedCache is not for weights to be trained');
   signal?.throwIfAborted();
   const path = await resolveModel(pathOrId, {
     ...(options.revision && { revision: options.revision }),
@@ -113,6 +123,8 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   const [base, tokenizer] = await Promise.all([modelDescriptor(path), Tokenizer.loadIfPresent(path)]);
   const chosen = checked.weights === 'auto' ? base.descriptor.config.storedType : checked.weights;
   const files = await fileVersions([...new Set(base.descriptor.tensors.flatMap(({ file }) => file ?? []))]);
+  const place = { path, descriptor: base.descriptor, weights: chosen, device: device ?? 'auto' };
+  const cache = packedCache === false ? undefined : await openPackedCache(packedCache, place);
   const engine = createEngine({ device: device ?? 'auto', ...(threads && { threads }) });
   const failure = new AbortController();
   const onProgress = onLoad && abortingOnError(onLoad, failure);
@@ -128,11 +140,13 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(maxQueue !== undefined && { maxQueue }),
         ...(stepTokens && { stepTokens }),
         prefixCache: checked.prefixCache,
+        ...(cache?.found && { packed: cache.found }),
         ...(options.hostKvBytes !== undefined && { hostKvBytes: options.hostKvBytes }),
       },
       { signal: AbortSignal.any([...(signal ? [signal] : []), failure.signal]), ...(onProgress && { onProgress }) },
     );
     failure.signal.throwIfAborted();
+    await cache?.save(engine);
     return new Model(new ModelCore(engine, info, { path, ...base, files }, tokenizer));
   } catch (error) {
     await engine.dispose();
@@ -282,6 +296,7 @@ export class Model extends TextGenerator {
     return estimateMemory(this.config, {
       weights: this.#core.info.weights,
       kvTokens: this.#core.info.kvTokens,
+      packedCache: this.#core.info.mapped,
       ...options,
     });
   }

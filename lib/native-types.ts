@@ -51,10 +51,20 @@ export interface LoadOptions {
   prefixCache?: boolean;
   /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
   chunkRows?: number;
+  /** Weights and embedding, read from a mapped file instead of the tensors'; on the CPU, and not with `trainable`. */
+  packed?: PackedSource;
+}
+
+/** Bytes of packed weights in a file, by name. */
+export interface PackedSource {
+  file: string;
+  sections: { name: string; offset: number; byteLength: number }[];
 }
 
 export interface ModelInfo {
   device: string;
+  /** Whether weights are mapped from a file of packed weights. */
+  mapped: boolean;
   weights: WeightFormat;
   contextLength: number;
   kvTokens: number;
@@ -182,6 +192,8 @@ export interface QuantizedTensor {
 
 export interface MemoryStatement {
   model: number;
+  /** Bytes of `model` in a mapped file of packed weights, which processes share. */
+  mapped: number;
   kv: number;
   workspaces: number;
   mixtures: number;
@@ -332,6 +344,9 @@ export interface NativeEngine {
   merged(request: MergeRequest): Promise<Float32Array>;
   /** A matrix as 8-bit blocks; no model is needed. Rejects values that are not finite or too large (ERR_AT_MOE_UNSUPPORTED). */
   quantize(tensor: TensorSource, job?: JobOptions): Promise<QuantizedTensor>;
+  /** Bytes of each packed weight, by name. Rejects with ERR_AT_MOE_UNSUPPORTED off the CPU. */
+  packedSections(): Promise<Record<string, number>>;
+  packedSection(name: string): Promise<Uint8Array>;
   memory(): Promise<MemoryStatement>;
   /** Told between two steps; waits for no job. */
   stats(): Promise<EngineStats>;

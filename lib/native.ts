@@ -51,6 +51,8 @@ interface Hub {
 
 export interface Addon {
   devices(): DeviceDescription[];
+  /** Names the form of packed weights in files. */
+  packedLayout: string;
   setDispatcher(dispatcher: (events: RawEvent[]) => void): void;
   Engine: new (options: EngineOptions) => RawEngine;
   /** Single ops, for tests. */
@@ -250,6 +252,14 @@ class Engine implements NativeEngine {
 
   quantize(tensor: TensorSource, job?: JobOptions) {
     return this.#run('quantize', [tensor], job);
+  }
+
+  packedSections() {
+    return this.#run('packedSections', []);
+  }
+
+  packedSection(name: string) {
+    return this.#run('packedSection', [{ name }]);
   }
 
   memory() {

@@ -50,6 +50,7 @@ const command = {
     },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
+    'packed-cache': { type: 'boolean', help: 'load: also from a file of packed weights' },
     device: { type: 'string', choices: listedDevices, unlisted: unlistedDevice, help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
@@ -96,6 +97,12 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
   };
 }
 
+/** What some kinds take beside the rest. */
+interface More {
+  seconds: number;
+  packedCache: boolean;
+}
+
 interface Result {
   report: object;
   text: string;
@@ -103,10 +110,10 @@ interface Result {
 
 /** What runs, and how its report reads. */
 function benchmark<R extends object>(
-  run: (options: BenchOptions & { seconds: number }) => Promise<R>,
+  run: (options: BenchOptions & More) => Promise<R>,
   text: (report: R) => string,
 ) {
-  return async (options: BenchOptions & { seconds: number }): Promise<Result> => {
+  return async (options: BenchOptions & More): Promise<Result> => {
     const report = await run(options);
     return { report, text: text(report) };
   };
@@ -130,7 +137,8 @@ export async function bench(argv: string[], signal: AbortSignal): Promise<number
   const kind = kinds.find((name) => name === positionals[0]);
   if (!kind) throw new UsageError(`what to measure is one of ${kinds.join(', ')}`);
   const options = await optionsOf(kind, values, signal);
-  const { report, text } = await benchmarks[kind]({ ...options, seconds: values.seconds ?? 20 });
+  const more = { seconds: values.seconds ?? 20, packedCache: values['packed-cache'] ?? false };
+  const { report, text } = await benchmarks[kind]({ ...options, ...more });
   process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : text);
   return 0;
 }

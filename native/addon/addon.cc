@@ -27,6 +27,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   exports.Set("ops", make_ops(env));
   exports.Set("devices", Napi::Function::New(env, devices));
+  exports.Set("packedLayout", Napi::String::New(env, cpu_packed_layout()));
   exports.Set("setDispatcher", Napi::Function::New(env, set_dispatcher));
   exports.Set("Engine", EngineWrap::define(env));
   return exports;

@@ -254,6 +254,19 @@ Napi::Value EngineWrap::quantize(const Info& info) {
   });
 }
 
+Napi::Value EngineWrap::packed_sections(const Info& info) {
+  return job(info, kCommonLane, []() -> Engine::Body {
+    return [](Worker& worker, JobResult& result) { return worker.packed_sections(result); };
+  });
+}
+
+Napi::Value EngineWrap::packed_section(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    std::string name = Fields(info[1], "section").text("name");
+    return [name = std::move(name)](Worker& worker, JobResult& result) { return worker.packed_section(name, result); };
+  });
+}
+
 Napi::Value EngineWrap::memory(const Info& info) {
   return job(info, kCommonLane,
              []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });

@@ -100,6 +100,9 @@ class Backend {
   // before it is read, on any of the backend's threads; what it throws, `pack` throws, with the rows in an undefined state.
   using RowCheck = std::function<void(int64_t first, int64_t count)>;
   virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) = 0;
+  // A weight that reads `packed`, the bytes that `host_bytes` of an equal one gave; it is never packed into. Fails with
+  // kUnsupported where weights do not lie in host memory, with kBadFile when the bytes are too few.
+  virtual std::unique_ptr<Weight> adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) = 0;
   virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
   virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
                     const RowCheck& check) = 0;

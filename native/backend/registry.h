@@ -27,6 +27,7 @@ struct BackendOptions {
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cpu();
+const char* cpu_packed_layout();  // names what Weight::host_bytes holds
 std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cuda();
 std::unique_ptr<Backend> create_emulated_backend(const BackendOptions& options);

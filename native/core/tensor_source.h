@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,7 +17,9 @@ namespace at_moe {
 // A read-only mapping of a whole file.
 class MappedFile {
  public:
-  explicit MappedFile(const std::string& path);  // fails with kIo
+  // `once`: what is read is read from front to back, and not again.
+  enum class Access { once, often };
+  explicit MappedFile(const std::string& path, Access access = Access::once);  // fails with kIo
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -26,6 +29,8 @@ class MappedFile {
   size_t size() const { return size_; }
   // Starts reading a range, and gives the whole pages of one back to the system; they are read again when touched.
   void prefetch(size_t offset, size_t bytes) const;
+  // Waits until a range is read, where the system can say so. Fails with kIo when it cannot be read.
+  void populate(size_t offset, size_t bytes) const;
   void release(size_t offset, size_t bytes) const;
 
  private:
@@ -52,6 +57,17 @@ struct TensorSource {
   Q8Rows blocks() const;     // of q8
   void prefetch(int64_t row, int64_t count) const;  // those of the rows that there are
   void release(int64_t row, int64_t count) const;   // after their last read
+};
+
+// A file of packed weights: where the bytes of each begin, and how many there are.
+struct PackedSource {
+  struct Section {
+    size_t offset = 0, bytes = 0;
+  };
+  std::shared_ptr<const MappedFile> file;
+  std::map<std::string, Section> sections;
+
+  const Section& section(const std::string& name) const;  // fails with kBadFile without it, or when the file is too short
 };
 
 // Fails naming the tensor and the first of the rows' elements that is infinite or NaN (kNotFinite), or whose magnitude is

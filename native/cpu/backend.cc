@@ -76,6 +76,13 @@ std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, St
   return std::make_unique<CpuWeight>(rows, cols, storage, allocate_aligned(CpuWeight::bytes(rows, cols, storage)));
 }
 
+std::unique_ptr<Weight> CpuBackend::adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) {
+  const size_t wanted = CpuWeight::bytes(rows, cols, storage);
+  if (packed.bytes() < wanted) fail(Code::kBadFile, "a packed weight of ", packed.bytes(), " bytes, not ", wanted);
+  require(reinterpret_cast<uintptr_t>(packed.as<char>()) % 64 == 0, "a packed weight is not aligned");
+  return std::make_unique<CpuWeight>(rows, cols, storage, std::move(packed));
+}
+
 std::unique_ptr<Weight> CpuBackend::create_router_weight(int64_t rows, int64_t cols) {
   return create_weight(rows, cols, Storage::f32);
 }
@@ -89,6 +96,8 @@ size_t CpuBackend::kv_bytes(const KvPool::Shape& shape) const { return CpuKvPool
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
   return std::make_unique<CpuBackend>(options.threads);
 }
+
+const char* cpu_packed_layout() { return kPanelLayout; }
 
 std::vector<DeviceDescription> describe_cpu() {
   DeviceDescription cpu;

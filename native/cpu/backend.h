@@ -37,6 +37,7 @@ class CpuBackend : public Backend {
   void zero(void* device, size_t bytes) override;
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
+  std::unique_ptr<Weight> adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) override;
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
             const RowCheck& check) override;

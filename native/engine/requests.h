@@ -35,6 +35,7 @@ struct LoadOptions {
 struct LoadRequest {
   ModelConfig config;
   std::map<std::string, TensorSource> tensors;
+  std::optional<PackedSource> packed;   // weights and embedding, instead of those of the tensors
   std::optional<uint64_t> random_seed;  // instead of tensors
   LoadOptions options;
 };

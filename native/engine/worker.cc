@@ -62,7 +62,7 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   if (request.random_seed) {
     co_await model->load_random(*request.random_seed);
   } else {
-    co_await model->load(std::move(request.tensors), [this, job](size_t done, size_t total) {
+    co_await model->load(std::move(request.tensors), std::move(request.packed), [this, job](size_t done, size_t total) {
       sink_.push(ProgressEvent{job, done, total});
     });
   }
@@ -70,7 +70,8 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   auto make_routing = [this](const RoutingRequest& of) { return routing(of); };
   scheduler_ = std::make_unique<Scheduler>(*model, limits, make_routing, sink_);
   model_ = std::move(model);
-  result = ModelInfo{backend_->name(), model_->storage(), limits.context_length, limits.kv_tokens, limits.max_batch};
+  result = ModelInfo{backend_->name(), model_->storage(), limits.context_length,
+                     limits.kv_tokens, limits.max_batch, model_->mapped_bytes() > 0};
 }
 
 Pass Worker::create_mixture(MixtureSource source, JobResult& result) {
@@ -128,10 +129,31 @@ Pass Worker::quantize(TensorSource source, JobResult& result) {
   result = std::move(made);
 }
 
+Pass Worker::packed_sections(JobResult& result) {
+  scheduler();
+  PackedSections sections;
+  for (const auto& [name, bytes] : model_->packed_weights()) {
+    if (bytes.empty()) fail(Code::kUnsupported, "packed weights of the device ", backend_->name(), " cannot be read");
+    sections.sizes[name] = static_cast<double>(bytes.size());
+  }
+  result = std::move(sections);
+  co_return;
+}
+
+Pass Worker::packed_section(std::string name, JobResult& result) {
+  scheduler();
+  const std::map<std::string, std::span<const uint8_t>> all = model_->packed_weights();
+  const auto at = all.find(name);
+  if (at == all.end()) fail(Code::kMismatch, "the model has no packed weight ", name);
+  result = std::vector<uint8_t>(at->second.begin(), at->second.end());
+  co_return;
+}
+
 Pass Worker::memory(JobResult& result) {
   MemoryStatement statement;
   if (model_) {
     statement.model = model_->device_bytes();
+    statement.mapped = model_->mapped_bytes();
     statement.kv = backend_->kv_bytes(scheduler_->pool().shape());
     statement.workspaces = scheduler_->workspace_bytes();
     statement.kv_free_tokens = scheduler_->pages().free_tokens();

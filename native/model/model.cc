@@ -12,6 +12,8 @@ namespace at_moe {
 namespace {
 
 constexpr int64_t kSlabBytes = 16 << 20;
+constexpr size_t kPopulateBytes = 64 << 20;
+constexpr const char* kHeadName = "lm_head.weight";
 
 std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint64_t stream) {
   std::vector<float> values(static_cast<size_t>(count));
@@ -38,6 +40,13 @@ std::vector<const TensorSource*> in_file_order(const std::map<std::string, Tenso
   return order;
 }
 
+Buffer map_section(const PackedSource& packed, const std::string& name) {
+  const PackedSource::Section& section = packed.section(name);
+  // Nothing writes to it: the mapping is read-only.
+  auto* data = const_cast<uint8_t*>(packed.file->data()) + section.offset;
+  return {data, section.bytes, [file = packed.file](void*, size_t) {}};
+}
+
 void pack_rows(Backend& backend, Weight& weight, const TensorSource& source, int64_t row, int64_t count) {
   const float most = is_blocks(weight.storage()) ? kQ8Largest : std::numeric_limits<float>::max();
   const auto check = [&](int64_t first, int64_t rows) { check_rows(source, row + first, rows, most); };
@@ -60,9 +69,9 @@ void pack_rows(Backend& backend, Weight& weight, const TensorSource& source, int
 
 // Where the rows of one checkpoint tensor go.
 struct Model::Target {
-  Weight* weight = nullptr;  // packed rows
-  Weight* also = nullptr;    // the tied head beside the embedding
-  Buffer* vector = nullptr;  // f32 values
+  std::unique_ptr<Weight>* weight = nullptr;  // packed rows
+  std::unique_ptr<Weight>* also = nullptr;    // the tied head beside the embedding
+  Buffer* vector = nullptr;                   // f32 values
   bool embedding = false;
 };
 
@@ -89,8 +98,8 @@ Model::Model(Backend& backend, ModelConfig config, Storage storage, bool trainab
 
 Model::Target Model::target(const std::string& name) {
   if (name == "embed_tokens.weight")
-    return {nullptr, config_.tie_word_embeddings ? head_.get() : nullptr, nullptr, true};
-  if (name == "lm_head.weight") return {head_.get(), nullptr, nullptr, false};
+    return {nullptr, config_.tie_word_embeddings ? &head_ : nullptr, nullptr, true};
+  if (name == kHeadName) return {&head_, nullptr, nullptr, false};
   if (name == "norm.weight") return {nullptr, nullptr, &final_norm_, false};
   const size_t dot = name.find('.', 7);
   Layer& layer = layers_.at(static_cast<size_t>(std::stoll(name.substr(7))));
@@ -101,7 +110,7 @@ Model::Target Model::target(const std::string& name) {
   if (rest == "self_attn.k_norm.weight") return {nullptr, nullptr, &layer.k_norm, false};
   for (size_t module = 0; module < kModules; ++module) {
     if (rest == std::string(module_name(static_cast<int>(module))) + ".weight")
-      return {layer.weight[module].get(), nullptr, nullptr, false};
+      return {&layer.weight[module], nullptr, nullptr, false};
     if (rest == std::string(module_name(static_cast<int>(module))) + ".bias")
       return {nullptr, nullptr, &layer.bias[module], false};
   }
@@ -111,8 +120,8 @@ Model::Target Model::target(const std::string& name) {
 void Model::place(const TensorSource& source, int64_t row, int64_t count) {
   const Target to = target(source.name);
   const int64_t cols = source.cols();
-  Weight* weight = to.weight ? to.weight : to.also;
-  if (weight) pack_rows(backend_, *weight, source, row, count);
+  const std::unique_ptr<Weight>* weight = to.weight ? to.weight : to.also;
+  if (weight) pack_rows(backend_, **weight, source, row, count);
   const bool wide = to.vector || trainable_;
   if (!weight && !wide) check_rows(source, row, count);
   const std::vector<float> values = wide ? widen(source, row, count) : std::vector<float>();
@@ -140,16 +149,66 @@ void Model::prepare(const TensorSource& source) {
     embedding_ = backend_.allocate(static_cast<size_t>(source.elements()) * size_of(embedding_type_));
     bytes_ += embedding_.bytes();
   }
-  parameters_.push_back({source.name, parameter_count_, source.rows(), source.cols()});
-  parameter_count_ += source.elements();
 }
 
-Pass Model::load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress) {
+void Model::adopt(const std::string& name, std::unique_ptr<Weight>& weight, const PackedSource& packed) {
+  bytes_ -= weight->bytes();
+  weight = backend_.adopt_weight(weight->rows(), weight->cols(), storage_, map_section(packed, name));
+  bytes_ += weight->bytes();
+  mapped_bytes_ += weight->bytes();
+}
+
+bool Model::adopt(const TensorSource& source, const PackedSource& packed) {
+  const Target to = target(source.name);
+  if (to.weight) adopt(source.name, *to.weight, packed);
+  if (to.also) adopt(kHeadName, *to.also, packed);
+  if (to.embedding) {
+    embedding_type_ = source.dtype();
+    embedding_ = map_section(packed, source.name);
+    if (embedding_.bytes() < source.bytes()) fail(Code::kBadFile, packed.file->path(), ": too few bytes of ", source.name);
+    bytes_ += embedding_.bytes();
+    mapped_bytes_ += embedding_.bytes();
+  }
+  return to.weight || to.embedding;
+}
+
+std::map<std::string, std::span<const uint8_t>> Model::packed_weights() {
+  std::map<std::string, std::span<const uint8_t>> found;
+  for (const BaseParameter& parameter : parameters_) {
+    const Target to = target(parameter.name);
+    if (to.weight) found[parameter.name] = (*to.weight)->host_bytes();
+    if (to.also) found[kHeadName] = (*to.also)->host_bytes();
+    if (to.embedding) found[parameter.name] = {embedding_.as<const uint8_t>(), embedding_.bytes()};
+  }
+  return found;
+}
+
+Pass Model::load(std::map<std::string, TensorSource> tensors, std::optional<PackedSource> packed,
+                 std::function<void(size_t, size_t)> progress) {
   size_t total = 0, done = 0;
-  for (auto& [name, source] : tensors) {
-    source.name = name;
+  require(!packed || !trainable_, "weights that are trained are not read from a file of packed weights");
+  for (auto at = tensors.begin(); at != tensors.end();) {
+    TensorSource& source = at->second;
+    source.name = at->first;
+    parameters_.push_back({source.name, parameter_count_, source.rows(), source.cols()});
+    parameter_count_ += source.elements();
+    if (packed && adopt(source, *packed)) {
+      at = tensors.erase(at);
+      continue;
+    }
     prepare(source);
     total += source.bytes();
+    ++at;
+  }
+  if (packed) {
+    total += packed->file->size();
+    for (size_t from = 0; from < packed->file->size(); from += kPopulateBytes) {
+      const size_t bytes = std::min(kPopulateBytes, packed->file->size() - from);
+      packed->file->populate(from, bytes);
+      done += bytes;
+      if (progress) progress(done, total);
+      co_await unit_end();
+    }
   }
   if (trainable_) arena_ = backend_.allocate(static_cast<size_t>(parameter_count_) * sizeof(float));
   const std::vector<const TensorSource*> order = in_file_order(tensors);
@@ -225,8 +284,8 @@ void Model::repack() {
     const float* values = arena_.as<float>() + parameter.offset;
     const Target to = target(parameter.name);
     const size_t bytes = static_cast<size_t>(parameter.rows * parameter.cols) * sizeof(float);
-    if (to.weight) backend_.pack_parameters(*to.weight, 0, parameter.rows, values);
-    if (to.also) backend_.pack_parameters(*to.also, 0, parameter.rows, values);
+    if (to.weight) backend_.pack_parameters(**to.weight, 0, parameter.rows, values);
+    if (to.also) backend_.pack_parameters(**to.also, 0, parameter.rows, values);
     if (to.vector) backend_.copy(to.vector->as<void>(), values, bytes);
     if (to.embedding) backend_.copy(embedding_.as<void>(), values, bytes);
   }
