@@ -38,8 +38,13 @@ export interface LoadModelOptions {
    * inputs with one scale; the embedding and adapters keep their types, and a GPU computes in bf16.
    */
   weights?: 'auto' | WeightFormat;
-  /** CPU threads; default: the physical cores. */
+  /** CPU threads; default: the physical cores, within the process's affinity and the quotas of its control groups. */
   threads?: number;
+  /**
+   * Processors to bind the CPU threads to, one each, round about; without `threads`, as many threads as processors. On Linux
+   * alone: elsewhere, and for a processor this process may not run on, ERR_AT_MOE_UNSUPPORTED. Default 'none'.
+   */
+  affinity?: 'none' | number[];
   /** Most sequences worked on at once; default 16. */
   maxBatch?: number;
   /** Longest sequence; default: what the model was made for, as far as the KV cache holds it. */
@@ -80,6 +85,7 @@ const schema = z.strictObject({
   device: deviceSchema.default('auto'),
   weights: z.enum(['auto', 'f32', 'f16', 'bf16', 'q8']).default('auto'),
   threads: z.int().min(1).max(1024).optional(),
+  affinity: z.union([z.literal('none'), z.array(z.int().min(0).max(65535)).min(1)]).default('none'),
   maxBatch: z.int().min(1).max(1024).optional(),
   contextLength: z.int().min(1).optional(),
   kvTokens: z.int().min(16).optional(),
@@ -125,7 +131,11 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   const files = await fileVersions([...new Set(base.descriptor.tensors.flatMap(({ file }) => file ?? []))]);
   const place = { path, descriptor: base.descriptor, weights: chosen, device: device ?? 'auto' };
   const cache = packedCache === false ? undefined : await openPackedCache(packedCache, place);
-  const engine = createEngine({ device: device ?? 'auto', ...(threads && { threads }) });
+  const engine = createEngine({
+    device: device ?? 'auto',
+    ...(threads && { threads }),
+    ...(checked.affinity !== 'none' && { affinity: checked.affinity }),
+  });
   const failure = new AbortController();
   const onProgress = onLoad && abortingOnError(onLoad, failure);
   try {

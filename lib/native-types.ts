@@ -22,6 +22,8 @@ export interface EngineOptions {
   device: Device;
   /** CPU threads; 0 = physical cores. */
   threads?: number;
+  /** Processors that CPU threads are bound to, round about; on Linux alone. */
+  affinity?: number[];
 }
 
 export interface LoadOptions {

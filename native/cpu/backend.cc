@@ -49,7 +49,8 @@ Buffer allocate_aligned(size_t bytes) {
   return Buffer(data, bytes, [](void* memory, size_t) { ::operator delete (memory, std::align_val_t{64}); });
 }
 
-CpuBackend::CpuBackend(int threads) : pool_(threads), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
+CpuBackend::CpuBackend(int threads, const std::vector<int>& affinity)
+    : pool_(threads, affinity), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
 
 void* CpuBackend::grow(Buffer& buffer, size_t bytes) {
   if (buffer.bytes() < bytes) {
@@ -94,7 +95,12 @@ std::unique_ptr<KvPool> CpuBackend::create_kv(const KvPool::Shape& shape) {
 size_t CpuBackend::kv_bytes(const KvPool::Shape& shape) const { return CpuKvPool::bytes(shape); }
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
-  return std::make_unique<CpuBackend>(options.threads);
+  return std::make_unique<CpuBackend>(options.threads, options.affinity);
+}
+
+ThreadCensus count_cpu_threads() {
+  const Pool::Census census = Pool::census();
+  return {census.awake, usable_processors(), census.made_room};
 }
 
 const char* cpu_packed_layout() { return kPanelLayout; }

@@ -21,7 +21,7 @@ Buffer allocate_aligned(size_t bytes);
 
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(int threads);
+  explicit CpuBackend(int threads, const std::vector<int>& affinity = {});
 
   std::string name() const override { return "cpu"; }
   DType activation_type() const override { return DType::f32; }

@@ -16,7 +16,8 @@ namespace at_moe {
 
 struct EngineOptions {
   std::string device = "auto";
-  int threads = 0;  // CPU: 0 = physical cores
+  int threads = 0;            // CPU: 0 = physical cores
+  std::vector<int> affinity;  // CPU: see BackendOptions
 };
 
 struct LoadOptions {

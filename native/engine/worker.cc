@@ -55,7 +55,7 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   if (model_) fail(Code::kBusy, "the engine has a model already");
   const Storage weights = request.options.weights;
   const DType activation = is_blocks(weights) ? DType::bf16 : number_type(weights);
-  backend_ = create_backend(options_.device, {.threads = options_.threads, .activation = activation});
+  backend_ = create_backend(options_.device, {.threads = options_.threads, .affinity = options_.affinity, .activation = activation});
   backend_->begin_step();
   working_ = true;
   auto model = std::make_unique<Model>(*backend_, request.config, weights, request.options.trainable);
