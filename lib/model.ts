@@ -20,9 +20,9 @@ import { type DownloadProgress, resolveModel } from './hub.js';
 import { estimateMemory, type MemoryEstimate, type MemoryOptions } from './memory.js';
 import { Mixture, type MixtureOptions } from './mixture.js';
 import { ModelCore } from './model-core.js';
-import { openPackedCache } from './packed-cache.js';
 import { createEngine } from './native.js';
 import type { EngineStats, MemoryStatement } from './native-types.js';
+import { openPackedCache } from './packed-cache.js';
 import type { CompiledResponseFormat, ResponseFormat } from './response-format.js';
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
@@ -116,7 +116,8 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens, maxQueue, stepTokens } =
     options;
   const { packedCache } = checked;
-  if (packedCache !== false && trainable) throw new TypeError('loadModel: packedCache is not for weights to be trained');
+  if (packedCache !== false && trainable)
+    throw new TypeError('loadModel: packedCache is not for weights to be trained');
   signal?.throwIfAborted();
   const path = await resolveModel(pathOrId, {
     ...(options.revision && { revision: options.revision }),

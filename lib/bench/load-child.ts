@@ -46,7 +46,13 @@ const baseline = process.memoryUsage.rss();
 const start = performance.now();
 const place = { path: dir, descriptor, weights: weights as WeightFormat, device: engineOptions.device };
 const cache = packed === undefined ? undefined : await openPackedCache(packed, place);
-const options = { ...(cache?.found && { packed: cache.found }), weights: weights as WeightFormat, maxBatch: 1, contextLength: 16, kvTokens: 16 };
+const options = {
+  ...(cache?.found && { packed: cache.found }),
+  weights: weights as WeightFormat,
+  maxBatch: 1,
+  contextLength: 16,
+  kvTokens: 16,
+};
 const info = await engine.loadModel(descriptor, options);
 const seconds = (performance.now() - start) / 1000;
 const peak = peakResident();

@@ -109,10 +109,7 @@ interface Result {
 }
 
 /** What runs, and how its report reads. */
-function benchmark<R extends object>(
-  run: (options: BenchOptions & More) => Promise<R>,
-  text: (report: R) => string,
-) {
+function benchmark<R extends object>(run: (options: BenchOptions & More) => Promise<R>, text: (report: R) => string) {
   return async (options: BenchOptions & More): Promise<Result> => {
     const report = await run(options);
     return { report, text: text(report) };

@@ -20,7 +20,10 @@ export const modelFlags = {
     help: 'of the base weights; q8: 8 bits; default as stored',
   },
   threads: { type: 'integer', help: 'CPU threads; default the physical cores' },
-  'packed-cache': { type: 'boolean', help: 'keep packed weights in the model folder and map them from the next load on' },
+  'packed-cache': {
+    type: 'boolean',
+    help: 'keep packed weights in the model folder and map them from the next load on',
+  },
   'context-length': { type: 'integer', help: 'longest sequence in tokens' },
   revision: { type: 'string', help: 'branch, tag or commit of a Hub model' },
   'cache-dir': { type: 'string', value: 'DIR', help: 'the Hugging Face cache' },

@@ -12,8 +12,8 @@ import {
 import { AtMoeError } from '../errors.js';
 import { checkReplaceable, replaceFolder } from './atomic.js';
 import { type CheckpointTensor, readCheckpoint } from './checkpoint.js';
-import { packedName } from './packed-file.js';
 import { type ModelConfigFile, readModelConfig } from './model-config.js';
+import { packedName } from './packed-file.js';
 import { isQuantizable, scaleName, scaleShape } from './q8.js';
 import {
   type SafetensorsDtype,

@@ -19,8 +19,8 @@ struct DeviceDescription {
 };
 
 struct BackendOptions {
-  int threads = 0;                // CPU: 0 = physical cores
-  std::vector<int> affinity{};    // CPU: processors that threads are bound to, round about; the calling one is the first
+  int threads = 0;              // CPU: 0 = physical cores
+  std::vector<int> affinity{};  // CPU: processors that threads are bound to, round about; the calling one is the first
   DType activation = DType::f32;  // GPU: of activations, weights and the KV cache; the CPU computes in f32
   int gpu = 0;                    // GPU: N of "cuda:N"
   size_t memory_budget = 0;       // GPU: most bytes to allocate there, 0 = all

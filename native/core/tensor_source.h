@@ -52,9 +52,9 @@ struct TensorSource {
   int64_t rows() const { return shape.size() == 1 ? 1 : shape.front(); }
   int64_t cols() const { return shape.back(); }
   int64_t elements() const;
-  size_t bytes() const;      // of the elements; without the scales of q8
-  const void* data() const;  // fails with kBadFile when the file is too short
-  Q8Rows blocks() const;     // of q8
+  size_t bytes() const;                             // of the elements; without the scales of q8
+  const void* data() const;                         // fails with kBadFile when the file is too short
+  Q8Rows blocks() const;                            // of q8
   void prefetch(int64_t row, int64_t count) const;  // those of the rows that there are
   void release(int64_t row, int64_t count) const;   // after their last read
 };
@@ -67,7 +67,8 @@ struct PackedSource {
   std::shared_ptr<const MappedFile> file;
   std::map<std::string, Section> sections;
 
-  const Section& section(const std::string& name) const;  // fails with kBadFile without it, or when the file is too short
+  const Section& section(
+      const std::string& name) const;  // fails with kBadFile without it, or when the file is too short
 };
 
 // Fails naming the tensor and the first of the rows' elements that is infinite or NaN (kNotFinite), or whose magnitude is

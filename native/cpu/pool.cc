@@ -168,7 +168,8 @@ uint64_t Pool::wait_for_job(uint64_t seen) {
       }
       if (stop_.load(std::memory_order_relaxed)) return seen;
       made = make_room();
-    } while (!made && Clock::now() - start < (step_open_.load(std::memory_order_relaxed) ? kSpinInStep : kSpinAfterStep));
+    } while (!made &&
+             Clock::now() - start < (step_open_.load(std::memory_order_relaxed) ? kSpinInStep : kSpinAfterStep));
     if (!made) awake.fetch_sub(1, std::memory_order_relaxed);
     parked_.fetch_add(1);
     const uint32_t ticket = wake_.load();

@@ -96,8 +96,7 @@ Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, 
 
 ProbeResult measure_rates(int threads, const std::vector<std::string>& files) {
   constexpr size_t kProbeBytes = size_t{256} << 20;
-  return {measure_read_rate(threads, kProbeBytes), measure_fma_rate(threads),
-          measure_copy_rate(threads, files)};
+  return {measure_read_rate(threads, kProbeBytes), measure_fma_rate(threads), measure_copy_rate(threads, files)};
 }
 
 }  // namespace at_moe

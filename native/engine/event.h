@@ -107,9 +107,10 @@ struct ProbeResult {
   double copy_rate = 0;                // bytes per second, from files into fresh memory
 };
 
-using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,
-                               StepResult, std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement,
-                               EngineStats, BenchResult, ProbeResult, QuantizedTensor, PackedSections, std::vector<uint8_t>>;
+using JobResult =
+    std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
+                 std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement, EngineStats, BenchResult,
+                 ProbeResult, QuantizedTensor, PackedSections, std::vector<uint8_t>>;
 
 struct JobDone {
   int64_t job = 0;

@@ -55,7 +55,8 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   if (model_) fail(Code::kBusy, "the engine has a model already");
   const Storage weights = request.options.weights;
   const DType activation = is_blocks(weights) ? DType::bf16 : number_type(weights);
-  backend_ = create_backend(options_.device, {.threads = options_.threads, .affinity = options_.affinity, .activation = activation});
+  backend_ = create_backend(options_.device,
+                            {.threads = options_.threads, .affinity = options_.affinity, .activation = activation});
   backend_->begin_step();
   working_ = true;
   auto model = std::make_unique<Model>(*backend_, request.config, weights, request.options.trainable);
@@ -71,7 +72,7 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   scheduler_ = std::make_unique<Scheduler>(*model, limits, make_routing, sink_);
   model_ = std::move(model);
   result = ModelInfo{backend_->name(), model_->storage(), limits.context_length,
-                     limits.kv_tokens, limits.max_batch, model_->mapped_bytes() > 0};
+                     limits.kv_tokens, limits.max_batch,  model_->mapped_bytes() > 0};
 }
 
 Pass Worker::create_mixture(MixtureSource source, JobResult& result) {

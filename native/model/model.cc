@@ -97,8 +97,7 @@ Model::Model(Backend& backend, ModelConfig config, Storage storage, bool trainab
 }
 
 Model::Target Model::target(const std::string& name) {
-  if (name == "embed_tokens.weight")
-    return {nullptr, config_.tie_word_embeddings ? &head_ : nullptr, nullptr, true};
+  if (name == "embed_tokens.weight") return {nullptr, config_.tie_word_embeddings ? &head_ : nullptr, nullptr, true};
   if (name == kHeadName) return {&head_, nullptr, nullptr, false};
   if (name == "norm.weight") return {nullptr, nullptr, &final_norm_, false};
   const size_t dot = name.find('.', 7);
@@ -165,7 +164,8 @@ bool Model::adopt(const TensorSource& source, const PackedSource& packed) {
   if (to.embedding) {
     embedding_type_ = source.dtype();
     embedding_ = map_section(packed, source.name);
-    if (embedding_.bytes() < source.bytes()) fail(Code::kBadFile, packed.file->path(), ": too few bytes of ", source.name);
+    if (embedding_.bytes() < source.bytes())
+      fail(Code::kBadFile, packed.file->path(), ": too few bytes of ", source.name);
     bytes_ += embedding_.bytes();
     mapped_bytes_ += embedding_.bytes();
   }

@@ -4,7 +4,7 @@ import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { describe, it, type TestContext, test } from 'node:test';
 import { loadModel } from '../../lib/index.js';
-import { createEngine, loadAddon } from '../../lib/native.js';
+import { type createEngine, loadAddon } from '../../lib/native.js';
 import { golden } from '../formats/support.js';
 import { loadBase, temporary } from '../model/support.js';
 
