@@ -73,6 +73,10 @@ std::unique_ptr<Weight> CudaBackend::create_weight(int64_t rows, int64_t cols, S
   return make_weight(rows, cols, held_as(storage));
 }
 
+std::unique_ptr<Weight> CudaBackend::adopt_weight(int64_t, int64_t, Storage, Buffer) {
+  fail(Code::kUnsupported, "a file of packed weights is for the CPU, not for ", name());
+}
+
 std::unique_ptr<Weight> CudaBackend::create_router_weight(int64_t rows, int64_t cols) {
   return make_weight(rows, cols, Storage::f32);
 }

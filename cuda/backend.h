@@ -48,11 +48,13 @@ class CudaBackend : public Backend {
   void zero(void* device, size_t bytes) override;
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
+  std::unique_ptr<Weight> adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) override;
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const override;
   size_t router_weight_bytes(int64_t rows, int64_t cols) const override;
-  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
-  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
+            const RowCheck& check) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
   std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
   size_t kv_bytes(const KvPool::Shape& shape) const override;

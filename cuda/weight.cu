@@ -100,9 +100,11 @@ void for_runs(int64_t count, int64_t row_bytes, F&& f) {
 
 }  // namespace
 
-void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) {
+void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
+                       const RowCheck& check) {
   const int64_t row_bytes = weight.cols() * static_cast<int64_t>(size_of(source_type));
   for_runs(count, row_bytes, [&](int64_t first, int64_t rows) {
+    if (check) check(first, rows);
     const int64_t bytes = rows * row_bytes;
     char* buffer = scratch<char>(kPackSlot, bytes);
     commands_.flush();  // what was asked for before may use the buffer
@@ -111,10 +113,11 @@ void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const void* s
   });
 }
 
-void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) {
+void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) {
   require(is_blocks(weight.storage()) && source.cols == weight.cols(), "pack: blocks into ", name_of(weight.storage()));
   const int64_t scale_bytes = q8_blocks(source.cols) * static_cast<int64_t>(sizeof(uint16_t));
   for_runs(count, source.cols + scale_bytes, [&](int64_t first, int64_t rows) {
+    if (check) check(first, rows);
     const Q8Rows from = source.from_row(first);
     char* buffer = scratch<char>(kPackSlot, rows * (scale_bytes + source.cols));
     commands_.flush();  // what was asked for before may use the buffer

@@ -8,6 +8,8 @@ import { numberType, storedBytes } from './formats/q8.js';
 export interface MemoryOptions {
   /** Storage of the base weights; default the checkpoint's. With q8, embedding and experts are taken to be bf16. */
   weights?: WeightFormat;
+  /** Weights are mapped from a file of packed weights (`packedCache`); default false. */
+  packedCache?: boolean;
   /** Tokens in the KV cache, all sequences together; default one full context. */
   kvTokens?: number;
   /** Experts (and the general adapter) of this rank on all linear modules; default none. */
@@ -24,6 +26,8 @@ export interface MemoryOptions {
 /** Bytes on the device. */
 export interface MemoryEstimate {
   model: number;
+  /** Of `model`: what lies in the page cache, once for all processes that map the file of packed weights. */
+  mapped: number;
   kv: number;
   experts: number;
   training: number;
@@ -45,6 +49,7 @@ const shapeSchema = z.looseObject({
 });
 const schema = z.strictObject({
   weights: storage.optional(),
+  packedCache: z.boolean().optional(),
   kvTokens: count.optional(),
   experts: count.optional(),
   rank: z.int().min(1).optional(),
@@ -74,7 +79,9 @@ export function estimateMemory(config: ModelConfig, options: MemoryOptions = {})
     config.numLayers;
   const table = [config.vocabSize, config.hiddenSize];
   const norms = (2 * config.numLayers + 1) * config.hiddenSize * 4;
-  const model = linears + storedBytes(weights, table) + storedBytes(numberType(weights), table) + norms;
+  const packed = linears + storedBytes(weights, table) + storedBytes(numberType(weights), table);
+  const model = packed + norms;
+  const mapped = options.packedCache ? packed : 0;
   const kv = 2 * kvTokens * config.numKvHeads * config.headDim * config.numLayers * 4;
   const perExpert =
     shapes.reduce((sum, { outFeatures, inFeatures }) => sum + rank * (outFeatures + inFeatures), 0) * config.numLayers;
@@ -84,5 +91,5 @@ export function estimateMemory(config: ModelConfig, options: MemoryOptions = {})
   const layers = options.recompute ? 1 : config.numLayers;
   const activations = trainingTokens * 4 * (kept * layers + config.hiddenSize * (config.numLayers + 4) + attention);
   const training = trainingTokens === 0 ? 0 : activations + perExpert * 4 * 4;
-  return { model, kv, experts: expertBytes, training, total: model + kv + expertBytes + training };
+  return { model, mapped, kv, experts: expertBytes, training, total: model + kv + expertBytes + training };
 }

@@ -22,6 +22,7 @@ import { Mixture, type MixtureOptions } from './mixture.js';
 import { ModelCore } from './model-core.js';
 import { createEngine } from './native.js';
 import type { EngineStats, MemoryStatement } from './native-types.js';
+import { openPackedCache } from './packed-cache.js';
 import type { CompiledResponseFormat, ResponseFormat } from './response-format.js';
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
@@ -38,8 +39,16 @@ export interface LoadModelOptions {
    * inputs with one scale; the embedding and adapters keep their types, and a GPU computes in bf16.
    */
   weights?: 'auto' | WeightFormat;
-  /** CPU threads, at most 4 for each logical processor; default: the physical cores. */
+  /**
+   * CPU threads, at most 4 for each logical processor; default: the physical cores, within the process's affinity and the quotas
+   * of its control groups.
+   */
   threads?: number;
+  /**
+   * Processors to bind the CPU threads to, one each, round about; without `threads`, as many threads as processors. On Linux
+   * alone: elsewhere, and for a processor this process may not run on, ERR_AT_MOE_UNSUPPORTED. Default 'none'.
+   */
+  affinity?: 'none' | number[];
   /** Most sequences worked on at once; default 16. */
   maxBatch?: number;
   /**
@@ -68,6 +77,12 @@ export interface LoadModelOptions {
   adapterBytes?: number;
   /** Most tokens of a step: long prompts are cut to fit, so that others wait for no more than a step. Default: by the device. */
   stepTokens?: number;
+  /**
+   * Keeps the packed weights in a file and maps it from the next load on: true, in the model's folder
+   * (`packed-<weights>.safetensors`), or the path of the file. Processes that map it share its memory. It follows the
+   * checkpoint's files, and is written anew when they changed. On the CPU alone, and not with `trainable`.
+   */
+  packedCache?: boolean | string;
   /** Keep f32 parameters, so that the base itself can be trained. */
   trainable?: boolean;
   /** Of a model by Hub name. */
@@ -85,6 +100,7 @@ const schema = z.strictObject({
   device: deviceSchema.default('auto'),
   weights: z.enum(['auto', 'f32', 'f16', 'bf16', 'q8']).default('auto'),
   threads: threadsSchema.optional(),
+  affinity: z.union([z.literal('none'), z.array(z.int().min(0).max(65535)).min(1)]).default('none'),
   maxBatch: z.int().min(1).max(1024).optional(),
   contextLength: z.int().min(1).optional(),
   kvTokens: z.int().min(16).optional(),
@@ -93,6 +109,7 @@ const schema = z.strictObject({
   hostKvBytes: z.int().min(0).optional(),
   adapterBytes: z.int().min(1).optional(),
   stepTokens: z.int().min(1).max(65536).optional(),
+  packedCache: z.union([z.boolean(), z.string().min(1)]).default(false),
   trainable: z.boolean().default(false),
   revision: z.string().optional(),
   cacheDir: z.string().optional(),
@@ -114,6 +131,9 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   const checked = checkArgument('loadModel', schema, options);
   const { device, threads, signal, onLoad, trainable, maxBatch, contextLength, kvTokens, maxQueue, stepTokens } =
     options;
+  const { packedCache } = checked;
+  if (packedCache !== false && trainable)
+    throw new TypeError('loadModel: packedCache is not for weights to be trained');
   signal?.throwIfAborted();
   const path = await resolveModel(pathOrId, {
     ...(options.revision && { revision: options.revision }),
@@ -126,7 +146,13 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   const [base, tokenizer] = await Promise.all([modelDescriptor(path), Tokenizer.loadIfPresent(path)]);
   const chosen = checked.weights === 'auto' ? base.descriptor.config.storedType : checked.weights;
   const files = await fileVersions([...new Set(base.descriptor.tensors.flatMap(({ file }) => file ?? []))]);
-  const engine = createEngine({ device: device ?? 'auto', ...(threads && { threads }) });
+  const place = { path, descriptor: base.descriptor, weights: chosen, device: device ?? 'auto' };
+  const cache = packedCache === false ? undefined : await openPackedCache(packedCache, place);
+  const engine = createEngine({
+    device: device ?? 'auto',
+    ...(threads && { threads }),
+    ...(checked.affinity !== 'none' && { affinity: checked.affinity }),
+  });
   const end = joinSignals(signal);
   const onProgress = onLoad && abortingOnError(onLoad, end.abort);
   try {
@@ -141,12 +167,14 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(maxQueue !== undefined && { maxQueue }),
         ...(stepTokens && { stepTokens }),
         prefixCache: checked.prefixCache,
+        ...(cache?.found && { packed: cache.found }),
         ...(options.hostKvBytes !== undefined && { hostKvBytes: options.hostKvBytes }),
         ...(options.adapterBytes !== undefined && { adapterBytes: options.adapterBytes }),
       },
       { signal: end.signal, ...(onProgress && { onProgress }) },
     );
     end.signal.throwIfAborted();
+    await cache?.save(engine);
     warnOfContext(contextLength, base.descriptor.config);
     return new Model(new ModelCore(engine, info, { path, ...base, files }, tokenizer));
   } catch (error) {
@@ -323,6 +351,7 @@ export class Model extends TextGenerator {
     return estimateMemory(this.config, {
       weights: this.#core.info.weights,
       kvTokens: this.#core.info.kvTokens,
+      packedCache: this.#core.info.mapped,
       ...options,
     });
   }

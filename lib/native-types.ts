@@ -22,6 +22,8 @@ export interface EngineOptions {
   device: Device;
   /** CPU threads; 0 = physical cores. */
   threads?: number;
+  /** Processors that CPU threads are bound to, round about; on Linux alone. */
+  affinity?: number[];
 }
 
 export interface LoadOptions {
@@ -56,10 +58,20 @@ export interface LoadOptions {
   prefixCache?: boolean;
   /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
   chunkRows?: number;
+  /** Weights and embedding, read from a mapped file instead of the tensors'; on the CPU, and not with `trainable`. */
+  packed?: PackedSource;
+}
+
+/** Bytes of packed weights in a file, by name. */
+export interface PackedSource {
+  file: string;
+  sections: { name: string; offset: number; byteLength: number }[];
 }
 
 export interface ModelInfo {
   device: string;
+  /** Whether weights are mapped from a file of packed weights. */
+  mapped: boolean;
   weights: WeightFormat;
   contextLength: number;
   kvTokens: number;
@@ -193,6 +205,8 @@ export interface QuantizedTensor {
 
 export interface MemoryStatement {
   model: number;
+  /** Bytes of `model` in a mapped file of packed weights, which processes share. */
+  mapped: number;
   kv: number;
   workspaces: number;
   mixtures: number;
@@ -283,6 +297,8 @@ export interface ProbeResult {
   fmaRate: number;
   /** Multiply-adds per second of one large product with weights stored like the model's, on the CPU. */
   productRate: number;
+  /** Bytes per second of mapping the given files and copying them once into fresh memory; 0 without files. */
+  copyRate: number;
 }
 
 export interface JobOptions {
@@ -366,13 +382,16 @@ export interface NativeEngine {
   merged(request: MergeRequest): Promise<Float32Array>;
   /** A matrix as 8-bit blocks; no model is needed. Rejects values that are not finite or too large (ERR_AT_MOE_UNSUPPORTED). */
   quantize(tensor: TensorSource, job?: JobOptions): Promise<QuantizedTensor>;
+  /** Bytes of each packed weight, by name. Rejects with ERR_AT_MOE_UNSUPPORTED off the CPU. */
+  packedSections(): Promise<Record<string, number>>;
+  packedSection(name: string): Promise<Uint8Array>;
   memory(): Promise<MemoryStatement>;
   /** Told between two steps; waits for no job. */
   stats(): Promise<EngineStats>;
   /** Each step is one unit of work. */
   bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;
-  /** What the CPU does at best; a few hundred milliseconds. */
-  probe(): Promise<ProbeResult>;
+  /** What the CPU does at best; a few hundred milliseconds, and a copy of the files. */
+  probe(files?: string[]): Promise<ProbeResult>;
 
   /** Cancels what runs, frees the device's memory and ends the thread. May be called again. */
   dispose(): Promise<void>;

@@ -65,6 +65,12 @@ interface Hub {
 
 export interface Addon {
   devices(): DeviceDescription[];
+  /** For tests: what the control groups of a tree below `root` allow; 0 cores for no quota. */
+  controlGroups(root: string): { cores: number; memory: { limit: number; used: number }[] };
+  /** Threads of this process's CPU engines that work or spin, and how often one parked because processors were too few. */
+  threadCensus(): { awake: number; processors: number; madeRoom: number };
+  /** Names the form of packed weights in files. */
+  packedLayout: string;
   setDispatcher(dispatcher: (events: RawEvent[]) => void): void;
   hold(): void;
   letGo(): void;
@@ -299,6 +305,14 @@ class Engine implements NativeEngine {
     return this.#run('quantize', [tensor], job);
   }
 
+  packedSections() {
+    return this.#run('packedSections', []);
+  }
+
+  packedSection(name: string) {
+    return this.#run('packedSection', [{ name }]);
+  }
+
   memory() {
     return this.#run('memory', []);
   }
@@ -311,8 +325,8 @@ class Engine implements NativeEngine {
     return this.#run('stats', []);
   }
 
-  probe() {
-    return this.#run('probe', []);
+  probe(files: string[] = []) {
+    return this.#run('probe', [{ files }]);
   }
 
   dispose() {

@@ -23,7 +23,7 @@ const command = {
     'Measures a model of random weights. decode, prefill: base and mixture in turns. train: a step of one expert ' +
     '("base") and of the router over all experts ("mixture"). Each is set against its floor, from bytes or ' +
     'multiply-adds, and against the rate this machine reached in the same run. load: time and peak memory of loading a ' +
-    'checkpoint. event-loop: how late a 10 ms timer fires while the package works. idle: what loaded mixtures cost the ' +
+    'checkpoint, against a copy of it into fresh memory. event-loop: how late a 10 ms timer fires while the package works. idle: what loaded mixtures cost the ' +
     'base. soak: random traffic with slow readers, aborts, replaced mixtures and too little KV cache; compares every text ' +
     'with the same request alone. serve: one stream and several at once from the HTTP server in this process.',
   positionals: 1,
@@ -49,11 +49,12 @@ const command = {
     },
     steps: {
       type: 'integer',
-      help: 'of each variant; default 24 for decode, 8 for prefill and train, 100 for idle; serve: requests of a stream, 3',
+      help: 'of each variant; default 24 for decode, 8 for prefill and train, 100 for idle; load: loads, 3; serve: requests of a stream, 3',
     },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
     'adapter-bytes': { type: 'integer', help: 'soak: device memory for mixtures; default any' },
+    'packed-cache': { type: 'boolean', help: 'load: also from a file of packed weights' },
     device: { type: 'string', choices: listedDevices, unlisted: unlistedDevice, help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
@@ -72,7 +73,7 @@ const command = {
 const kinds = ['decode', 'prefill', 'train', 'load', 'event-loop', 'idle', 'soak', 'serve'] as const;
 type Kind = (typeof kinds)[number];
 
-const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1, idle: 100, soak: 1, serve: 3 };
+const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 3, 'event-loop': 1, idle: 100, soak: 1, serve: 3 };
 
 function atLeastOne(name: string, value: number): number {
   if (value < 1) throw new UsageError(`--${name} is at least 1`);
@@ -103,7 +104,7 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
   };
 }
 
-type Given = BenchOptions & { seconds: number; adapterBytes?: number };
+type Given = BenchOptions & { seconds: number; packedCache: boolean; adapterBytes?: number };
 
 interface Result {
   report: object;
@@ -140,6 +141,7 @@ export async function bench(argv: string[], signal: AbortSignal): Promise<number
   const { report, text } = await benchmarks[kind]({
     ...options,
     seconds: values.seconds ?? 20,
+    packedCache: values['packed-cache'] ?? false,
     ...(adapterBytes !== undefined && { adapterBytes: atLeastOne('adapter-bytes', adapterBytes) }),
   });
   process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : text);

@@ -20,6 +20,10 @@ export const modelFlags = {
     help: 'of the base weights; q8: 8 bits; default as stored',
   },
   threads: { type: 'integer', help: 'CPU threads, at most 4 for each logical processor; default the physical cores' },
+  'packed-cache': {
+    type: 'boolean',
+    help: 'keep packed weights in the model folder and map them from the next load on',
+  },
   'context-length': { type: 'integer', help: 'longest sequence in tokens' },
   revision: { type: 'string', help: 'branch, tag or commit of a Hub model' },
   'cache-dir': { type: 'string', value: 'DIR', help: 'the Hugging Face cache' },
@@ -51,6 +55,7 @@ export async function openModel(
       device: (values.device ?? 'auto') as LoadModelOptions['device'],
       weights: (values.storage ?? 'auto') as LoadModelOptions['weights'],
       threads: values.threads,
+      packedCache: values['packed-cache'],
       contextLength: values['context-length'],
       revision: values.revision,
       cacheDir: values['cache-dir'],

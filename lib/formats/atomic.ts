@@ -243,7 +243,8 @@ export async function replaceFile(path: string, write: (temporary: string) => Pr
     await rename(temporary, siblings.target);
     await syncPath(siblings.parent);
   } catch (error) {
-    await rm(temporary, { force: true });
+    // Where nothing can be written there may be nothing to remove either; the first failure is the one to tell.
+    await rm(temporary, { force: true }).catch(() => undefined);
     throw savingError(path, error);
   }
 }

@@ -13,6 +13,7 @@ import { AtMoeError } from '../errors.js';
 import { checkReplaceable, replaceFolder } from './atomic.js';
 import { type CheckpointTensor, readCheckpoint } from './checkpoint.js';
 import { type ModelConfigFile, readModelConfig } from './model-config.js';
+import { packedName } from './packed-file.js';
 import { isQuantizable, scaleName, scaleShape } from './q8.js';
 import {
   type SafetensorsDtype,
@@ -163,7 +164,12 @@ export async function modelDescriptor(dir: string): Promise<BaseModel> {
   return { descriptor: { config: { ...file.config, storedType }, tensors }, sha256: file.sha256 };
 }
 
-const modelFiles = ['config.json', 'model.safetensors'];
+/** Packed weights go with the model they were made of. */
+const modelFiles = [
+  'config.json',
+  'model.safetensors',
+  ...(['f32', 'f16', 'bf16', 'q8'] as const).map((weights) => packedName(weights)),
+];
 
 /** Says before a training whether writeModel could write there. Errors: those of checkReplaceable. */
 export async function checkModelFolder(dir: string, files: Record<string, string | Uint8Array>): Promise<void> {

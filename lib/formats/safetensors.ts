@@ -263,7 +263,7 @@ function checkLength(path: string, { name, shape, dtype }: WritableTensor, wante
   throw new AtMoeError('ERR_AT_MOE_INTERNAL', `${path}: tensor ${JSON.stringify(name)}: ${problem}`);
 }
 
-function layout(path: string, tensors: WritableTensor[], metadata: Record<string, string>) {
+function layout(path: string, tensors: WritableTensor[], metadata: Record<string, string>, alignment: number) {
   const rows = tensors.map((tensor) => {
     const dtype = tensor.dtype.toUpperCase() as SafetensorsDtype;
     const byteLength = (elementCount(tensor.shape) ?? Number.NaN) * dtypeBytes[dtype];
@@ -284,7 +284,7 @@ function layout(path: string, tensors: WritableTensor[], metadata: Record<string
   const text = Buffer.from(
     `{${fields.map(([name, value]) => `${JSON.stringify(name)}:${JSON.stringify(value)}`).join(',')}}`,
   );
-  const header = Buffer.alloc(8 + Math.ceil(text.length / 8) * 8, ' ');
+  const header = Buffer.alloc(Math.ceil((8 + text.length) / alignment) * alignment, ' ');
   header.writeBigUInt64LE(BigInt(header.length - 8));
   text.copy(header, 8);
   return { header, rows };
@@ -303,15 +303,17 @@ async function copyRange(source: WritableTensor, byteLength: number, write: (chu
 }
 
 /**
- * Writes a safetensors file, byte for byte as the safetensors library would: by dtype, then name; header padded to 8 bytes.
+ * Writes a safetensors file, byte for byte as the safetensors library would: by dtype, then name; header padded to 8
+ * bytes, or to a larger `alignment` of the data.
  * Tensors in files are copied in pieces of 4 MiB. Not synced: replaceFolder and replaceFile do that. Error: IO.
  */
 export async function writeSafetensors(
   path: string,
   tensors: WritableTensor[],
   metadata: Record<string, string> = { format: 'pt' },
+  alignment = 8,
 ): Promise<void> {
-  const { header, rows } = layout(path, tensors, metadata);
+  const { header, rows } = layout(path, tensors, metadata, alignment);
   try {
     const handle = await open(path, 'w');
     const write = async (bytes: Uint8Array) => {

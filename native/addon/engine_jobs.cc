@@ -274,6 +274,19 @@ Napi::Value EngineWrap::quantize(const Info& info) {
   });
 }
 
+Napi::Value EngineWrap::packed_sections(const Info& info) {
+  return job(info, kCommonLane, []() -> Engine::Body {
+    return [](Worker& worker, JobResult& result) { return worker.packed_sections(result); };
+  });
+}
+
+Napi::Value EngineWrap::packed_section(const Info& info) {
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    std::string name = Fields(info[1], "section").text("name");
+    return [name = std::move(name)](Worker& worker, JobResult& result) { return worker.packed_section(name, result); };
+  });
+}
+
 Napi::Value EngineWrap::memory(const Info& info) {
   return job(info, kCommonLane,
              []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.memory(result); }; });
@@ -294,8 +307,10 @@ Napi::Value EngineWrap::bench(const Info& info) {
 }
 
 Napi::Value EngineWrap::probe(const Info& info) {
-  return job(info, kCommonLane,
-             []() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.probe(result); }; });
+  return job(info, kCommonLane, [&]() -> Engine::Body {
+    std::vector<std::string> files = Fields(info[1], "probe").texts("files");
+    return [files = std::move(files)](Worker& worker, JobResult& result) { return worker.probe(files, result); };
+  });
 }
 
 Napi::Value EngineWrap::dispose(const Info& info) {

@@ -48,6 +48,8 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::end_training>("endTraining"),
                       InstanceMethod<&Self::merged>("merged"),
                       InstanceMethod<&Self::quantize>("quantize"),
+                      InstanceMethod<&Self::packed_sections>("packedSections"),
+                      InstanceMethod<&Self::packed_section>("packedSection"),
                       InstanceMethod<&Self::memory>("memory"),
                       InstanceMethod<&Self::stats>("stats"),
                       InstanceMethod<&Self::bench>("bench"),

@@ -53,6 +53,8 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value end_training(const Info& info);
   Napi::Value merged(const Info& info);
   Napi::Value quantize(const Info& info);
+  Napi::Value packed_sections(const Info& info);
+  Napi::Value packed_section(const Info& info);
   Napi::Value memory(const Info& info);
   Napi::Value stats(const Info& info);
   Napi::Value bench(const Info& info);

@@ -82,4 +82,17 @@ std::vector<int64_t> Fields::integers(const char* name) const {
   return items;
 }
 
+std::vector<std::string> Fields::texts(const char* name) const {
+  const Napi::Value value = get(name);
+  if (!value.IsArray()) wrong(name, "an array");
+  const Napi::Array array = value.As<Napi::Array>();
+  std::vector<std::string> items;
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Napi::Value item = array.Get(i);
+    if (!item.IsString()) wrong(name, "an array of strings");
+    items.push_back(item.As<Napi::String>());
+  }
+  return items;
+}
+
 }  // namespace at_moe

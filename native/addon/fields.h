@@ -32,6 +32,7 @@ class Fields {
 
   std::vector<Fields> list(const char* name) const;
   std::vector<int64_t> integers(const char* name) const;  // of a plain array
+  std::vector<std::string> texts(const char* name) const;
   // Copy of a typed array; absent: empty.
   template <typename T>
   std::vector<T> values(const char* name) const {

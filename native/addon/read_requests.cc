@@ -6,6 +6,8 @@ namespace at_moe {
 
 namespace {
 
+constexpr int64_t kMostProcessors = 1 << 20;
+
 SamplingRequest read_sampling(const Fields& from) {
   SamplingRequest sampling;
   sampling.temperature = static_cast<float>(from.number("temperature"));
@@ -60,6 +62,12 @@ EngineOptions read_engine_options(const Fields& from) {
   options.device = from.text("device");
   options.threads = static_cast<int>(from.integer("threads", 0));
   if (options.threads < 0) from.wrong("threads", "no negative number");
+  if (from.has("affinity")) {
+    for (int64_t processor : from.integers("affinity")) {
+      if (processor < 0 || processor > kMostProcessors) from.wrong("affinity", "numbers of processors");
+      options.affinity.push_back(static_cast<int>(processor));
+    }
+  }
   return options;
 }
 

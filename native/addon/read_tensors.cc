@@ -139,6 +139,17 @@ LoadOptions read_load_options(const Fields& from) {
   return options;
 }
 
+PackedSource read_packed(const Fields& from) {
+  PackedSource packed;
+  packed.file = std::make_shared<const MappedFile>(from.text("file"), MappedFile::Access::often);
+  for (const Fields& section : from.list("sections")) {
+    const int64_t offset = section.integer("offset"), bytes = section.integer("byteLength");
+    if (offset < 0 || bytes < 0) section.wrong("offset", "a position in the file");
+    packed.sections[section.text("name")] = {static_cast<size_t>(offset), static_cast<size_t>(bytes)};
+  }
+  return packed;
+}
+
 LoadRequest read_load_request(const Fields& descriptor, const Fields& options) {
   LoadRequest request;
   request.config = read_model_config(descriptor.child("config"));
@@ -148,6 +159,7 @@ LoadRequest read_load_request(const Fields& descriptor, const Fields& options) {
     TensorSource source = reader.read_weight(tensor);
     request.tensors[source.name] = std::move(source);
   }
+  if (options.has("packed")) request.packed = read_packed(options.child("packed"));
   return request;
 }
 

@@ -61,6 +61,7 @@ struct ResultWriter {
                                         {"maxBatch", number(info.max_batch)}});
     object.Set("device", info.device);
     object.Set("weights", name_of(info.weights));
+    object.Set("mapped", info.mapped);
     return object;
   }
   Napi::Value operator()(const MixtureInfo& info) const {
@@ -92,6 +93,7 @@ struct ResultWriter {
   Napi::Value operator()(const std::vector<float>& values) const { return array_of(env, values); }
   Napi::Value operator()(const MemoryStatement& memory) const {
     return numbers(env, {{"model", number(memory.model)},
+                         {"mapped", number(memory.mapped)},
                          {"kv", number(memory.kv)},
                          {"workspaces", number(memory.workspaces)},
                          {"mixtures", number(memory.mixtures)},
@@ -146,8 +148,17 @@ struct ResultWriter {
     object.Set("scales", array_of(env, result.scales));
     return object;
   }
+  Napi::Value operator()(const PackedSections& result) const {
+    Napi::Object object = Napi::Object::New(env);
+    for (const auto& [name, bytes] : result.sizes) object.Set(name, Napi::Number::New(env, bytes));
+    return object;
+  }
+  Napi::Value operator()(const std::vector<uint8_t>& result) const { return array_of(env, result); }
   Napi::Value operator()(const ProbeResult& result) const {
-    return numbers(env, {{"readRate", result.read_rate}, {"fmaRate", result.fma_rate}, {"productRate", result.product_rate}});
+    return numbers(env, {{"readRate", result.read_rate},
+                         {"fmaRate", result.fma_rate},
+                         {"productRate", result.product_rate},
+                         {"copyRate", result.copy_rate}});
   }
 };
 

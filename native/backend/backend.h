@@ -106,13 +106,19 @@ class Backend {
   virtual void zero(void* device, size_t bytes) = 0;
 
   // Weights. `pack` converts `count` rows of row-major host memory, or of f32 device memory, into rows from `row` on. Rows
-  // of q8 go into a weight of q8 as they are, and into no other.
+  // of q8 go into a weight of q8 as they are, and into no other. `check`, if any, gets each run of the source's rows just
+  // before it is read, on any of the backend's threads; what it throws, `pack` throws, with the rows in an undefined state.
+  using RowCheck = std::function<void(int64_t first, int64_t count)>;
   virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) = 0;
+  // A weight that reads `packed`, the bytes that `host_bytes` of an equal one gave; it is never packed into. Fails with
+  // kUnsupported where weights do not lie in host memory, with kBadFile when the bytes are too few.
+  virtual std::unique_ptr<Weight> adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) = 0;
   virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
   virtual size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const = 0;    // of such weights
   virtual size_t router_weight_bytes(int64_t rows, int64_t cols) const = 0;
-  virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) = 0;
-  virtual void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) = 0;
+  virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
+                    const RowCheck& check) = 0;
+  virtual void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) = 0;
   virtual void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) = 0;
   virtual std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) = 0;
   virtual size_t kv_bytes(const KvPool::Shape& shape) const = 0;

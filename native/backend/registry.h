@@ -19,7 +19,8 @@ struct DeviceDescription {
 };
 
 struct BackendOptions {
-  int threads = 0;                // CPU: 0 = physical cores
+  int threads = 0;              // CPU: 0 = physical cores
+  std::vector<int> affinity{};  // CPU: processors that threads are bound to, round about; the calling one is the first
   DType activation = DType::f32;  // GPU: of activations, weights and the KV cache; the CPU computes in f32
   int gpu = 0;                    // GPU: N of "cuda:N"
   size_t memory_budget = 0;       // GPU: most bytes to allocate there, 0 = all
@@ -27,6 +28,15 @@ struct BackendOptions {
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cpu();
+
+// Threads of this process's CPU backends: those that work or spin, the processors there are for them, and how often one of
+// them parked because there were too few.
+struct ThreadCensus {
+  int awake = 0, processors = 0;
+  int64_t made_room = 0;
+};
+ThreadCensus count_cpu_threads();
+const char* cpu_packed_layout();  // names what Weight::host_bytes holds
 std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cuda();
 std::unique_ptr<Backend> create_emulated_backend(const BackendOptions& options);

@@ -17,6 +17,7 @@ namespace at_moe {
 
 inline constexpr int64_t kQ8Block = 32;
 inline constexpr float kQ8Largest = 127.0f * 65504.0f;
+inline constexpr float kQ8ToInteger = 12582912.0f;  // 1.5 · 2^23: a sum with it has the rounded integer in its low bits
 
 constexpr int64_t q8_blocks(int64_t cols) { return (cols + kQ8Block - 1) / kQ8Block; }
 
@@ -35,10 +36,9 @@ constexpr uint16_t q8_scale(float largest) {
 
 // q of a weight under a scale that is not 0.
 constexpr int8_t q8_value(float weight, float scale) {
-  constexpr float kToInteger = 12582912.0f;  // 1.5 · 2^23: leaves the rounded integer in the low bits
   const float steps = weight / scale;
   const float inside = steps < -127.0f ? -127.0f : steps > 127.0f ? 127.0f : steps;
-  return static_cast<int8_t>(std::bit_cast<int32_t>(inside + kToInteger) - std::bit_cast<int32_t>(kToInteger));
+  return static_cast<int8_t>(std::bit_cast<int32_t>(inside + kQ8ToInteger) - std::bit_cast<int32_t>(kQ8ToInteger));
 }
 
 // Row-major, without gaps: values [rows, cols], scales [rows, q8_blocks(cols)] as the bits of f16.

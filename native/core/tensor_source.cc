@@ -14,7 +14,7 @@
 
 namespace at_moe {
 
-MappedFile::MappedFile(const std::string& path) : path_(path) {
+MappedFile::MappedFile(const std::string& path, Access access) : path_(path) {
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) fail(Code::kIo, path, ": ", std::strerror(errno));
   struct stat info;
@@ -25,11 +25,28 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   close(descriptor);
   if (mapped == MAP_FAILED) fail(Code::kIo, path, ": cannot map ", size_, " bytes: ", std::strerror(error));
   data_ = static_cast<uint8_t*>(mapped);
-  madvise(data_, size_, MADV_SEQUENTIAL);
+  if (access == Access::once) madvise(data_, size_, MADV_SEQUENTIAL);
 }
 
 MappedFile::~MappedFile() {
   if (data_) munmap(data_, size_);
+}
+
+void MappedFile::prefetch(size_t offset, size_t bytes) const {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t begin = offset / page * page, end = std::min(offset + bytes, size_);
+  if (end > begin) madvise(data_ + begin, end - begin, MADV_WILLNEED);
+}
+
+void MappedFile::populate(size_t offset, size_t bytes) const {
+  prefetch(offset, bytes);
+#ifdef MADV_POPULATE_READ
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t begin = offset / page * page, end = std::min(offset + bytes, size_);
+  // EINVAL: the system is older than the call.
+  if (end > begin && madvise(data_ + begin, end - begin, MADV_POPULATE_READ) != 0 && errno != EINVAL)
+    fail(Code::kIo, path_, ": reading failed: ", std::strerror(errno));
+#endif
 }
 
 void MappedFile::release(size_t offset, size_t bytes) const {
@@ -37,6 +54,15 @@ void MappedFile::release(size_t offset, size_t bytes) const {
   const size_t begin = (offset + page - 1) / page * page;
   const size_t end = (offset + bytes) / page * page;
   if (end > begin) madvise(data_ + begin, end - begin, MADV_DONTNEED);
+}
+
+const PackedSource::Section& PackedSource::section(const std::string& name) const {
+  const auto at = sections.find(name);
+  if (at == sections.end()) fail(Code::kBadFile, file->path(), ": no packed weight ", name);
+  const Section& found = at->second;
+  if (found.offset > file->size() || file->size() - found.offset < found.bytes)
+    fail(Code::kBadFile, file->path(), ": ", name, " ends beyond the file of ", file->size(), " bytes");
+  return found;
 }
 
 int64_t TensorSource::elements() const {
@@ -65,9 +91,18 @@ Q8Rows TensorSource::blocks() const {
   return {static_cast<const int8_t*>(data()), static_cast<const uint16_t*>(scales->data()), cols()};
 }
 
-void TensorSource::release() const {
-  if (file) file->release(offset, bytes());
-  if (scales) scales->release();
+void TensorSource::prefetch(int64_t row, int64_t count) const {
+  const size_t row_bytes = bytes() / static_cast<size_t>(rows());
+  const int64_t last = std::min(row + count, rows());
+  if (row >= last) return;
+  if (file) file->prefetch(offset + static_cast<size_t>(row) * row_bytes, static_cast<size_t>(last - row) * row_bytes);
+  if (scales) scales->prefetch(row, count);
+}
+
+void TensorSource::release(int64_t row, int64_t count) const {
+  const size_t row_bytes = bytes() / static_cast<size_t>(rows());
+  if (file) file->release(offset + static_cast<size_t>(row) * row_bytes, static_cast<size_t>(count) * row_bytes);
+  if (scales) scales->release(row, count);
 }
 
 namespace {

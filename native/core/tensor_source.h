@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,7 +17,9 @@ namespace at_moe {
 // A read-only mapping of a whole file.
 class MappedFile {
  public:
-  explicit MappedFile(const std::string& path);  // fails with kIo
+  // `once`: what is read is read from front to back, and not again.
+  enum class Access { once, often };
+  explicit MappedFile(const std::string& path, Access access = Access::once);  // fails with kIo
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -24,7 +27,10 @@ class MappedFile {
   const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
-  // Gives the pages of a range back to the system; they are read again when touched.
+  // Starts reading a range, and gives the whole pages of one back to the system; they are read again when touched.
+  void prefetch(size_t offset, size_t bytes) const;
+  // Waits until a range is read, where the system can say so. Fails with kIo when it cannot be read.
+  void populate(size_t offset, size_t bytes) const;
   void release(size_t offset, size_t bytes) const;
 
  private:
@@ -46,10 +52,23 @@ struct TensorSource {
   int64_t rows() const { return shape.size() == 1 ? 1 : shape.front(); }
   int64_t cols() const { return shape.back(); }
   int64_t elements() const;
-  size_t bytes() const;      // of the elements; without the scales of q8
-  const void* data() const;  // fails with kBadFile when the file is too short
-  Q8Rows blocks() const;     // of q8
-  void release() const;      // after the last read
+  size_t bytes() const;                             // of the elements; without the scales of q8
+  const void* data() const;                         // fails with kBadFile when the file is too short
+  Q8Rows blocks() const;                            // of q8
+  void prefetch(int64_t row, int64_t count) const;  // those of the rows that there are
+  void release(int64_t row, int64_t count) const;   // after their last read
+};
+
+// A file of packed weights: where the bytes of each begin, and how many there are.
+struct PackedSource {
+  struct Section {
+    size_t offset = 0, bytes = 0;
+  };
+  std::shared_ptr<const MappedFile> file;
+  std::map<std::string, Section> sections;
+
+  const Section& section(
+      const std::string& name) const;  // fails with kBadFile without it, or when the file is too short
 };
 
 // Fails naming the tensor and the first of the rows' elements that is infinite or NaN (kNotFinite), or whose magnitude is

@@ -49,7 +49,8 @@ Buffer allocate_aligned(size_t bytes) {
   return Buffer(data, bytes, [](void* memory, size_t) { ::operator delete (memory, std::align_val_t{64}); });
 }
 
-CpuBackend::CpuBackend(int threads) : pool_(threads), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
+CpuBackend::CpuBackend(int threads, const std::vector<int>& affinity)
+    : pool_(threads, affinity), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
 
 double CpuBackend::multiply_rate() const { return kernels_.multiply_rate * pool_.workers(); }
 
@@ -78,6 +79,13 @@ std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, St
   return std::make_unique<CpuWeight>(rows, cols, storage, allocate(weight_bytes(rows, cols, storage)));
 }
 
+std::unique_ptr<Weight> CpuBackend::adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) {
+  const size_t wanted = CpuWeight::bytes(rows, cols, storage);
+  if (packed.bytes() < wanted) fail(Code::kBadFile, "a packed weight of ", packed.bytes(), " bytes, not ", wanted);
+  require(reinterpret_cast<uintptr_t>(packed.as<char>()) % 64 == 0, "a packed weight is not aligned");
+  return std::make_unique<CpuWeight>(rows, cols, storage, std::move(packed));
+}
+
 std::unique_ptr<Weight> CpuBackend::create_router_weight(int64_t rows, int64_t cols) {
   return create_weight(rows, cols, Storage::f32);
 }
@@ -97,8 +105,15 @@ std::unique_ptr<KvPool> CpuBackend::create_kv(const KvPool::Shape& shape) {
 size_t CpuBackend::kv_bytes(const KvPool::Shape& shape) const { return CpuKvPool::bytes(shape); }
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
-  return std::make_unique<CpuBackend>(options.threads);
+  return std::make_unique<CpuBackend>(options.threads, options.affinity);
 }
+
+ThreadCensus count_cpu_threads() {
+  const Pool::Census census = Pool::census();
+  return {census.awake, usable_processors(), census.made_room};
+}
+
+const char* cpu_packed_layout() { return kPanelLayout; }
 
 std::vector<DeviceDescription> describe_cpu() {
   DeviceDescription cpu;

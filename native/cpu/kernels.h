@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "core/dtype.h"
+#include "core/q8.h"
 
 namespace at_moe::cpu {
 
@@ -55,6 +55,9 @@ struct Kernels {
   // 16 rows of `cols` values of `source_type`, `source_row` bytes apart, into a packed panel; rows from `rows` on are zero.
   void (*pack)(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
                char* panel);
+  // 16 rows into a packed panel of q8: of numbers, as above, quantised; of blocks, as they are.
+  void (*pack_quantized)(const char* source, int64_t source_row, DType source_type, int64_t cols, char* panel);
+  void (*pack_blocks)(const Q8Rows& source, char* panel);
   // scores -> exp(scores - max) over [first, last), exact zero elsewhere in [0, keys).
   ScoreRow (*softmax)(float* scores, int64_t keys, int64_t first, int64_t last);
   // p -> P = exp(s - lse), ds -> P (dp - delta) over [first, last), exact zero elsewhere in [0, keys).

@@ -39,7 +39,28 @@ void write_control(uint64_t) {}
 void relax() { std::this_thread::yield(); }
 #endif
 
+std::atomic<int> awake{0};
+std::atomic<int64_t> made_room{0};
+
+int processors() {
+  static const int count = usable_processors();
+  return count;
+}
+
+// Takes the calling thread off those that are awake if they are too many.
+bool make_room() {
+  int now = awake.load(std::memory_order_relaxed);
+  while (now > processors()) {
+    if (!awake.compare_exchange_weak(now, now - 1, std::memory_order_relaxed)) continue;
+    made_room.fetch_add(1, std::memory_order_relaxed);
+    return true;
+  }
+  return false;
+}
+
 }  // namespace
+
+Pool::Census Pool::census() { return {awake.load(), made_room.load()}; }
 
 ScopedFlushDenormals::ScopedFlushDenormals() : saved_(read_control()) {
   if ((saved_ & kFlushBits) != kFlushBits) write_control(saved_ | kFlushBits);
@@ -49,13 +70,19 @@ ScopedFlushDenormals::~ScopedFlushDenormals() {
   if ((saved_ & kFlushBits) != kFlushBits) write_control(saved_);
 }
 
-Pool::Pool(int threads) {
-  const int count = threads > 0 ? threads : usable_cores();
+Pool::Pool(int threads, const std::vector<int>& affinity) {
+  check_affinity(affinity);
+  const auto bound = static_cast<int>(affinity.size());
+  const int count = threads > 0 ? threads : bound > 0 ? bound : usable_cores();
   for (int i = 0; i < count; ++i) workers_.push_back(std::make_unique<Worker>());
   for (int i = 1; i < count; ++i) workers_[i]->thread = std::thread([this, i] { work_thread(i); });
+  if (bound == 0) return;
+  bind_thread(this_thread_handle(), affinity[0]);
+  for (int i = 1; i < count; ++i) bind_thread(workers_[i]->thread.native_handle(), affinity[i % bound]);
 }
 
 Pool::~Pool() {
+  end_step();
   stop_.store(true);
   wake();
   for (auto& worker : workers_) {
@@ -69,11 +96,13 @@ void Pool::wake() {
 }
 
 void Pool::begin_step() {
-  step_open_.store(true, std::memory_order_relaxed);
+  if (!step_open_.exchange(true, std::memory_order_relaxed)) awake.fetch_add(1, std::memory_order_relaxed);
   if (parked_.load() > 0) wake();
 }
 
-void Pool::end_step() { step_open_.store(false, std::memory_order_relaxed); }
+void Pool::end_step() {
+  if (step_open_.exchange(false, std::memory_order_relaxed)) awake.fetch_sub(1, std::memory_order_relaxed);
+}
 
 void Pool::run_tasks(int64_t tasks, Task task, void* context) {
   if (tasks <= 0) return;
@@ -130,6 +159,7 @@ uint64_t Pool::wait_for_job(uint64_t seen) {
   using Clock = std::chrono::steady_clock;
   for (;;) {
     const auto start = Clock::now();
+    bool made = false;
     do {
       for (int i = 0; i < 64; ++i) {
         const uint64_t job = job_.load(std::memory_order_acquire);
@@ -137,11 +167,15 @@ uint64_t Pool::wait_for_job(uint64_t seen) {
         relax();
       }
       if (stop_.load(std::memory_order_relaxed)) return seen;
-    } while (Clock::now() - start < (step_open_.load(std::memory_order_relaxed) ? kSpinInStep : kSpinAfterStep));
+      made = make_room();
+    } while (!made &&
+             Clock::now() - start < (step_open_.load(std::memory_order_relaxed) ? kSpinInStep : kSpinAfterStep));
+    if (!made) awake.fetch_sub(1, std::memory_order_relaxed);
     parked_.fetch_add(1);
     const uint32_t ticket = wake_.load();
     if (job_.load() == seen && !stop_.load()) wake_.wait(ticket);
     parked_.fetch_sub(1);
+    awake.fetch_add(1, std::memory_order_relaxed);
   }
 }
 
@@ -149,6 +183,7 @@ void Pool::work_thread(int self) {
   const ScopedFlushDenormals flush;
   Worker& worker = *workers_[self];
   uint64_t seen = 0;
+  awake.fetch_add(1, std::memory_order_relaxed);
   while (!stop_.load(std::memory_order_relaxed)) {
     const uint64_t job = wait_for_job(seen);
     if (job == seen) continue;
@@ -158,6 +193,7 @@ void Pool::work_thread(int self) {
     work(self);
     worker.claim.store(4 * job + kDone, std::memory_order_release);
   }
+  awake.fetch_sub(1, std::memory_order_relaxed);
 }
 
 }  // namespace at_moe

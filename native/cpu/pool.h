@@ -1,6 +1,7 @@
 // Fork and join over a fixed set of threads. The caller is worker 0 and takes part; each worker owns a contiguous range of
 // the tasks and, when done, helps the others, so that a worker that is late (parked, descheduled) never holds up a job.
-// Workers spin while a step is open and shortly after, and park otherwise. Denormals are flushed to zero in every worker
+// Workers spin while a step is open and shortly after, and park otherwise; and at once while more threads of this process's
+// pools are awake than it has processors, so that engines side by side do not spin each other off them. Denormals are flushed to zero in every worker
 // and, while a job runs, in the caller: results never depend on which thread took a task.
 #pragma once
 
@@ -30,7 +31,9 @@ class ScopedFlushDenormals {
 
 class Pool {
  public:
-  explicit Pool(int threads);  // 0 = physical cores
+  // 0 threads: one per processor of `affinity`, without one per physical core. Worker i is bound to affinity[i % size], the
+  // calling thread, which is worker 0, too. Fails with kUnsupported as check_affinity does.
+  explicit Pool(int threads, const std::vector<int>& affinity = {});
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -39,6 +42,13 @@ class Pool {
 
   void begin_step();
   void end_step();
+
+  // Of all pools of this process: threads that work, or spin for work; and how often a worker parked to make room.
+  struct Census {
+    int awake = 0;
+    int64_t made_room = 0;
+  };
+  static Census census();
 
   // fn(task, worker) for every task in [0, tasks); returns when all are done. The first exception is rethrown here.
   // One caller thread at a time, and never from inside a task.

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "core/tensor_source.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 
@@ -15,6 +16,7 @@ namespace at_moe {
 namespace {
 
 constexpr int kRepeats = 5;
+constexpr int64_t kCopyGrain = int64_t{1} << 20;
 constexpr int64_t kRounds = 4'000'000;
 constexpr int64_t kRows = 512, kInputs = 2048, kOutputs = 4096;  // of the large product
 
@@ -51,7 +53,7 @@ double measure_product_rate(int threads, Storage storage) {
   CpuBackend backend(threads);
   const std::unique_ptr<Weight> weight = backend.create_weight(kOutputs, kInputs, storage);
   const std::vector<float> ones(static_cast<size_t>(kOutputs * kInputs), 1.0f);
-  backend.pack(*weight, 0, kOutputs, ones.data(), DType::f32);
+  backend.pack(*weight, 0, kOutputs, ones.data(), DType::f32, nullptr);
   std::vector<float> x(static_cast<size_t>(kRows * kInputs), 1.0f), y(static_cast<size_t>(kRows * kOutputs));
   const LinearModule module{weight.get(), nullptr, matrix(y.data(), kRows, kOutputs)};
   LinearForward product;
@@ -77,6 +79,25 @@ double measure_fma_rate(int threads) {
     });
     return static_cast<double>(products);
   });
+}
+
+double measure_copy_rate(int threads, const std::vector<std::string>& files) {
+  if (files.empty()) return 0;
+  Pool pool(threads);
+  pool.begin_step();
+  int64_t bytes = 0;
+  const auto start = std::chrono::steady_clock::now();
+  for (const std::string& path : files) {
+    const MappedFile file(path);
+    const auto size = static_cast<int64_t>(file.size());
+    const Buffer fresh = allocate_aligned(file.size());
+    pool.run_ranges(size, kCopyGrain, [&](int64_t begin, int64_t end, int) {
+      std::memcpy(fresh.as<char>() + begin, file.data() + begin, static_cast<size_t>(end - begin));
+    });
+    bytes += size;
+  }
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(bytes) / elapsed.count();
 }
 
 }  // namespace at_moe

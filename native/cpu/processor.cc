@@ -6,6 +6,10 @@
 #include <string>
 #include <thread>
 
+#include "core/control_group.h"
+#include "core/status.h"
+
+#include <pthread.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -36,22 +40,15 @@ std::string table_value(const std::string& path, const std::string& key) {
   return "";
 }
 
-// Whole processors granted by the control group, or 0 for no limit.
-int quota_cores() {
-  double quota = 0, period = 0;
-  std::ifstream unified("/sys/fs/cgroup/cpu.max");
-  if (!(unified >> quota >> period)) {
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
-  }
-  return quota > 0 && period > 0 ? std::max(1, static_cast<int>(quota / period)) : 0;
-}
-
 #if defined(__linux__)
-int64_t number_in(const char* path) {
-  int64_t number = 0;
-  std::ifstream(path) >> number;
-  return number;
+std::vector<int> allowed_processors() {
+  std::vector<int> processors;
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return processors;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &allowed)) processors.push_back(i);
+  }
+  return processors;
 }
 
 // A row of /proc/meminfo in bytes, 0 where there is none.
@@ -59,34 +56,30 @@ int64_t memory_row(const char* key) {
   const std::string kibibytes = table_value("/proc/meminfo", key);
   return kibibytes.empty() ? 0 : std::stoll(kibibytes) * 1024;
 }
-
-// The control group's files, of version 2 and of version 1.
-constexpr struct {
-  const char* limit;
-  const char* used;
-} kMemoryGroups[] = {
-    {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-    {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
-};
 #endif
 
 }  // namespace
 
-int usable_cores() {
-  int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+int usable_processors() {
+  int processors = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 #if defined(__linux__)
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
-    std::set<std::string> physical;
-    for (int i = 0; i < CPU_SETSIZE; ++i) {
-      if (!CPU_ISSET(i, &allowed)) continue;
-      const std::string siblings =
-          first_line("/sys/devices/system/cpu/cpu" + std::to_string(i) + "/topology/thread_siblings_list");
-      physical.insert(siblings.empty() ? std::to_string(i) : siblings);
-    }
-    cores = std::max(1, static_cast<int>(physical.size()));
+  if (const std::vector<int> allowed = allowed_processors(); !allowed.empty())
+    processors = static_cast<int>(allowed.size());
+  if (const int quota = group_cores()) processors = std::min(processors, quota);
+#endif
+  return processors;
+}
+
+int usable_cores() {
+  int cores = usable_processors();
+#if defined(__linux__)
+  std::set<std::string> physical;
+  for (int i : allowed_processors()) {
+    const std::string siblings =
+        first_line("/sys/devices/system/cpu/cpu" + std::to_string(i) + "/topology/thread_siblings_list");
+    physical.insert(siblings.empty() ? std::to_string(i) : siblings);
   }
-  if (const int quota = quota_cores()) cores = std::min(cores, quota);
+  if (!physical.empty()) cores = std::min(cores, static_cast<int>(physical.size()));
 #elif defined(__APPLE__)
   size_t size = sizeof(cores);
   sysctlbyname("hw.perflevel0.physicalcpu", &cores, &size, nullptr, 0);
@@ -94,13 +87,34 @@ int usable_cores() {
   return cores;
 }
 
+void check_affinity([[maybe_unused]] const std::vector<int>& processors) {
+#if defined(__linux__)
+  const std::vector<int> allowed = allowed_processors();
+  for (int processor : processors) {
+    if (std::find(allowed.begin(), allowed.end(), processor) == allowed.end())
+      fail(Code::kUnsupported, "affinity: this process may not run on processor ", processor);
+  }
+#else
+  if (!processors.empty()) fail(Code::kUnsupported, "affinity: threads are bound to processors on Linux alone");
+#endif
+}
+
+void bind_thread([[maybe_unused]] std::thread::native_handle_type thread, [[maybe_unused]] int processor) {
+#if defined(__linux__)
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(processor, &one);
+  pthread_setaffinity_np(thread, sizeof(one), &one);
+#endif
+}
+
+std::thread::native_handle_type this_thread_handle() { return pthread_self(); }
+
 int64_t usable_memory() {
   int64_t bytes = 0;
 #if defined(__linux__)
   bytes = memory_row("MemTotal");
-  for (const auto& group : kMemoryGroups) {
-    if (const int64_t limit = number_in(group.limit); limit > 0) bytes = std::min(bytes, limit);
-  }
+  for (const MemoryGroup& group : memory_groups()) bytes = std::min(bytes, group.limit);
 #elif defined(__APPLE__)
   size_t size = sizeof(bytes);
   sysctlbyname("hw.memsize", &bytes, &size, nullptr, 0);
@@ -112,9 +126,8 @@ int64_t free_memory() {
   int64_t bytes = -1;
 #if defined(__linux__)
   bytes = memory_row("MemAvailable");
-  for (const auto& group : kMemoryGroups) {
-    const int64_t limit = number_in(group.limit);
-    if (limit > 0) bytes = std::min(bytes, std::max<int64_t>(0, limit - number_in(group.used)));
+  for (const MemoryGroup& group : memory_groups()) {
+    bytes = std::min(bytes, std::max<int64_t>(0, group.limit - group.used));
   }
 #endif
   return bytes;

@@ -7,12 +7,17 @@
 // Rows are padded to 16, and columns to 2 in bf16 and to 32 in q8, with zeros.
 #pragma once
 
+#include <span>
+
 #include "backend/backend.h"
 #include "cpu/q8_panel.h"
 
 namespace at_moe {
 
 inline constexpr int64_t kPanel = 16;
+
+// Of files of packed weights: another one for every change of what is said above.
+inline constexpr const char* kPanelLayout = "cpu panels of 16, version 1";
 
 class CpuWeight : public Weight {
  public:
@@ -33,6 +38,7 @@ class CpuWeight : public Weight {
   }
 
   size_t bytes() const override { return memory_.bytes(); }
+  std::span<const uint8_t> host_bytes() const override { return {memory_.as<const uint8_t>(), memory_.bytes()}; }
   int64_t panels() const { return (rows() + kPanel - 1) / kPanel; }
   int64_t panel_bytes() const { return panel_bytes(cols(), storage()); }
   char* panel(int64_t index) const { return memory_.as<char>() + index * panel_bytes(); }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <string>
 #include <variant>
 #include <vector>
@@ -57,6 +58,7 @@ struct ModelInfo {
   std::string device;
   Storage weights = Storage::f32;
   int64_t context_length = 0, kv_tokens = 0, max_batch = 0;
+  bool mapped = false;  // weights are read from a mapped file of packed weights
 };
 
 struct MixtureInfo {
@@ -75,7 +77,7 @@ struct TrainerState {
 };
 
 struct MemoryStatement {
-  size_t model = 0, kv = 0, workspaces = 0, mixtures = 0, trainers = 0;
+  size_t model = 0, mapped = 0, kv = 0, workspaces = 0, mixtures = 0, trainers = 0;
   int64_t kv_free_tokens = 0, kv_tokens = 0;
 };
 
@@ -99,13 +101,19 @@ struct QuantizedTensor {
   std::vector<uint8_t> values, scales;  // the bytes of Q8Rows
 };
 
-struct ProbeResult {
-  double read_rate = 0, fma_rate = 0, product_rate = 0;  // bytes, multiply-adds per second
+struct PackedSections {
+  std::map<std::string, double> sizes;  // bytes of each packed weight, by name
 };
 
-using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,
-                               StepResult, std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement,
-                               EngineStats, BenchResult, ProbeResult, QuantizedTensor>;
+struct ProbeResult {
+  double read_rate = 0, fma_rate = 0, product_rate = 0;  // bytes, multiply-adds per second
+  double copy_rate = 0;                                  // bytes per second, from files into fresh memory
+};
+
+using JobResult =
+    std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
+                 std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement, EngineStats, BenchResult,
+                 ProbeResult, QuantizedTensor, PackedSections, std::vector<uint8_t>>;
 
 struct JobDone {
   int64_t job = 0;

@@ -25,7 +25,7 @@ Pass quantize_tensor(TensorSource source, QuantizedTensor& result) {
     quantize(source.dtype(), data, count, cols, values + row * cols, scales + row * blocks);
     co_await unit_end();
   }
-  source.release();
+  source.release(0, rows);
 }
 
 }  // namespace at_moe

@@ -16,7 +16,8 @@ namespace at_moe {
 
 struct EngineOptions {
   std::string device = "auto";
-  int threads = 0;  // CPU: 0 = physical cores
+  int threads = 0;            // CPU: 0 = physical cores
+  std::vector<int> affinity;  // CPU: see BackendOptions
 };
 
 struct LoadOptions {
@@ -36,6 +37,7 @@ struct LoadOptions {
 struct LoadRequest {
   ModelConfig config;
   std::map<std::string, TensorSource> tensors;
+  std::optional<PackedSource> packed;   // weights and embedding, instead of those of the tensors
   std::optional<uint64_t> random_seed;  // instead of tensors
   LoadOptions options;
 };

@@ -56,14 +56,15 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   if (model_) fail(Code::kBusy, "the engine has a model already");
   const Storage weights = request.options.weights;
   const DType activation = is_blocks(weights) ? DType::bf16 : number_type(weights);
-  backend_ = create_backend(options_.device, {.threads = options_.threads, .activation = activation});
+  backend_ = create_backend(options_.device,
+                            {.threads = options_.threads, .affinity = options_.affinity, .activation = activation});
   backend_->begin_step();
   working_ = true;
   auto model = std::make_unique<Model>(*backend_, request.config, weights, request.options.trainable);
   if (request.random_seed) {
     co_await model->load_random(*request.random_seed);
   } else {
-    co_await model->load(std::move(request.tensors), [this, job](size_t done, size_t total) {
+    co_await model->load(std::move(request.tensors), std::move(request.packed), [this, job](size_t done, size_t total) {
       sink_.push(ProgressEvent{job, done, total});
     });
   }
@@ -72,7 +73,8 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   residency_ = std::make_unique<Residency>(*backend_, request.options.adapter_bytes, wake_);
   scheduler_ = std::make_unique<Scheduler>(*model, limits, make_routing, *residency_, sink_);
   model_ = std::move(model);
-  result = ModelInfo{backend_->name(), model_->storage(), limits.context_length, limits.kv_tokens, limits.max_batch};
+  result = ModelInfo{backend_->name(), model_->storage(), limits.context_length,
+                     limits.kv_tokens, limits.max_batch,  model_->mapped_bytes() > 0};
 }
 
 Pass Worker::create_mixture(MixtureSource source, JobResult& result) {
@@ -151,10 +153,31 @@ Pass Worker::quantize(TensorSource source, JobResult& result) {
   result = std::move(made);
 }
 
+Pass Worker::packed_sections(JobResult& result) {
+  scheduler();
+  PackedSections sections;
+  for (const auto& [name, bytes] : model_->packed_weights()) {
+    if (bytes.empty()) fail(Code::kUnsupported, "packed weights of the device ", backend_->name(), " cannot be read");
+    sections.sizes[name] = static_cast<double>(bytes.size());
+  }
+  result = std::move(sections);
+  co_return;
+}
+
+Pass Worker::packed_section(std::string name, JobResult& result) {
+  scheduler();
+  const std::map<std::string, std::span<const uint8_t>> all = model_->packed_weights();
+  const auto at = all.find(name);
+  if (at == all.end()) fail(Code::kMismatch, "the model has no packed weight ", name);
+  result = std::vector<uint8_t>(at->second.begin(), at->second.end());
+  co_return;
+}
+
 Pass Worker::memory(JobResult& result) {
   MemoryStatement statement;
   if (model_) {
     statement.model = model_->device_bytes();
+    statement.mapped = model_->mapped_bytes();
     statement.kv = backend_->kv_bytes(scheduler_->pool().shape());
     statement.workspaces = scheduler_->workspace_bytes();
     statement.kv_free_tokens = scheduler_->pages().free_tokens();
@@ -188,9 +211,9 @@ Pass Worker::bench(BenchRequest request, JobResult& result) {
   result = std::move(times);
 }
 
-Pass Worker::probe(JobResult& result) {
+Pass Worker::probe(std::vector<std::string> files, JobResult& result) {
   const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
-  result = measure_rates(threads, model_ ? model_->storage() : Storage::f32);
+  result = measure_rates(threads, model_ ? model_->storage() : Storage::f32, files);
   co_return;
 }
 

@@ -34,10 +34,12 @@ class Worker {
   Pass load_vocabulary(std::shared_ptr<Vocabulary> vocabulary, JobResult& result);
   Pass merged(MergeRequest request, JobResult& result);
   Pass quantize(TensorSource source, JobResult& result);  // needs no model
+  Pass packed_sections(JobResult& result);
+  Pass packed_section(std::string name, JobResult& result);
   Pass memory(JobResult& result);
   Pass logits(ScoreRequest request, JobResult& result);
   Pass bench(BenchRequest request, JobResult& result);
-  Pass probe(JobResult& result);
+  Pass probe(std::vector<std::string> files, JobResult& result);
 
   // Effects without a result.
   void generate(const std::vector<GenerateRequest>& requests);

@@ -11,7 +11,9 @@ namespace at_moe {
 
 namespace {
 
-constexpr int64_t kSlabBytes = 8 << 20;
+constexpr int64_t kSlabBytes = 16 << 20;
+constexpr size_t kPopulateBytes = 64 << 20;
+constexpr const char* kHeadName = "lm_head.weight";
 
 std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint64_t stream) {
   std::vector<float> values(static_cast<size_t>(count));
@@ -22,23 +24,54 @@ std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint
   return values;
 }
 
+// A multiple of 16 rows.
+int64_t slab_rows(const TensorSource& source) {
+  const int64_t row_bytes = static_cast<int64_t>(source.bytes()) / source.rows();
+  return std::max<int64_t>(16, kSlabBytes / row_bytes / 16 * 16);
+}
+
+// So that a disk reads on without going back.
+std::vector<const TensorSource*> in_file_order(const std::map<std::string, TensorSource>& tensors) {
+  std::vector<const TensorSource*> order;
+  for (const auto& [name, source] : tensors) order.push_back(&source);
+  std::stable_sort(order.begin(), order.end(), [](const TensorSource* a, const TensorSource* b) {
+    return std::pair(a->file.get(), a->offset) < std::pair(b->file.get(), b->offset);
+  });
+  return order;
+}
+
+Buffer map_section(const PackedSource& packed, const std::string& name) {
+  const PackedSource::Section& section = packed.section(name);
+  // Nothing writes to it: the mapping is read-only.
+  auto* data = const_cast<uint8_t*>(packed.file->data()) + section.offset;
+  return {data, section.bytes, [file = packed.file](void*, size_t) {}};
+}
+
 void pack_rows(Backend& backend, Weight& weight, const TensorSource& source, int64_t row, int64_t count) {
-  if (!is_blocks(source.storage)) {
-    const size_t skip = static_cast<size_t>(row * source.cols()) * size_of(source.dtype());
-    return backend.pack(weight, row, count, static_cast<const char*>(source.data()) + skip, source.dtype());
+  const float most = is_blocks(weight.storage()) ? kQ8Largest : std::numeric_limits<float>::max();
+  const auto check = [&](int64_t first, int64_t rows) { check_rows(source, row + first, rows, most); };
+  try {
+    if (!is_blocks(source.storage)) {
+      const size_t skip = static_cast<size_t>(row * source.cols()) * size_of(source.dtype());
+      return backend.pack(weight, row, count, static_cast<const char*>(source.data()) + skip, source.dtype(), check);
+    }
+    const Q8Rows rows = source.blocks().from_row(row);
+    if (is_blocks(weight.storage())) return backend.pack(weight, row, count, rows, check);
+  } catch (const Error&) {
+    check(0, count);  // of several bad values the first is told, whichever a thread met first
+    throw;
   }
-  const Q8Rows rows = source.blocks().from_row(row);
-  if (is_blocks(weight.storage())) return backend.pack(weight, row, count, rows);
-  backend.pack(weight, row, count, rows.widen(count).data(), DType::f32);
+  check(0, count);
+  backend.pack(weight, row, count, source.blocks().from_row(row).widen(count).data(), DType::f32, nullptr);
 }
 
 }  // namespace
 
 // Where the rows of one checkpoint tensor go.
 struct Model::Target {
-  Weight* weight = nullptr;  // packed rows
-  Weight* also = nullptr;    // the tied head beside the embedding
-  Buffer* vector = nullptr;  // f32 values
+  std::unique_ptr<Weight>* weight = nullptr;  // packed rows
+  std::unique_ptr<Weight>* also = nullptr;    // the tied head beside the embedding
+  Buffer* vector = nullptr;                   // f32 values
   bool embedding = false;
 };
 
@@ -64,9 +97,8 @@ Model::Model(Backend& backend, ModelConfig config, Storage storage, bool trainab
 }
 
 Model::Target Model::target(const std::string& name) {
-  if (name == "embed_tokens.weight")
-    return {nullptr, config_.tie_word_embeddings ? head_.get() : nullptr, nullptr, true};
-  if (name == "lm_head.weight") return {head_.get(), nullptr, nullptr, false};
+  if (name == "embed_tokens.weight") return {nullptr, config_.tie_word_embeddings ? &head_ : nullptr, nullptr, true};
+  if (name == kHeadName) return {&head_, nullptr, nullptr, false};
   if (name == "norm.weight") return {nullptr, nullptr, &final_norm_, false};
   const size_t dot = name.find('.', 7);
   Layer& layer = layers_.at(static_cast<size_t>(std::stoll(name.substr(7))));
@@ -77,7 +109,7 @@ Model::Target Model::target(const std::string& name) {
   if (rest == "self_attn.k_norm.weight") return {nullptr, nullptr, &layer.k_norm, false};
   for (size_t module = 0; module < kModules; ++module) {
     if (rest == std::string(module_name(static_cast<int>(module))) + ".weight")
-      return {layer.weight[module].get(), nullptr, nullptr, false};
+      return {&layer.weight[module], nullptr, nullptr, false};
     if (rest == std::string(module_name(static_cast<int>(module))) + ".bias")
       return {nullptr, nullptr, &layer.bias[module], false};
   }
@@ -87,11 +119,10 @@ Model::Target Model::target(const std::string& name) {
 void Model::place(const TensorSource& source, int64_t row, int64_t count) {
   const Target to = target(source.name);
   const int64_t cols = source.cols();
-  check_rows(source, row, count, to.weight || to.also ? largest_weight() : std::numeric_limits<float>::max());
-  for (Weight* weight : {to.weight, to.also}) {
-    if (weight) pack_rows(backend_, *weight, source, row, count);
-  }
+  const std::unique_ptr<Weight>* weight = to.weight ? to.weight : to.also;
+  if (weight) pack_rows(backend_, **weight, source, row, count);
   const bool wide = to.vector || trainable_;
+  if (!weight && !wide) check_rows(source, row, count);
   const std::vector<float> values = wide ? widen(source, row, count) : std::vector<float>();
   if (to.vector) backend_.upload(to.vector->as<void>(), values.data(), values.size() * sizeof(float));
   if (to.embedding) {
@@ -106,8 +137,6 @@ void Model::place(const TensorSource& source, int64_t row, int64_t count) {
   }
 }
 
-float Model::largest_weight() const { return is_blocks(storage_) ? kQ8Largest : std::numeric_limits<float>::max(); }
-
 void Model::prepare(const TensorSource& source) {
   const Target to = target(source.name);
   if (to.vector) {
@@ -119,26 +148,81 @@ void Model::prepare(const TensorSource& source) {
     embedding_ = backend_.allocate(static_cast<size_t>(source.elements()) * size_of(embedding_type_));
     bytes_ += embedding_.bytes();
   }
-  parameters_.push_back({source.name, parameter_count_, source.rows(), source.cols()});
-  parameter_count_ += source.elements();
 }
 
-Pass Model::load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress) {
+void Model::adopt(const std::string& name, std::unique_ptr<Weight>& weight, const PackedSource& packed) {
+  bytes_ -= weight->bytes();
+  weight = backend_.adopt_weight(weight->rows(), weight->cols(), storage_, map_section(packed, name));
+  bytes_ += weight->bytes();
+  mapped_bytes_ += weight->bytes();
+}
+
+bool Model::adopt(const TensorSource& source, const PackedSource& packed) {
+  const Target to = target(source.name);
+  if (to.weight) adopt(source.name, *to.weight, packed);
+  if (to.also) adopt(kHeadName, *to.also, packed);
+  if (to.embedding) {
+    embedding_type_ = source.dtype();
+    embedding_ = map_section(packed, source.name);
+    if (embedding_.bytes() < source.bytes())
+      fail(Code::kBadFile, packed.file->path(), ": too few bytes of ", source.name);
+    bytes_ += embedding_.bytes();
+    mapped_bytes_ += embedding_.bytes();
+  }
+  return to.weight || to.embedding;
+}
+
+std::map<std::string, std::span<const uint8_t>> Model::packed_weights() {
+  std::map<std::string, std::span<const uint8_t>> found;
+  for (const BaseParameter& parameter : parameters_) {
+    const Target to = target(parameter.name);
+    if (to.weight) found[parameter.name] = (*to.weight)->host_bytes();
+    if (to.also) found[kHeadName] = (*to.also)->host_bytes();
+    if (to.embedding) found[parameter.name] = {embedding_.as<const uint8_t>(), embedding_.bytes()};
+  }
+  return found;
+}
+
+Pass Model::load(std::map<std::string, TensorSource> tensors, std::optional<PackedSource> packed,
+                 std::function<void(size_t, size_t)> progress) {
   size_t total = 0, done = 0;
-  for (auto& [name, source] : tensors) {
-    source.name = name;
+  require(!packed || !trainable_, "weights that are trained are not read from a file of packed weights");
+  for (auto at = tensors.begin(); at != tensors.end();) {
+    TensorSource& source = at->second;
+    source.name = at->first;
+    parameters_.push_back({source.name, parameter_count_, source.rows(), source.cols()});
+    parameter_count_ += source.elements();
+    if (packed && adopt(source, *packed)) {
+      at = tensors.erase(at);
+      continue;
+    }
     prepare(source);
     total += source.bytes();
+    ++at;
   }
-  if (trainable_) arena_ = backend_.allocate(static_cast<size_t>(parameter_count_) * sizeof(float));
-  for (const auto& [name, source] : tensors) {
-    const int64_t rows = source.rows();
-    const int64_t slab = std::max<int64_t>(16, kSlabBytes / (static_cast<int64_t>(source.bytes()) / rows) / 16 * 16);
-    for (int64_t row = 0; row < rows; row += slab) {
-      place(source, row, std::min(slab, rows - row));
+  if (packed) {
+    total += packed->file->size();
+    for (size_t from = 0; from < packed->file->size(); from += kPopulateBytes) {
+      const size_t bytes = std::min(kPopulateBytes, packed->file->size() - from);
+      packed->file->populate(from, bytes);
+      done += bytes;
+      if (progress) progress(done, total);
       co_await unit_end();
     }
-    source.release();
+  }
+  if (trainable_) arena_ = backend_.allocate(static_cast<size_t>(parameter_count_) * sizeof(float));
+  const std::vector<const TensorSource*> order = in_file_order(tensors);
+  for (size_t i = 0; i < order.size(); ++i) {
+    const TensorSource& source = *order[i];
+    const int64_t rows = source.rows(), slab = slab_rows(source);
+    for (int64_t row = 0; row < rows; row += slab) {
+      const int64_t count = std::min(slab, rows - row);
+      source.prefetch(row + count, slab);
+      if (row + count == rows && i + 1 < order.size()) order[i + 1]->prefetch(0, slab_rows(*order[i + 1]));
+      place(source, row, count);
+      source.release(row, count);
+      co_await unit_end();
+    }
     done += source.bytes();
     if (progress) progress(done, total);
   }
@@ -165,7 +249,7 @@ Pass Model::load_random(uint64_t seed) {
       for (int64_t row = 0; row < weight.rows(); row += slab) {
         const int64_t count = std::min(slab, weight.rows() - row);
         const std::vector<float> values = random_values(count * weight.cols(), range, seed, stream++);
-        backend_.pack(weight, row, count, values.data(), DType::f32);
+        backend_.pack(weight, row, count, values.data(), DType::f32, nullptr);
         co_await unit_end();
       }
     }
@@ -182,7 +266,7 @@ Pass Model::load_random(uint64_t seed) {
   for (int64_t row = 0; row < head_->rows(); row += 1024) {
     const int64_t count = std::min<int64_t>(1024, head_->rows() - row);
     const std::vector<float> values = random_values(count * head_->cols(), range, seed, stream++);
-    backend_.pack(*head_, row, count, values.data(), DType::f32);
+    backend_.pack(*head_, row, count, values.data(), DType::f32, nullptr);
     co_await unit_end();
   }
 }
@@ -200,8 +284,8 @@ void Model::repack() {
     const float* values = arena_.as<float>() + parameter.offset;
     const Target to = target(parameter.name);
     const size_t bytes = static_cast<size_t>(parameter.rows * parameter.cols) * sizeof(float);
-    if (to.weight) backend_.pack_parameters(*to.weight, 0, parameter.rows, values);
-    if (to.also) backend_.pack_parameters(*to.also, 0, parameter.rows, values);
+    if (to.weight) backend_.pack_parameters(**to.weight, 0, parameter.rows, values);
+    if (to.also) backend_.pack_parameters(**to.also, 0, parameter.rows, values);
     if (to.vector) backend_.copy(to.vector->as<void>(), values, bytes);
     if (to.embedding) backend_.copy(embedding_.as<void>(), values, bytes);
   }

@@ -5,6 +5,10 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -31,8 +35,10 @@ class Model {
   // `trainable` (f32 storage only) keeps an f32 arena of all parameters, in the order of `parameters`.
   Model(Backend& backend, ModelConfig config, Storage storage, bool trainable);
 
-  // Reads the tensors one after the other; a unit per slab of rows. `progress` gets bytes done and in all.
-  Pass load(std::map<std::string, TensorSource> tensors, std::function<void(size_t, size_t)> progress);
+  // Weights and embedding are read where `packed`, if there is one, maps them, and the rest from the tensors.
+  // Reads the tensors in the order of their files; a unit per slab of rows, while the next is fetched. `progress` gets bytes done and in all.
+  Pass load(std::map<std::string, TensorSource> tensors, std::optional<PackedSource> packed,
+            std::function<void(size_t, size_t)> progress);
   // Values of a shape without a checkpoint: linears uniform in ±sqrt(3 / in_features), norms 1. For benchmarks.
   Pass load_random(uint64_t seed);
 
@@ -46,6 +52,9 @@ class Model {
   const float* final_norm() const { return final_norm_.as<float>(); }
   const double* inverse_frequencies() const { return inverse_frequencies_.as<double>(); }
   size_t device_bytes() const { return bytes_; }
+  size_t mapped_bytes() const { return mapped_bytes_; }  // of them, those of a file that is mapped
+  // What a file of packed weights holds, by name; on the CPU alone.
+  std::map<std::string, std::span<const uint8_t>> packed_weights();
 
   bool trainable() const { return static_cast<bool>(arena_); }
   const std::vector<BaseParameter>& parameters() const { return parameters_; }
@@ -62,7 +71,9 @@ class Model {
   Target target(const std::string& name);
   void prepare(const TensorSource& source);
   void place(const TensorSource& source, int64_t row, int64_t count);
-  float largest_weight() const;
+  // False for what such a file does not hold.
+  bool adopt(const TensorSource& source, const PackedSource& packed);
+  void adopt(const std::string& name, std::unique_ptr<Weight>& weight, const PackedSource& packed);
 
   Backend& backend_;
   ModelConfig config_;
@@ -73,7 +84,7 @@ class Model {
   DType embedding_type_ = DType::f32;
   Buffer final_norm_, inverse_frequencies_;
   std::unique_ptr<Weight> head_;
-  size_t bytes_ = 0;
+  size_t bytes_ = 0, mapped_bytes_ = 0;
   std::vector<BaseParameter> parameters_;
   int64_t parameter_count_ = 0;
   uint64_t version_ = 0;

@@ -113,11 +113,14 @@ for (const kind of ['decode', 'prefill', 'train']) {
 }
 
 test('bench load states the peak of a process of its own', async () => {
-  const { status, stdout, stderr } = await cli(['bench', 'load', '--shape', base, '--weights', 'f32', '--json']);
+  const args = ['bench', 'load', '--shape', base, '--weights', 'f32', '--steps', '2', '--packed-cache', '--json'];
+  const { status, stdout, stderr } = await cli(args);
   assert.equal(status, 0, stderr);
   const report = JSON.parse(stdout) as Record<string, number>;
   assert.ok((report.peak_bytes as number) > (report.packed_bytes as number));
-  assert.ok((report.bytes_per_second as number) > 0);
+  for (const key of ['bytes_per_second', 'limit', 'limit_fraction']) assert.ok((report[key] as number) > 0, key);
+  assert.equal(report.steps, 2);
+  assert.ok((report.packed as unknown as { mapped_bytes: number }).mapped_bytes > 0);
   assert.equal(report.peak_over_packed, (report.peak_bytes as number) / (report.packed_bytes as number));
 });
 

@@ -46,6 +46,8 @@ class Weight {
   int64_t cols() const { return cols_; }
   Storage storage() const { return storage_; }
   virtual size_t bytes() const = 0;
+  // The packed form where it lies in host memory, else empty.
+  virtual std::span<const uint8_t> host_bytes() const { return {}; }
 
  private:
   int64_t rows_, cols_;

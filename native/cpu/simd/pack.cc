@@ -10,18 +10,6 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-using U16 = hn::Rebind<uint16_t, F32>;
-using F16 = hn::Rebind<hwy::float16_t, F32>;
-
-HWY_INLINE Vec load_as_float(DType type, const char* source) {
-  if (type == DType::f32) return hn::LoadU(F32(), reinterpret_cast<const float*>(source));
-  if (type == DType::f16) {
-    return hn::PromoteTo(F32(), hn::LoadU(F16(), reinterpret_cast<const hwy::float16_t*>(source)));
-  }
-  const auto bits = hn::PromoteTo(U32(), hn::LoadU(U16(), reinterpret_cast<const uint16_t*>(source)));
-  return hn::BitCast(F32(), hn::ShiftLeft<16>(bits));
-}
-
 // bf16 in the upper half of each lane, the lower half cleared.
 HWY_INLINE hn::Vec<U32> round_to_bf16(Vec value) {
   const U32 d;

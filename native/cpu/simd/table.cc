@@ -17,6 +17,8 @@ void widen_transposed(const char* panel, int64_t begin, int64_t count, float* ou
 void transpose(const float* in, int64_t in_row, float* out, int64_t out_row);
 void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
           char* panel);
+void pack_quantized(const char* source, int64_t source_row, DType source_type, int64_t cols, char* panel);
+void pack_blocks(const Q8Rows& source, char* panel);
 ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last);
 void softmax_backward(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta);
 void blend(float* out, const float* in, int64_t n, float keep, float take);
@@ -41,6 +43,8 @@ const Kernels& kernels() {
        widen_transposed<Storage::q8>},
       transpose,
       pack,
+      pack_quantized,
+      pack_blocks,
       softmax,
       softmax_backward,
       blend,

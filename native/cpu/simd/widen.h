@@ -1,4 +1,5 @@
-// One line of a packed panel as f32 vectors: four inputs for q8, a pair for bf16, one input for f16 and f32.
+// Stored values as f32 vectors: neighbours of a row, and a line of a packed panel, which is four inputs for q8, a pair for
+// bf16, one input for f16 and f32.
 #pragma once
 
 #include "cpu/q8_panel.h"
@@ -6,6 +7,18 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
+
+using U16 = hn::Rebind<uint16_t, F32>;
+using F16 = hn::Rebind<hwy::float16_t, F32>;
+
+HWY_INLINE Vec load_as_float(DType type, const char* source) {
+  if (type == DType::f32) return hn::LoadU(F32(), reinterpret_cast<const float*>(source));
+  if (type == DType::f16) {
+    return hn::PromoteTo(F32(), hn::LoadU(F16(), reinterpret_cast<const hwy::float16_t*>(source)));
+  }
+  const auto bits = hn::PromoteTo(U32(), hn::LoadU(U16(), reinterpret_cast<const uint16_t*>(source)));
+  return hn::BitCast(F32(), hn::ShiftLeft<16>(bits));
+}
 
 // Lines of numbers: no scales, and one place after the other.
 template <int inputs, int bytes>
