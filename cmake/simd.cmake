@@ -44,5 +44,9 @@ else()
   at_moe_add_simd_set(base) # NEON on arm64, else what the compiler's defaults allow
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
     at_moe_add_integer_set(dotprod -march=armv8.2-a+dotprod)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # Its scheduler would load all activations of a tile ahead, and spill most of the tile's sums for them.
+      set_source_files_properties(${integer_sources} PROPERTIES COMPILE_OPTIONS -fno-schedule-insns)
+    endif()
   endif()
 endif()

@@ -12,17 +12,10 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-constexpr bool kSingle = sizeof(Dot::Input) == 1;  // one instruction is a dot
 constexpr int64_t kPieceBlocks = 4;
 constexpr int64_t kPrefetchBytes = 1024;
 
-constexpr int kRows = kLanes == 16 ? 8 : kLanes == 8 ? (kSingle ? 6 : 4) : HWY_TARGET == HWY_NEON ? 6 : 2;
-
-constexpr int panels_for(int rows) {
-  if (kLanes == 16) return rows <= 2 ? 8 : rows <= 4 ? 4 : kSingle ? 3 : 2;
-  if (kLanes == 8) return rows == 1 ? 4 : rows <= (kSingle ? 3 : 2) ? 2 : 1;
-  return HWY_TARGET == HWY_NEON ? (rows == 1 ? 4 : rows <= 3 ? 2 : 1) : (rows == 1 ? 2 : 1);
-}
+constexpr int kRows = Dot::kRows;
 
 template <int R, int P>
 void tile(const Dots& d) {
@@ -76,7 +69,7 @@ void tile(const Dots& d) {
 constexpr int fewer(int panels) { return panels == 3 ? 2 : panels / 2; }
 
 // A tile's rows: all panels over all blocks, as they come from memory.
-template <int R, int P = panels_for(R)>
+template <int R, int P = Dot::panels(R)>
 void stream(Dots d) {
   for (; d.panels >= P; d.panels -= P, d.w += P * d.w_panel, d.acc += P * 16) tile<R, P>(d);
   if constexpr (P > 1) stream<R, fewer(P)>(d);
@@ -95,7 +88,7 @@ void tile_rows(const Dots& d) {
   if constexpr (2 * R > kRows) tile_rows<P, R - 1>(d);
 }
 
-template <int P = panels_for(kRows)>
+template <int P = Dot::panels(kRows)>
 void all_rows(Dots all) {
   const int64_t tiles = (all.rows + kRows - 1) / kRows;
   for (; all.panels >= P; all.panels -= P, all.w += P * all.w_panel, all.acc += P * 16) {

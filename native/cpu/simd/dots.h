@@ -1,5 +1,6 @@
 // The instructions that multiply bytes, by what the compiler may use. One `dot` adds to each lane of a vector, an output,
-// the products of four inputs; all sums are exact, so all forms give the same integers.
+// the products of four inputs; all sums are exact, so all forms give the same integers. Beside it stands what the registers
+// hold: the most rows of a tile, and the panels for a number of rows.
 #pragma once
 
 #include <type_traits>
@@ -20,6 +21,11 @@ HWY_INLINE Ints broadcast(const void* four_bytes) {
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 struct Dot {
+  static constexpr int kRows = kLanes == 16 ? 8 : 6;
+  static constexpr int panels(int rows) {
+    if (kLanes == 16) return rows <= 2 ? 8 : rows <= 4 ? 4 : 3;
+    return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  }
   using Input = int8_t;
   using Inputs = Ints;
   using Line = Ints;
@@ -36,6 +42,11 @@ struct Dot {
 #elif HWY_ARCH_X86
 // Bytes 0 and 2 of a lane, then 1 and 3, as pairs of 16 bits.
 struct Dot {
+  static constexpr int kRows = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 2;
+  static constexpr int panels(int rows) {
+    if (kLanes == 16) return rows <= 2 ? 8 : rows <= 4 ? 4 : 2;
+    return rows == 1 ? kLanes / 2 : rows == 2 ? kLanes / 4 : 1;
+  }
   using Input = int16_t;  // of four neighbours: 0, 2, 1, 3
   struct Inputs {
     Ints even, odd;
@@ -62,8 +73,10 @@ struct Dot {
     return sum;
   }
 };
-#elif HWY_TARGET == HWY_NEON
+#elif HWY_ARCH_ARM_A64 && !defined(__ARM_FEATURE_SVE)
 struct Dot {
+  static constexpr int kRows = 6;
+  static constexpr int panels(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
   using Input = int8_t;
   using Inputs = int8x16_t;
   using Line = int8x16_t;
@@ -81,6 +94,8 @@ struct Dot {
 };
 #else
 struct Dot {
+  static constexpr int kRows = 2;
+  static constexpr int panels(int rows) { return 3 - rows; }
   using Input = int8_t;
   using Inputs = const Input*;
   using Line = Ints;
