@@ -3,8 +3,6 @@
 // hold: the most rows of a tile, and the panels for a number of rows.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/q8_panel.h"
 #include "cpu/simd/vector.h"
 
@@ -67,9 +65,8 @@ struct Dot {
     const hn::Repartition<int16_t, I32> d;
     Ints none = hn::Zero(I32());
     sum = hn::ReorderWidenMulAccumulate(I32(), hn::BitCast(d, a), hn::BitCast(d, b), sum, none);
-    asm(""
-        : "+v"(
-            sum.raw));  // keeps gcc from adding products up before the sum, which takes more registers than there are
+    // Keeps gcc from adding products up before the sum, which takes more registers than there are.
+    asm("" : "+v"(sum.raw));
     return sum;
   }
 };
