@@ -24,8 +24,8 @@ void CudaBackend::synchronize() {
 
 Buffer CudaBackend::allocate(size_t bytes) {
   const auto memory = std::make_shared<Buffer>(runtime_->allocate(bytes));
-  return Buffer(memory->as<void>(), bytes,
-                [memory, released = commands_.released()](void*, size_t) { released->take(std::move(*memory)); });
+  const auto release = [memory, released = commands_.released()](void*, size_t) { released->take(std::move(*memory)); };
+  return meter_.count(Buffer(memory->as<void>(), bytes, release));
 }
 
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
@@ -70,11 +70,19 @@ void* CudaBackend::grow(Buffer& buffer, size_t bytes) {
 }
 
 std::unique_ptr<Weight> CudaBackend::create_weight(int64_t rows, int64_t cols, Storage storage) {
-  return make_weight(rows, cols, is_blocks(storage) ? storage : storage_of(activation_));
+  return make_weight(rows, cols, held_as(storage));
 }
 
 std::unique_ptr<Weight> CudaBackend::create_router_weight(int64_t rows, int64_t cols) {
   return make_weight(rows, cols, Storage::f32);
+}
+
+size_t CudaBackend::weight_bytes(int64_t rows, int64_t cols, Storage storage) const {
+  return CudaWeight::bytes(rows, cols, held_as(storage));
+}
+
+size_t CudaBackend::router_weight_bytes(int64_t rows, int64_t cols) const {
+  return CudaWeight::bytes(rows, cols, Storage::f32);
 }
 
 std::unique_ptr<Weight> CudaBackend::make_weight(int64_t rows, int64_t cols, Storage storage) {

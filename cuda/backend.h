@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/memory_meter.h"
 #include "cuda/commands.h"
 #include "cuda/runtime.h"
 #include "cuda/staging.h"
@@ -29,13 +30,18 @@ class CudaBackend : public Backend {
 
   std::string name() const override { return runtime_->name(); }
   DType activation_type() const override { return activation_; }
+  double multiply_rate() const override { return 5e13; }
   void reserve(const StepCapacity& capacity) override;
   void synchronize() override;
   DeviceWork work() const override { return work_; }
+  std::unique_ptr<Backend> beside() const override {
+    return std::make_unique<CudaBackend>(runtime_->beside(), activation_);
+  }
   void begin_step() override {}
   void end_step() override { commands_.flush(); }
 
   Buffer allocate(size_t bytes) override;
+  MemoryUse memory() const override { return meter_.use(); }
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void copy(void* to, const void* from, size_t bytes) override;
@@ -43,6 +49,8 @@ class CudaBackend : public Backend {
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
+  size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const override;
+  size_t router_weight_bytes(int64_t rows, int64_t cols) const override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
   void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
@@ -98,6 +106,7 @@ class CudaBackend : public Backend {
   }
   void* grow(Buffer& buffer, size_t bytes);
 
+  Storage held_as(Storage storage) const { return is_blocks(storage) ? storage : storage_of(activation_); }
   std::unique_ptr<Weight> make_weight(int64_t rows, int64_t cols, Storage storage);
 
   // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
@@ -130,6 +139,7 @@ class CudaBackend : public Backend {
   std::unique_ptr<Runtime> runtime_;
   DType activation_;
   DeviceWork work_;
+  MemoryMeter meter_;
   Staging staging_;
   Commands commands_;
   Buffer scratch_[kScratchSlots];

@@ -30,7 +30,8 @@ class Runtime {
   virtual ~Runtime() = default;
   virtual std::string name() const = 0;  // "cuda", "emulated"
   virtual const DeviceLimits& limits() const = 0;
-  virtual Stream stream() const = 0;  // asked for before every launch: fails when the device is lost
+  virtual std::unique_ptr<Runtime> beside() const = 0;  // of the same device, with a stream of its own
+  virtual Stream stream() const = 0;                    // asked for before every launch: fails when the device is lost
   // The most blocks of a kernel that are on the device at once.
   virtual int resident_blocks(const void* kernel, int threads, size_t shared_bytes) const = 0;
   // The launches that `enqueue` makes on the stream, which do not run; null where the device cannot.

@@ -1,11 +1,12 @@
 import { withValues } from './adapter-tensors.js';
 import type { GroupNames } from './data/labels.js';
 import type { ExampleSource } from './data/rows.js';
-import { AtMoeError } from './errors.js';
 import { type Adapter as AdapterData, writeAdapter } from './formats/peft.js';
 import type { RequestRouting } from './generation.js';
+import { Lifetime } from './lifetime.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-mixture-types.js';
+import { Pinning } from './pinning.js';
 import { defaultRouterOptions, type RoutingControls, RoutingNames } from './routing-controls.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
@@ -13,33 +14,34 @@ import { finishing } from './training/finishing.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
+/** Where in a mixture an adapter is trained: with the groups whose labels its data may carry, and at most as long. */
+interface Place {
+  groups: readonly GroupNames[];
+  name: string;
+  life: Lifetime;
+}
+
 /** One LoRA adapter over a base model, at weight 1. */
 export class Adapter extends TextGenerator {
   readonly #core: ModelCore;
   readonly #handle: MixtureHandle;
   #adapter: AdapterData;
-  readonly #place: { groups: readonly GroupNames[]; name: string } | undefined;
-  #disposed = false;
+  readonly #pinning: Pinning;
+  readonly #place: Place | undefined;
+  readonly #life: Lifetime;
 
-  private constructor(
-    core: ModelCore,
-    adapter: AdapterData,
-    handle: MixtureHandle,
-    place?: { groups: readonly GroupNames[]; name: string },
-  ) {
+  private constructor(core: ModelCore, adapter: AdapterData, handle: MixtureHandle, place?: Place) {
     super();
+    this.#life = new Lifetime('the adapter', place?.life ?? core.life);
     this.#place = place;
     this.#core = core;
     this.#adapter = adapter;
     this.#handle = handle;
+    this.#pinning = new Pinning(core.engine, () => handle);
   }
 
-  /** `place`: in the mixture the adapter is trained for, with the groups whose labels its data may carry. @internal */
-  static async from(
-    core: ModelCore,
-    adapter: AdapterData,
-    place?: { groups: readonly GroupNames[]; name: string },
-  ): Promise<Adapter> {
+  /** `place`: in the mixture the adapter is trained for. @internal */
+  static async from(core: ModelCore, adapter: AdapterData, place?: Place): Promise<Adapter> {
     const descriptor = {
       groups: [1],
       experts: [adapter.modules],
@@ -54,8 +56,7 @@ export class Adapter extends TextGenerator {
 
   /** @internal */
   get core(): ModelCore {
-    if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the adapter was disposed');
-    this.#core.check();
+    this.#life.check();
     return this.#core;
   }
 
@@ -82,6 +83,7 @@ export class Adapter extends TextGenerator {
   train(data: ExampleSource, trainingOptions: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
     const { engine } = this.core;
     return finishing(runTraining(this.#trainingContext(), data, trainingOptions), async () => {
+      if (this.#life.ended) return;
       this.#adapter = withValues(this.#adapter, 'experts.0.', await engine.readMixture(this.#handle, 'experts.0.'));
     });
   }
@@ -99,11 +101,23 @@ export class Adapter extends TextGenerator {
     await writeAdapter(dir, this.#adapter, this.core.descriptor.config);
   }
 
-  /** Frees the engine's memory of the adapter. May be called again. */
+  /**
+   * Keeps the adapter on the device, whatever else needs the room (`adapterBytes` of loadModel). Resolves when it is there.
+   * @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when it has no place beside what is pinned.
+   */
+  async pin(): Promise<void> {
+    this.core.check();
+    await this.#pinning.pin();
+  }
+
+  unpin(): void {
+    this.core.check();
+    this.#pinning.unpin();
+  }
+
+  /** Ends its training and evaluation, and frees the engine's memory of it; requests in flight finish. May be called again. */
   dispose(): void {
-    if (this.#disposed) return;
-    this.#disposed = true;
-    this.#core.engine.releaseMixture(this.#handle);
+    if (this.#life.end()) this.#core.engine.releaseMixture(this.#handle);
   }
 
   [Symbol.dispose](): void {
@@ -117,6 +131,7 @@ export class Adapter extends TextGenerator {
     return {
       ...this.core.trainingContext('adapter', this.#handle, [this.#place?.name ?? null, pairs]),
       dropout: config.dropout,
+      life: this.#life,
       ...(this.#place && { groups: this.#place.groups }),
     };
   }

@@ -1,6 +1,8 @@
 import { readFile, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
+import { z } from 'zod';
 import { f32Source } from './adapter-tensors.js';
+import { checkArgument } from './arguments.js';
 import { type AdapterModule, linearModules, type QuantizedSource, type StorageType } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import { fileVersions } from './formats/file-version.js';
@@ -12,12 +14,26 @@ import { plainConfig, widenQ8 } from './formats/q8.js';
 import { readSource, type WritableTensor } from './formats/safetensors.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-mixture-types.js';
+import { weightSchema } from './routing-controls.js';
 
 export interface ExportOptions {
   /** 'merged': a plain model in the base's stored types, 8-bit weights in the embedding's. 'peft': one adapter, of the ranks' sum per module. */
   as: 'merged' | 'peft';
-  /** Weight of each named expert, in every layer; experts not named get 0. */
+  /** Weight of each named expert, in every layer; experts not named get 0. One at least is named. */
   weights: Record<string, number>;
+}
+
+const needed = 'a number for each expert to export, by name: an export has no router';
+const schema = z.strictObject({
+  as: z.enum(['merged', 'peft'], { error: 'it is "merged" or "peft"' }),
+  weights: z
+    .record(z.string(), weightSchema, { error: needed })
+    .refine((weights) => Object.keys(weights).length > 0, { error: needed }),
+});
+
+/** Errors: TypeError, RangeError. */
+export function checkExportOptions(options: ExportOptions): ExportOptions {
+  return checkArgument('export', schema, options ?? {});
 }
 
 /** W' = W + Σ λρ w_e s_e B_e A_e + (1 − λ) s_p B_p A_p for every linear; all other tensors as they are. */
@@ -118,7 +134,7 @@ export async function exportAdapter(
       modules.push({ layer, module, ...stacked, scaling: 1 });
     }
   }
-  if (modules.length === 0) throw new RangeError('the weights leave nothing to export');
+  if (modules.length === 0) throw new RangeError('export: weights: they leave nothing to export');
   const rank = Math.max(...Object.values(ranks));
   const other = Object.fromEntries(
     Object.entries(ranks)

@@ -1,10 +1,12 @@
 import { AtMoeError } from './errors.js';
 import type { CheckedOptions } from './generation-options.js';
+import type { Lifetime } from './lifetime.js';
 import type { ModelCore } from './model-core.js';
 import type { RoutingRequest } from './native-mixture-types.js';
-import type { Usage as EngineUsage, GenerateRequest, SequenceEvent, SessionRequest } from './native-types.js';
+import type { Usage as EngineUsage, GenerateRequest, SessionRequest } from './native-types.js';
 import type { RoutingNames } from './routing-controls.js';
 import { buildTrace, type RoutingTrace, type TraceRecords } from './routing-trace.js';
+import { type DoneEvent, type RunningTexts, Submission } from './submission.js';
 import { Detokenizer } from './text/detokenizer.js';
 import { StopMatcher } from './text/stop.js';
 
@@ -57,35 +59,15 @@ export interface RequestRouting {
   request: RoutingRequest;
   /** Absent for the base model. */
   names?: RoutingNames;
+  /** Routing of its own for each token; false also where weights are fixed. */
   perToken: boolean;
+  /** Of the mixture: with 'token' the keys of one routing go on under another. */
+  scope?: 'token' | 'sequence';
 }
-
-type DoneEvent = Extract<SequenceEvent, { type: 'done' }>;
 
 /** Tokens of a text that may be unread before the engine stops writing it; told to it in parts. */
 const mostUnread = 64;
 const readPart = 16;
-
-interface ChoiceEvent {
-  index: number;
-  event: SequenceEvent;
-}
-
-/** The events of a request's sequences, in order; a reader waits for the next one. */
-class EventQueue {
-  readonly #events: ChoiceEvent[] = [];
-  #wake: (() => void) | undefined;
-
-  push(event: ChoiceEvent): void {
-    this.#events.push(event);
-    this.#wake?.();
-  }
-
-  async next(): Promise<ChoiceEvent> {
-    while (this.#events.length === 0) await new Promise<void>((resolve) => (this.#wake = resolve));
-    return this.#events.shift() as ChoiceEvent;
-  }
-}
 
 /** Turns the events of a sequence into text. */
 class Transcript {
@@ -129,78 +111,97 @@ export interface SequenceRun {
   /** Ids before them, of which the text's start depends on the last few. */
   context: ArrayLike<number>;
   session?: SessionRequest;
+  /** Ends with it; default: the model's. */
+  life?: Lifetime;
   /** The pieces are read without a pause: tokens need not wait for their reader. */
   whole?: boolean;
   /** Called at the end with what the engine's context holds. */
   onEnd?: (usage: EngineUsage) => void;
+  /** Called when the iterator was dropped in the middle and the engine is done with it; must not lead to the iterator. */
+  onDropped?: () => void;
+}
+
+/** The requests of one call with these options. */
+export function newSubmission({ engine, formats }: ModelCore, { responseFormat }: CheckedOptions): Submission {
+  return new Submission(engine, responseFormat && (() => formats.prepare()));
 }
 
 /**
- * Runs one request, routed by what `route` gives when it starts; yields its text as it comes and returns the whole.
- * Leaving the iterator early ends its sequences. Errors: the signal's reason; AtMoeError of the engine.
+ * Runs one request of a call, routed by what `route` gives when the call is posted, which the first read of any of its
+ * iterators does; yields its text as it comes and returns the whole. Leaving the iterator early ends its sequences, and so
+ * does dropping it, when it is collected. Errors: the signal's reason; AtMoeError of the engine.
  */
-export async function* runSequence(
+export function runSequence(
   core: ModelCore,
   run: SequenceRun,
   route: () => RequestRouting,
   options: CheckedOptions,
+  submission = newSubmission(core, options),
 ): AsyncGenerator<Piece, GenerateResult> {
-  core.check();
-  options.signal?.throwIfAborted();
-  if (options.responseFormat) {
-    await core.formats.prepare();
-    core.check();
-    options.signal?.throwIfAborted();
-  }
-  const routing = route();
-  const queue = new EventQueue();
+  const signals = [options.signal, ...(run.life ?? core.life).signals];
+  const check = () => {
+    for (const signal of signals) signal?.throwIfAborted();
+  };
+  let routing: RequestRouting | undefined;
+  const texts = submission.add(options.n ?? 1, () => {
+    check();
+    routing = route();
+    return request(core, run, routing, options);
+  });
+  const begin = async () => {
+    check();
+    await submission.post();
+    texts.endWith(signals);
+    return routing as RequestRouting;
+  };
+  const pieces = readPieces(core, run, options, { texts, begin, check });
+  texts.watch(pieces, run.onDropped);
+  return pieces;
+}
+
+interface Reading {
+  texts: RunningTexts;
+  /** Posts the call; its routing. */
+  begin(): Promise<RequestRouting>;
+  /** Throws when the request is to end. */
+  check(): void;
+}
+
+async function* readPieces(
+  core: ModelCore,
+  run: SequenceRun,
+  options: CheckedOptions,
+  { texts, begin, check }: Reading,
+): AsyncGenerator<Piece, GenerateResult> {
   const before = [...Array.from(run.context), ...run.ids];
-  const choices = Array.from({ length: options.n ?? 1 }, () => new Transcript(core, before, options.stop));
-  const ends: DoneEvent[] = [];
-  let open = choices.length;
-  const next = async () => {
-    const { index, event } = await queue.next();
-    if (event.type === 'done') {
-      ends[index] = event;
-      open--;
-    }
-    return { index, event };
-  };
-  const first = core.engine.generate(request(core, run, routing, options), (event, index) =>
-    queue.push({ index, event }),
-  );
-  const cancel = () => {
-    for (const index of choices.keys()) if (!ends[index]) core.engine.cancel(first + index);
-  };
+  const choices = Array.from({ length: texts.count }, () => new Transcript(core, before, options.stop));
   const mark = (index: number) => (options.n === undefined ? {} : { index });
-  options.signal?.addEventListener('abort', cancel, { once: true });
   try {
-    while (open > 0) {
-      const { index, event } = await next();
+    const routing = await begin();
+    for (let next = await texts.next(); next; next = await texts.next()) {
+      const { index, event } = next;
       const choice = choices[index] as Transcript;
       // What the engine made before the abort is not wanted any more.
-      options.signal?.throwIfAborted();
-      core.check();
+      check();
       if (event.type === 'done') checkEnd(event, choice);
       else if (event.type === 'trace') choice.traces.push(event);
       else if (choice.stop === undefined) {
         const text = choice.take(event.token, event.logProb);
-        if (!run.whole && choice.tokens.length % readPart === 0) core.engine.read(first + index, readPart);
-        if (choice.stop !== undefined) core.engine.cancel(first + index);
+        if (!run.whole && choice.tokens.length % readPart === 0) texts.read(index, readPart);
+        if (choice.stop !== undefined) texts.cancel(index);
         yield { text, tokens: [event.token], ...(options.logProbs && { logProbs: [event.logProb] }), ...mark(index) };
       }
     }
+    for (const [index, choice] of choices.entries()) {
+      const rest = choice.flush();
+      if (rest) yield { text: rest, tokens: [], ...mark(index) };
+    }
+    return result(core, run, routing, options, choices, texts.ends);
   } finally {
-    options.signal?.removeEventListener('abort', cancel);
-    cancel();
-    while (open > 0) await next();
-    run.onEnd?.((ends[0] as DoneEvent).usage);
+    await texts.end();
+    const [end] = texts.ends;
+    if (end) run.onEnd?.(end.usage);
   }
-  for (const [index, choice] of choices.entries()) {
-    const rest = choice.flush();
-    if (rest) yield { text: rest, tokens: [], ...mark(index) };
-  }
-  return result(core, run, routing, options, choices, ends);
 }
 
 function request(core: ModelCore, run: SequenceRun, routing: RequestRouting, options: CheckedOptions): GenerateRequest {

@@ -13,6 +13,8 @@ export interface MemoryOptions {
   /** Experts (and the general adapter) of this rank on all linear modules; default none. */
   experts?: number;
   rank?: number;
+  /** Most bytes of experts on the device (loadModel); default no bound. */
+  adapterBytes?: number;
   /** Micro-batch of this many tokens in training; default none. */
   trainingTokens?: number;
   /** Only layer inputs are kept in training. */
@@ -46,6 +48,7 @@ const schema = z.strictObject({
   kvTokens: count.optional(),
   experts: count.optional(),
   rank: z.int().min(1).optional(),
+  adapterBytes: z.int().min(1).optional(),
   trainingTokens: count.optional(),
   recompute: z.boolean().optional(),
 });
@@ -62,6 +65,7 @@ export function estimateMemory(config: ModelConfig, options: MemoryOptions = {})
     kvTokens = config.maxPositionEmbeddings,
     experts = 0,
     rank = 16,
+    adapterBytes = Infinity,
     trainingTokens = 0,
   } = options;
   const shapes = linearModules.map((module) => moduleShape(config, module));
@@ -74,7 +78,7 @@ export function estimateMemory(config: ModelConfig, options: MemoryOptions = {})
   const kv = 2 * kvTokens * config.numKvHeads * config.headDim * config.numLayers * 4;
   const perExpert =
     shapes.reduce((sum, { outFeatures, inFeatures }) => sum + rank * (outFeatures + inFeatures), 0) * config.numLayers;
-  const expertBytes = experts * perExpert * bytesPerElement[numberType(weights)];
+  const expertBytes = Math.min(experts * perExpert * bytesPerElement[numberType(weights)], adapterBytes);
   const attention = (config.numHeads * 2 + config.numKvHeads * 2) * config.headDim;
   const kept = config.hiddenSize + attention + 2 * config.intermediateSize;
   const layers = options.recompute ? 1 : config.numLayers;

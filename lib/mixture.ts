@@ -4,7 +4,7 @@ import { checkFolder, checkSeed } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
 import { AtMoeError } from './errors.js';
 import { type ExpertSpec, makeAdapter } from './expert-spec.js';
-import { type ExportOptions, exportAdapter, exportMerged } from './export.js';
+import { checkExportOptions, type ExportOptions, exportAdapter, exportMerged } from './export.js';
 import type { LoraConfig } from './formats/lora-targets.js';
 import {
   type MixtureData,
@@ -14,11 +14,12 @@ import {
   writeMixture,
 } from './formats/mixture-folder.js';
 import type { RequestRouting } from './generation.js';
+import { Lifetime } from './lifetime.js';
 import type { ModelCore } from './model-core.js';
 import type { MixtureDescriptor, MixtureHandle } from './native-mixture-types.js';
+import { Pinning } from './pinning.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
 import {
-  checkControls,
   expertWeights,
   type RoutingControls,
   RoutingNames,
@@ -64,15 +65,20 @@ export class Mixture extends TextGenerator {
   #data: MixtureData;
   #names: RoutingNames;
   #handle: MixtureHandle;
+  readonly #pinning: Pinning;
   #version = 1;
   #training = false;
-  #disposed = false;
+  /** An expert that is trained alone. */
+  #alone: AdapterModel | undefined;
+  readonly #life: Lifetime;
 
   private constructor(core: ModelCore, data: MixtureData, handle: MixtureHandle) {
     super();
     this.#core = core;
+    this.#life = new Lifetime('the mixture', core.life);
     this.#data = data;
     this.#handle = handle;
+    this.#pinning = new Pinning(core.engine, () => this.#handle);
     this.#names = namesOf(data);
   }
 
@@ -114,7 +120,7 @@ export class Mixture extends TextGenerator {
 
   /** @internal */
   get core(): ModelCore {
-    this.#check();
+    this.#life.check();
     return this.#core;
   }
 
@@ -147,12 +153,13 @@ export class Mixture extends TextGenerator {
 
   /** @internal */
   requestRouting(controls: RoutingControls): RequestRouting {
-    this.#check();
+    this.#life.check();
     const names = this.#names;
+    const { scope } = this.#data.routing;
     if (controls.only !== undefined || controls.experts) {
       const alone = controls.only !== undefined;
       const weights = expertWeights(names, alone ? { [controls.only as string]: 1 } : (controls.experts ?? {}));
-      return { request: { kind: 'fixed', mixture: this.#handle, weights, alone }, names, perToken: false };
+      return { request: { kind: 'fixed', mixture: this.#handle, weights, alone }, names, perToken: false, scope };
     }
     const request = {
       kind: 'mixture' as const,
@@ -160,7 +167,7 @@ export class Mixture extends TextGenerator {
       options: routerOptions(this.#data.routing, controls),
       controls: routerControls(names, controls),
     };
-    return { request, names, perToken: this.#data.routing.scope === 'token' };
+    return { request, names, perToken: scope === 'token', scope };
   }
 
   /**
@@ -169,6 +176,7 @@ export class Mixture extends TextGenerator {
    * signal's reason.
    */
   trainExpert(name: string, data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    this.#life.check();
     this.#names.expert(name);
     parseTrainingOptions(options, 'adapter');
     return this.#trainAlone(() => this.#find(this.#names.expert(name)), data, options);
@@ -176,6 +184,7 @@ export class Mixture extends TextGenerator {
 
   /** Trains the general adapter alone at weight 1. Errors as trainExpert(). */
   trainGeneral(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    this.#life.check();
     if (!this.#data.general) throw new AtMoeError('ERR_AT_MOE_UNKNOWN_NAME', 'the mixture has no general adapter');
     parseTrainingOptions(options, 'adapter');
     return this.#trainAlone(() => this.#data.general as NamedAdapter, data, options);
@@ -183,12 +192,14 @@ export class Mixture extends TextGenerator {
 
   /** Trains the router, and λ and ρ where they are learned; base and experts are frozen. Errors as trainExpert(). */
   trainRouter(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    this.#life.check();
     parseTrainingOptions(options, 'router');
     return this.#trainWhole('router', data, options);
   }
 
   /** Trains router, experts and the general adapter together. Errors as trainExpert(). */
   trainJoint(data: ExampleSource, options: TrainingOptions = {}): AsyncGenerator<TrainingProgress> {
+    this.#life.check();
     parseTrainingOptions(options, 'joint');
     return this.#trainWhole('joint', data, options);
   }
@@ -203,16 +214,20 @@ export class Mixture extends TextGenerator {
     const place = find();
     this.#begin();
     const { groups } = this.#names;
-    const alone = await AdapterModel.from(core, place.adapter, { groups, name: place.name }).catch((error) => {
+    const within = { groups, name: place.name, life: this.#life };
+    const alone = await AdapterModel.from(core, place.adapter, within).catch((error) => {
       this.#training = false;
       throw error;
     });
+    this.#alone = alone;
     yield* finishing(alone.train(data, options), async () => {
       try {
+        if (this.#life.ended) return;
         place.adapter = alone.adapter;
         await this.#reload(this.#data);
       } finally {
         alone.dispose();
+        this.#alone = undefined;
         this.#training = false;
       }
     });
@@ -228,7 +243,7 @@ export class Mixture extends TextGenerator {
     const handle = this.#handle;
     yield* finishing(runTraining(context, data, options), async () => {
       try {
-        await this.#reload(await this.#read(handle));
+        if (!this.#life.ended) await this.#reload(await this.#read(handle));
       } finally {
         this.#training = false;
       }
@@ -245,7 +260,11 @@ export class Mixture extends TextGenerator {
 
   #trainingContext(target: 'router' | 'joint'): TrainingContext {
     const structure = [this.groups, this.hasGeneral, this.#data.routing];
-    return { ...this.core.trainingContext(target, this.#handle, structure), groups: this.#names.groups };
+    return {
+      ...this.core.trainingContext(target, this.#handle, structure),
+      groups: this.#names.groups,
+      life: this.#life,
+    };
   }
 
   /** The mixture's data with the values the engine holds. */
@@ -267,8 +286,17 @@ export class Mixture extends TextGenerator {
   }
 
   async #reload(data: MixtureData): Promise<void> {
-    const { mixture } = await this.#core.engine.createMixture(mixtureDescriptor(data));
-    this.#core.engine.releaseMixture(this.#handle);
+    const { engine } = this.#core;
+    const { mixture } = await engine.createMixture(mixtureDescriptor(data));
+    await this.#pinning.move(mixture).catch((error) => {
+      engine.releaseMixture(mixture);
+      throw error;
+    });
+    if (this.#life.ended) {
+      engine.releaseMixture(mixture);
+      return;
+    }
+    engine.releaseMixture(this.#handle);
     this.#handle = mixture;
     this.#data = data;
     this.#names = namesOf(data);
@@ -315,6 +343,7 @@ export class Mixture extends TextGenerator {
 
   /** Removes an expert with its router rows; its group goes with its last expert. @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME. */
   async removeExpert(name: string): Promise<void> {
+    this.#life.check();
     const index = this.#names.expert(name);
     if (this.#names.experts.length === 1) throw new RangeError('a mixture needs at least one expert');
     const router = dropRouterRows(this.#data.router, this.#sizes(), index);
@@ -327,8 +356,9 @@ export class Mixture extends TextGenerator {
 
   /** Puts another adapter in an expert's place; its router rows stay. Errors as addExpert(). */
   async replaceExpert(name: string, spec: ExpertSpec, seed = 0): Promise<void> {
+    const { core } = this;
     const old = this.#find(this.#names.expert(name));
-    const adapter = await makeAdapter(this.core, spec, seed);
+    const adapter = await makeAdapter(core, spec, seed);
     const groups = this.#data.groups.map((group) => ({
       ...group,
       experts: group.experts.map((expert) => (expert === old ? { name: expert.name, adapter } : expert)),
@@ -337,9 +367,11 @@ export class Mixture extends TextGenerator {
   }
 
   async #exchange(data: MixtureData): Promise<void> {
+    this.#life.check();
     this.#begin();
     try {
       await this.#reload(data);
+      this.#life.check();
     } finally {
       this.#training = false;
     }
@@ -353,31 +385,40 @@ export class Mixture extends TextGenerator {
 
   /**
    * Writes the mixture at fixed weights as one plain model ('merged') or one PEFT adapter of the ranks' sum ('peft').
-   * @throws AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_IO.
+   * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_UNKNOWN_NAME, ERR_AT_MOE_IO.
    */
   async export(dir: string, options: ExportOptions): Promise<void> {
-    if (options?.as !== 'merged' && options?.as !== 'peft') throw new TypeError('export: as is "merged" or "peft"');
-    if (!options.weights) throw new TypeError('export needs weights: a number for each expert by name');
-    checkControls({ experts: options.weights });
-    const weights = expertWeights(this.#names, options.weights);
-    if (options.as === 'peft') await exportAdapter(dir, this.core, this.#data, weights);
-    else await exportMerged(dir, this.core, this.#data, this.#handle, weights);
+    const { core } = this;
+    checkFolder(dir, 'export needs a folder');
+    const { as, weights: named } = checkExportOptions(options);
+    const weights = expertWeights(this.#names, named);
+    if (as === 'peft') await exportAdapter(dir, core, this.#data, weights);
+    else await exportMerged(dir, core, this.#data, this.#handle, weights);
   }
 
-  /** Frees the engine's memory of the mixture; requests in flight finish. May be called again. */
+  /**
+   * Keeps the mixture, and what replaces it, on the device, whatever else needs the room (`adapterBytes` of loadModel).
+   * Resolves when it is there. @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when it has no place beside what is pinned.
+   */
+  async pin(): Promise<void> {
+    this.#life.check();
+    await this.#pinning.pin();
+  }
+
+  unpin(): void {
+    this.#life.check();
+    this.#pinning.unpin();
+  }
+
+  /** Ends its training and evaluation, and frees the engine's memory of it; requests in flight finish. May be called again. */
   dispose(): void {
-    if (this.#disposed) return;
-    this.#disposed = true;
+    if (!this.#life.end()) return;
+    this.#alone?.dispose();
     this.#core.engine.releaseMixture(this.#handle);
   }
 
   [Symbol.dispose](): void {
     this.dispose();
-  }
-
-  #check(): void {
-    if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the mixture was disposed');
-    this.#core.check();
   }
 
   #begin(): void {

@@ -4,6 +4,7 @@ import { chatMessage } from './data/rows.js';
 import type { ModelDescriptor } from './descriptors.js';
 import { AtMoeError } from './errors.js';
 import type { Prompt } from './generation-options.js';
+import { Lifetime } from './lifetime.js';
 import type { MixtureHandle } from './native-mixture-types.js';
 import type { TrainTarget } from './native-training-types.js';
 import type { ModelInfo, NativeEngine } from './native-types.js';
@@ -26,6 +27,7 @@ export class ModelCore {
   readonly tokenizer: Tokenizer | undefined;
   readonly chatTemplate: ChatTemplate | undefined;
   readonly formats: ResponseFormats;
+  readonly life = new Lifetime('the model');
   #disposed: Promise<void> | undefined;
   #sessions = 0;
 
@@ -48,10 +50,11 @@ export class ModelCore {
 
   /** @throws AtMoeError ERR_AT_MOE_DISPOSED after dispose(). */
   check(): void {
-    if (this.#disposed) throw new AtMoeError('ERR_AT_MOE_DISPOSED', 'the model was disposed');
+    this.life.check();
   }
 
   dispose(): Promise<void> {
+    this.life.end();
     this.#disposed ??= this.engine.dispose();
     return this.#disposed;
   }
@@ -66,6 +69,7 @@ export class ModelCore {
       contextLength: info.contextLength,
       vocabSize: this.descriptor.config.vocabSize,
       fingerprint: JSON.stringify([sha256, structure]),
+      life: this.life,
       ...(tokenizer && { tokenizer }),
       ...(chatTemplate && { chatTemplate }),
     };

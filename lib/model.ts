@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { abortReason } from './abort.js';
+import { joinSignals } from './abort.js';
 import { Adapter } from './adapter.js';
 import { freshAdapter } from './adapter-tensors.js';
 import { checkArgument, checkFolder } from './arguments.js';
@@ -26,6 +26,7 @@ import type { CompiledResponseFormat, ResponseFormat } from './response-format.j
 import type { RoutingControls } from './routing-controls.js';
 import { Tokenizer } from './text/tokenizer.js';
 import { TextGenerator } from './text-generator.js';
+import { threadsSchema } from './threads.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
 
@@ -37,15 +38,21 @@ export interface LoadModelOptions {
    * inputs with one scale; the embedding and adapters keep their types, and a GPU computes in bf16.
    */
   weights?: 'auto' | WeightFormat;
-  /** CPU threads; default: the physical cores. */
+  /** CPU threads, at most 4 for each logical processor; default: the physical cores. */
   threads?: number;
   /** Most sequences worked on at once; default 16. */
   maxBatch?: number;
-  /** Longest sequence; default: what the model was made for, as far as the KV cache holds it. */
+  /**
+   * Longest sequence; default: what the model was made for (max_position_embeddings), as far as the KV cache holds it. A larger
+   * one is lowered to it, with a process warning of the code AT_MOE_CONTEXT_LENGTH.
+   */
   contextLength?: number;
   /** Tokens of the KV cache, all sequences together. */
   kvTokens?: number;
-  /** Most requests that may wait for a place in the batch, beyond which they reject with ERR_AT_MOE_QUEUE_FULL; default: no bound. */
+  /**
+   * Most texts that may wait for a place in the batch; default: no bound. Each of `n`, each prompt and each score is one; a call
+   * for which there is no room as a whole rejects with ERR_AT_MOE_QUEUE_FULL, and none of it runs.
+   */
   maxQueue?: number;
   /** Keep the keys of ended sequences for prompts that begin alike, while their room is not needed; default true. */
   prefixCache?: boolean;
@@ -54,6 +61,11 @@ export interface LoadModelOptions {
    * on a GPU, 0 on the CPU.
    */
   hostKvBytes?: number;
+  /**
+   * Bytes of device memory for the experts and routers of mixtures and adapters. Those beyond it wait in host memory and are
+   * loaded when they are asked for, in the place of what has been unused for longest; default: no bound.
+   */
+  adapterBytes?: number;
   /** Most tokens of a step: long prompts are cut to fit, so that others wait for no more than a step. Default: by the device. */
   stepTokens?: number;
   /** Keep f32 parameters, so that the base itself can be trained. */
@@ -72,13 +84,14 @@ const callback = z.custom<(...values: never[]) => void>((value) => typeof value 
 const schema = z.strictObject({
   device: deviceSchema.default('auto'),
   weights: z.enum(['auto', 'f32', 'f16', 'bf16', 'q8']).default('auto'),
-  threads: z.int().min(1).max(1024).optional(),
+  threads: threadsSchema.optional(),
   maxBatch: z.int().min(1).max(1024).optional(),
   contextLength: z.int().min(1).optional(),
   kvTokens: z.int().min(16).optional(),
   maxQueue: z.int().min(0).optional(),
   prefixCache: z.boolean().default(true),
   hostKvBytes: z.int().min(0).optional(),
+  adapterBytes: z.int().min(1).optional(),
   stepTokens: z.int().min(1).max(65536).optional(),
   trainable: z.boolean().default(false),
   revision: z.string().optional(),
@@ -114,8 +127,8 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
   const chosen = checked.weights === 'auto' ? base.descriptor.config.storedType : checked.weights;
   const files = await fileVersions([...new Set(base.descriptor.tensors.flatMap(({ file }) => file ?? []))]);
   const engine = createEngine({ device: device ?? 'auto', ...(threads && { threads }) });
-  const failure = new AbortController();
-  const onProgress = onLoad && abortingOnError(onLoad, failure);
+  const end = joinSignals(signal);
+  const onProgress = onLoad && abortingOnError(onLoad, end.abort);
   try {
     const info = await engine.loadModel(
       base.descriptor,
@@ -129,27 +142,48 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
         ...(stepTokens && { stepTokens }),
         prefixCache: checked.prefixCache,
         ...(options.hostKvBytes !== undefined && { hostKvBytes: options.hostKvBytes }),
+        ...(options.adapterBytes !== undefined && { adapterBytes: options.adapterBytes }),
       },
-      { signal: AbortSignal.any([...(signal ? [signal] : []), failure.signal]), ...(onProgress && { onProgress }) },
+      { signal: end.signal, ...(onProgress && { onProgress }) },
     );
-    failure.signal.throwIfAborted();
+    end.signal.throwIfAborted();
+    warnOfContext(contextLength, base.descriptor.config);
     return new Model(new ModelCore(engine, info, { path, ...base, files }, tokenizer));
   } catch (error) {
     await engine.dispose();
-    failure.signal.throwIfAborted();
-    throw abortReason(error, signal);
+    end.signal.throwIfAborted();
+    throw error;
+  } finally {
+    end.release();
   }
 }
 
+function warnOfContext(asked: number | undefined, { maxPositionEmbeddings: most }: ModelConfig): void {
+  if (asked === undefined || asked <= most) return;
+  const message = `contextLength ${asked} is beyond the model's max_position_embeddings: it is taken as ${most}`;
+  process.emitWarning(message, { code: 'AT_MOE_CONTEXT_LENGTH' });
+}
+
 /** An error of a caller's callback would be lost in native code: it becomes the reason of an abort. */
-function abortingOnError<T extends unknown[]>(callback: (...values: T) => void, controller: AbortController) {
+function abortingOnError<T extends unknown[]>(callback: (...values: T) => void, abort: (reason: unknown) => void) {
   return (...values: T): void => {
     try {
       callback(...values);
     } catch (error) {
-      controller.abort(error);
+      abort(error);
     }
   };
+}
+
+async function pinned<T extends Mixture | Adapter>(loaded: T, pin = false): Promise<T> {
+  if (!pin) return loaded;
+  try {
+    await loaded.pin();
+  } catch (error) {
+    loaded.dispose();
+    throw error;
+  }
+  return loaded;
 }
 
 /** A base model on its device. */
@@ -164,6 +198,7 @@ export class Model extends TextGenerator {
 
   /** @internal */
   get core(): ModelCore {
+    this.#core.check();
     return this.#core;
   }
 
@@ -216,20 +251,26 @@ export class Model extends TextGenerator {
     return await Mixture.create(this.#core, options);
   }
 
-  /** A saved mixture. `onWarning` hears of a base that is not quite the one it was made for. */
-  async loadMixture(dir: string, options: { onWarning?: (message: string) => void } = {}): Promise<Mixture> {
+  /**
+   * A saved mixture. `onWarning` hears of a base that is not quite the one it was made for; `pin`: as Mixture.pin().
+   * @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY for one that is larger than `adapterBytes`.
+   */
+  async loadMixture(
+    dir: string,
+    options: { onWarning?: (message: string) => void; pin?: boolean } = {},
+  ): Promise<Mixture> {
     checkFolder(dir, 'loadMixture needs a folder');
     this.#core.check();
     const { warnings, ...data } = await readMixture(dir, { config: this.config, sha256: this.#core.sha256 });
     for (const warning of warnings) (options.onWarning ?? process.emitWarning)(warning);
-    return await Mixture.from(this.#core, data);
+    return await pinned(await Mixture.from(this.#core, data), options.pin);
   }
 
-  /** A PEFT LoRA adapter. */
-  async loadAdapter(dir: string): Promise<Adapter> {
+  /** A PEFT LoRA adapter. Options and errors as loadMixture(). */
+  async loadAdapter(dir: string, options: { pin?: boolean } = {}): Promise<Adapter> {
     checkFolder(dir, 'loadAdapter needs a folder');
     this.#core.check();
-    return await Adapter.from(this.#core, await readAdapter(dir, this.config));
+    return await pinned(await Adapter.from(this.#core, await readAdapter(dir, this.config)), options.pin);
   }
 
   /** A fresh LoRA adapter (B = 0), to be trained. */

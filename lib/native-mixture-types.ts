@@ -47,6 +47,7 @@ export type MixtureHandle = number;
 
 export interface MixtureInfo {
   mixture: MixtureHandle;
+  /** Of its experts and routers, while they are on the device. */
   deviceBytes: number;
   /** Floats of a routing record: 2G + 3E + 1. */
   recordWidth: number;

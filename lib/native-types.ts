@@ -40,13 +40,18 @@ export interface LoadOptions {
    * routed as a whole is read in units beside the steps. Default: by the speed of the device.
    */
   stepTokens?: number;
-  /** Most requests that may wait for a place in the batch. Default: no bound. */
+  /** Most sequences that may wait for a place in the batch. Default: no bound. */
   maxQueue?: number;
   /**
    * Host memory for the keys of sequences that gave way to others, which are computed again beyond it. Default: 1 GiB, and 0
    * where the device's memory is the host's.
    */
   hostKvBytes?: number;
+  /**
+   * Device memory for the experts and routers of mixtures: those beyond it wait in host memory and are loaded when they are
+   * asked for, in the place of what has been unused for longest. Default: no bound.
+   */
+  adapterBytes?: number;
   /** Keep the keys of ended sequences while their room is not needed. Default true. */
   prefixCache?: boolean;
   /** Rows of one uninterruptible unit. Default: about 30 ms of work. */
@@ -157,6 +162,12 @@ export type SequenceEvent =
   | { type: 'done'; reason: 'length' | 'cancelled'; usage: Usage }
   | { type: 'done'; reason: 'error'; code: AtMoeErrorCode; message: string; usage: Usage };
 
+/** A request with who hears of its sequences, by their index. */
+export interface EngineCall {
+  request: GenerateRequest;
+  listener: (event: SequenceEvent, index: number) => void;
+}
+
 export interface ScoreRequest extends Scheduling {
   ids: Int32Array;
   /** Index of the first id to be scored, at least 1; the ids before it are the prompt (the routing's instruction). */
@@ -215,6 +226,18 @@ export interface EngineStats {
   preemptions: number;
   /** Tokens whose keys came back from host memory. */
   restoredTokens: number;
+  /** Device memory for mixtures: the budget (0: none), what is held, and the most that was. */
+  adapterBudget: number;
+  adapterBytes: number;
+  adapterPeakBytes: number;
+  /** Mixtures, and adapters alone, on the device, and those that are pinned. */
+  adaptersResident: number;
+  adaptersPinned: number;
+  /** Requests that found their mixture on the device, and that waited for it. */
+  adapterHits: number;
+  adapterMisses: number;
+  adapterLoads: number;
+  adapterEvictions: number;
   /** Requests taken, refused with QUEUE_FULL, ended by DEADLINE. */
   requests: number;
   refused: number;
@@ -256,8 +279,10 @@ export interface BenchResult {
 export interface ProbeResult {
   /** Bytes per second. */
   readRate: number;
-  /** f32 operations per second, two per fused multiply-add. */
+  /** Fused f32 multiply-adds per second. */
   fmaRate: number;
+  /** Multiply-adds per second of one large product with weights stored like the model's, on the CPU. */
+  productRate: number;
 }
 
 export interface JobOptions {
@@ -284,7 +309,12 @@ export interface NativeEngine {
     job?: JobOptions,
   ): Promise<ModelInfo>;
 
+  /** Rejects with OUT_OF_MEMORY a mixture that is larger than `adapterBytes`. */
   createMixture(descriptor: MixtureDescriptor): Promise<MixtureInfo>;
+  /** Resolves when it is on the device, to stay there; OUT_OF_MEMORY when it has no place beside what is pinned. */
+  pinMixture(mixture: MixtureHandle): Promise<void>;
+  /** Unknown handles are ignored. */
+  unpinMixture(mixture: MixtureHandle): void;
   /** Unknown handles are ignored. */
   releaseMixture(mixture: MixtureHandle): void;
   /** Current values of the tensors whose name starts with `prefix`: 'experts.3.', 'general.', 'router.', '' … */
@@ -297,10 +327,16 @@ export interface NativeEngine {
   releaseGrammar(grammar: GrammarHandle): void;
 
   /**
-   * Starts the request's n sequences; `listener` gets the events of each, the last one being 'done'. Returns the number of
-   * the first; those of the others follow it.
+   * Starts the n sequences of each request; its `listener` gets the events of each, the last one being 'done'. Returns the
+   * number of each request's first; those of the others follow it. When the queue has no room for all sequences of all
+   * requests, all are refused. They do not hold the event loop.
    */
-  generate(request: GenerateRequest, listener: (event: SequenceEvent, index: number) => void): number;
+  submit(calls: readonly EngineCall[]): number[];
+  /** Submits one, and holds the event loop until it ends. */
+  generate(request: GenerateRequest, listener: EngineCall['listener']): number;
+  /** The event loop goes on until it was let go as often. */
+  hold(): void;
+  letGo(): void;
   /** Ends a sequence with 'done' / 'cancelled' within one step. Ended ones are ignored. */
   cancel(sequence: number): void;
   /** So many more tokens of a sequence with `maxUnread` were read. */

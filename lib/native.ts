@@ -2,6 +2,7 @@
  * The one way to native code. The addon is loaded at the first use; loading it starts no thread and touches no device.
  * Native code never calls into the caller's code: results settle promises, events come through one dispatcher.
  */
+import { onAbort } from './abort.js';
 import type { ModelDescriptor, TensorSource } from './descriptors.js';
 import { AtMoeError, type AtMoeErrorCode } from './errors.js';
 import { loadBinary } from './native-binary.js';
@@ -10,6 +11,7 @@ import type { MicroBatch, TrainerState, TrainOptions } from './native-training-t
 import type {
   BenchRequest,
   DeviceDescription,
+  EngineCall,
   EngineOptions,
   GenerateRequest,
   GrammarDescription,
@@ -24,15 +26,27 @@ import type {
 
 /** The methods of the native class: those of NativeEngine with a number, chosen here, in front of each job's arguments. */
 type NativeMethod = (number: number, ...args: unknown[]) => Promise<unknown>;
-type Effect = 'generate' | 'cancel' | 'read' | 'createGrammar' | 'releaseGrammar' | 'releaseMixture' | 'releaseSession';
+type Effect =
+  | 'submit'
+  | 'generate'
+  | 'hold'
+  | 'letGo'
+  | 'cancel'
+  | 'read'
+  | 'createGrammar'
+  | 'releaseGrammar'
+  | 'unpinMixture'
+  | 'releaseMixture'
+  | 'releaseSession';
 type JobName = Exclude<keyof NativeEngine, Effect>;
 type RawEngine = Record<JobName, NativeMethod> & {
-  generate(sequence: number, request: GenerateRequest): void;
+  generate(sequence: number, requests: readonly GenerateRequest[]): void;
   cancelSequence(sequence: number): void;
   readTokens(sequence: number, tokens: number): void;
   cancelJob(job: number): void;
   createGrammar(grammar: number, description: GrammarDescription): void;
   releaseGrammar(grammar: number): void;
+  unpinMixture(mixture: number): void;
   releaseMixture(mixture: number): void;
   releaseSession(session: number): void;
 };
@@ -52,6 +66,8 @@ interface Hub {
 export interface Addon {
   devices(): DeviceDescription[];
   setDispatcher(dispatcher: (events: RawEvent[]) => void): void;
+  hold(): void;
+  letGo(): void;
   Engine: new (options: EngineOptions) => RawEngine;
   /** Single ops, for tests. */
   ops: Record<string, (...args: unknown[]) => Record<string, unknown>>;
@@ -98,15 +114,16 @@ function wrapError(error: unknown): unknown {
 }
 
 class Engine implements NativeEngine {
+  readonly #addon: Addon;
   readonly #raw: RawEngine;
   readonly #hub: Hub;
   #disposed: Promise<void> | undefined;
 
   constructor(options: EngineOptions) {
-    const loaded = loadAddon();
-    this.#hub = hubOf(loaded);
+    this.#addon = loadAddon();
+    this.#hub = hubOf(this.#addon);
     try {
-      this.#raw = new loaded.Engine(options);
+      this.#raw = new this.#addon.Engine(options);
     } catch (error) {
       throw wrapError(error);
     }
@@ -119,15 +136,14 @@ class Engine implements NativeEngine {
   ): Promise<Result<Name>> {
     if (signal?.aborted) throw new AtMoeError('ERR_AT_MOE_ABORTED', 'the job was aborted', { cause: signal.reason });
     const number = this.#hub.next++;
-    const abort = () => this.#raw.cancelJob(number);
     if (onProgress) this.#hub.progress.set(number, onProgress);
-    signal?.addEventListener('abort', abort, { once: true });
+    const leave = onAbort(signal, () => this.#raw.cancelJob(number));
     try {
       return (await this.#raw[name](number, ...args)) as Result<Name>;
     } catch (error) {
       throw wrapError(error);
     } finally {
-      signal?.removeEventListener('abort', abort);
+      leave();
       this.#hub.progress.delete(number);
     }
   }
@@ -142,6 +158,14 @@ class Engine implements NativeEngine {
 
   createMixture(descriptor: MixtureDescriptor) {
     return this.#run('createMixture', [descriptor]);
+  }
+
+  pinMixture(mixture: number) {
+    return this.#run('pinMixture', [mixture]);
+  }
+
+  unpinMixture(mixture: number) {
+    this.#raw.unpinMixture(mixture);
   }
 
   releaseMixture(mixture: number) {
@@ -170,18 +194,41 @@ class Engine implements NativeEngine {
     this.#raw.releaseGrammar(grammar);
   }
 
-  generate(request: GenerateRequest, listener: (event: SequenceEvent, index: number) => void): number {
-    const first = this.#hub.next;
-    const { n = 1 } = request;
-    this.#hub.next += n;
-    for (let i = 0; i < n; i++) this.#hub.sequences.set(first + i, (event) => listener(event, i));
+  submit(calls: readonly EngineCall[]): number[] {
+    const { sequences, next } = this.#hub;
+    const firsts = calls.map(({ request: { n = 1 }, listener }) => {
+      const first = this.#hub.next;
+      this.#hub.next += n;
+      for (let i = 0; i < n; i++) sequences.set(first + i, (event) => listener(event, i));
+      return first;
+    });
     try {
-      this.#raw.generate(first, request);
+      const requests = calls.map(({ request }) => request);
+      this.#raw.generate(next, requests);
     } catch (error) {
-      for (let i = 0; i < n; i++) this.#hub.sequences.delete(first + i);
+      for (let number = next; number < this.#hub.next; number++) sequences.delete(number);
       throw wrapError(error);
     }
-    return first;
+    return firsts;
+  }
+
+  generate(request: GenerateRequest, listener: EngineCall['listener']): number {
+    let open = request.n ?? 1;
+    const hear: typeof listener = (event, index) => {
+      if (event.type === 'done' && --open === 0) this.letGo();
+      listener(event, index);
+    };
+    const [first] = this.submit([{ request, listener: hear }]);
+    this.hold();
+    return first as number;
+  }
+
+  hold() {
+    this.#addon.hold();
+  }
+
+  letGo() {
+    this.#addon.letGo();
   }
 
   cancel(sequence: number) {

@@ -2,7 +2,7 @@ import { AtMoeError } from './errors.js';
 import { isSchema, type Schema } from './grammar/keywords.js';
 import { limits } from './grammar/limits.js';
 import { compileSchema } from './grammar/schema.js';
-import { exceeds, refuse } from './grammar/schema-error.js';
+import { below, exceeds, refuse } from './grammar/schema-error.js';
 import type { GrammarDescription, GrammarHandle, NativeEngine } from './native-types.js';
 import { checkSpelling, tokenBytes } from './text/token-bytes.js';
 import type { Tokenizer } from './text/tokenizer.js';
@@ -54,22 +54,52 @@ function canonicalText(format: ResponseFormat): string {
   const { type, schema, strict = true } = format;
   if (typeof strict !== 'boolean') throw new TypeError('responseFormat: strict must be a boolean');
   if (!isSchema(schema as never)) refuse('#', 'a schema is an object or a boolean');
-  checkDepth(schema);
+  checkJson(schema);
   const text = JSON.stringify({ type, schema, strict });
   if (text.length > limits.text) exceeds('#', `it has more than ${limits.text} characters`);
   return text;
 }
 
-/** Before anything goes through the schema by recursion; a cycle is as deep as can be. */
-function checkDepth(schema: unknown): void {
-  let level: unknown[] = [schema];
+/** Before anything goes through the schema by recursion: it is JSON, and no deeper nor larger than it may be. */
+function checkJson(schema: unknown): void {
+  interface Found {
+    value: unknown;
+    pointer: string;
+    within: readonly unknown[];
+  }
+  let level: Found[] = [{ value: schema, pointer: '#', within: [] }];
   let count = 0;
   for (let depth = 0; level.length > 0; depth++) {
     if (depth > limits.depth) exceeds('#', `it is more than ${limits.depth} levels deep`);
     count += level.length;
     if (count > limits.text) exceeds('#', `it has more than ${limits.text} values`);
-    level = level.flatMap((value) => (typeof value === 'object' && value !== null ? Object.values(value) : []));
+    level = level.flatMap(({ value, pointer, within }) => {
+      if (typeof value === 'object' && value !== null && within.includes(value)) exceeds(pointer, 'it contains itself');
+      if (!isJson(value)) refuse(pointer, `${describe(value)} is no JSON value`);
+      if (typeof value !== 'object' || value === null) return [];
+      const path = [...within, value];
+      return Object.entries(value).map(([key, child]) => ({
+        value: child,
+        pointer: below(pointer, key),
+        within: path,
+      }));
+    });
   }
+}
+
+/** A scalar, a list, or an object of no class of its own. */
+function isJson(value: unknown): boolean {
+  if (typeof value === 'number') return Number.isFinite(value);
+  if (typeof value !== 'object' || value === null) return ['string', 'boolean', 'object'].includes(typeof value);
+  if (Array.isArray(value)) return true;
+  const prototype: unknown = Object.getPrototypeOf(value);
+  return prototype === null || Object.getPrototypeOf(prototype) === null;
+}
+
+function describe(value: unknown): string {
+  if (typeof value === 'number' || value === undefined) return String(value);
+  if (typeof value === 'bigint') return `${value}n`;
+  return typeof value === 'object' ? `an instance of ${value?.constructor?.name}` : `a ${typeof value}`;
 }
 
 function compile(text: string): CompiledResponseFormat {

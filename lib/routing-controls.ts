@@ -31,8 +31,9 @@ export interface RoutingControls {
   renormalize?: boolean;
 }
 
-// Far beyond use, and within what f32 can add, multiply and divide.
-const weights = z.record(z.string(), z.number().min(-1e6).max(1e6));
+/** Far beyond use, and within what f32 can add, multiply and divide. */
+export const weightSchema = z.number().min(-1e6).max(1e6);
+const weights = z.record(z.string(), weightSchema);
 const names = z.array(z.string());
 const overrides = {
   group_top_k: z.int().min(0).optional(),

@@ -1,7 +1,14 @@
-import { setMaxListeners } from 'node:events';
-import { abortReason } from './abort.js';
+import { abortReason, joinSignals } from './abort.js';
 import { AtMoeError } from './errors.js';
-import { type Choice, drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
+import {
+  type Choice,
+  drain,
+  type GenerateResult,
+  newSubmission,
+  type Piece,
+  type RequestRouting,
+  runSequence,
+} from './generation.js';
 import { checkGenerateOptions, checkScoreOptions, type GenerateOptions, type Prompt } from './generation-options.js';
 import { merge } from './merge.js';
 import type { ModelCore } from './model-core.js';
@@ -48,35 +55,49 @@ export abstract class TextGenerator {
    * an AtMoeError of the engine.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
-    return this.#run(prompt, options, false);
+    const [pieces] = this.streams([prompt], options);
+    return pieces as AsyncGenerator<Piece, GenerateResult>;
   }
 
-  #run(prompt: Prompt, options: GenerateOptions, whole: boolean): AsyncGenerator<Piece, GenerateResult> {
-    this.core.check();
-    const checked = checkGenerateOptions(options, this.core.formats);
-    if (checked.stop.length > 0 && !this.core.tokenizer)
+  /**
+   * The texts of each prompt, as generate() gives them, of one call: the queue takes all or none, when one of them is first
+   * read. With `whole` they are read without a pause. Errors as generate(). @internal
+   */
+  streams(
+    prompts: readonly Prompt[],
+    options: GenerateOptions,
+    whole = false,
+  ): AsyncGenerator<Piece, GenerateResult>[] {
+    const { core } = this;
+    const checked = checkGenerateOptions(options, core.formats);
+    if (checked.stop.length > 0 && !core.tokenizer)
       throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', 'stop needs text, and the model folder has no tokenizer.json');
-    const run = { ids: this.core.encode(prompt), context: [], whole };
     const route = () => this.requestRouting(checked.routing);
+    const runs = prompts.map((prompt) => ({ ids: core.encode(prompt), context: [], whole }));
     route();
-    return runSequence(this.core, run, route, checked);
+    const submission = newSubmission(core, checked);
+    return runs.map((run) => runSequence(core, run, route, checked, submission));
   }
 
   /** The whole text at once, with `n` all texts as `choices`. Errors as generate(). */
   async complete(prompt: Prompt, options: GenerateOptions & { n: number }): Promise<GenerateResult & ManyChoices>;
   async complete(prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>;
   async complete(prompt: Prompt, options: GenerateOptions = {}): Promise<GenerateResult> {
-    return await drain(this.#run(prompt, options, true));
+    const [pieces] = this.streams([prompt], options, true);
+    return await drain(pieces as AsyncGenerator<Piece, GenerateResult>);
   }
 
-  /** Several prompts in one batch; pieces come in the order they are generated. Errors as generate(). */
+  /**
+   * Several prompts in one batch; pieces come in the order they are generated. The queue takes all or none. Errors as
+   * generate().
+   */
   async *generateAll(
     prompts: readonly Prompt[],
     options: GenerateOptions = {},
   ): AsyncGenerator<IndexedPiece, GenerateResult[]> {
     checkPrompts(prompts);
     if ((options.n ?? 1) > 1) throw new RangeError('generateAll gives one text per prompt: n is 1');
-    const streams = prompts.map((prompt) => this.generate(prompt, options));
+    const streams = this.streams(prompts, options);
     const results: GenerateResult[] = [];
     for await (const { index, step } of merge(streams)) {
       if (step.done) results[index] = step.value;
@@ -85,16 +106,18 @@ export abstract class TextGenerator {
     return results;
   }
 
-  /** Several prompts in one batch, results in the order of the prompts. When one fails, all end. Errors as generate(). */
+  /**
+   * Several prompts in one batch, results in the order of the prompts. The queue takes all or none, and when one fails, all
+   * end. Errors as generate().
+   */
   async completeAll(prompts: readonly Prompt[], options: GenerateOptions = {}): Promise<GenerateResult[]> {
     checkPrompts(prompts);
-    const others = new AbortController();
-    const signal = AbortSignal.any([others.signal, ...(options.signal ? [options.signal] : [])]);
-    setMaxListeners(0, signal);
+    const { signal, abort, release } = joinSignals(options.signal);
     try {
-      return await Promise.all(prompts.map((prompt) => this.complete(prompt, { ...options, signal })));
+      return await Promise.all(this.streams(prompts, { ...options, signal }, true).map(drain));
     } finally {
-      others.abort();
+      release();
+      abort();
     }
   }
 
@@ -122,7 +145,6 @@ export abstract class TextGenerator {
   ): Promise<ScoreResult> {
     const checked = checkScoreOptions(options, this.core.formats);
     const { signal } = checked;
-    this.core.check();
     const before = this.core.encode(prompt);
     const tokens = this.#completionIds(before, completion);
     if (tokens.length === 0) throw new RangeError('the completion to score is empty');
@@ -151,7 +173,6 @@ export abstract class TextGenerator {
 
   /** A conversation that keeps its keys and values between turns. */
   createSession(options: SessionOptions = {}): ChatSession {
-    this.core.check();
     return new ChatSession(this, options);
   }
 }

@@ -24,6 +24,7 @@ class EmulatedRuntime : public Runtime {
  public:
   std::string name() const override { return "emulated"; }
   const DeviceLimits& limits() const override { return limits_; }
+  std::unique_ptr<Runtime> beside() const override { return std::make_unique<EmulatedRuntime>(); }
   Stream stream() const override { return recording_; }
   int resident_blocks(const void*, int, size_t) const override { return 2 * limits_.multiprocessors; }
   std::unique_ptr<Graph> capture(const std::function<void()>& enqueue) override {

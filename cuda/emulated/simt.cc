@@ -343,7 +343,7 @@ void fault(const char* what) { runner->report(what); }
 void spin() { runner->spin(); }
 void interleave() {
   runner->progress();
-  if (runner->turns) runner->turns->pass(runner->me, 2);
+  if (runner->turns) runner->turns->pass(runner->me, 4);
 }
 
 void copy_async(void* to, const void* from, int bytes) {

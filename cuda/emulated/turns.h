@@ -25,20 +25,21 @@ class Random {
 // Of the blocks in flight one runs at a time: the holder of the turn.
 class Turns {
  public:
-  Turns(int count, uint32_t seed) : random_(seed), waiting_(static_cast<size_t>(count)) {
+  Turns(int count, uint32_t seed)
+      : random_(seed), waiting_(static_cast<size_t>(count)), has_turn_(static_cast<size_t>(count)) {
     std::iota(waiting_.begin(), waiting_.end(), 0);
   }
 
   void begin(int me) {
     std::unique_lock lock(mutex_);
     if (++begun_ == static_cast<int>(waiting_.size())) pick();
-    changed_.wait(lock, [&] { return turn_ == me; });
+    await(lock, me);
   }
   void pass(int me, uint32_t odds) {
     std::unique_lock lock(mutex_);
     if (random_.below(odds) != 0) return;
     pick();
-    changed_.wait(lock, [&] { return turn_ == me; });
+    await(lock, me);
   }
   void end(int me) {
     const std::lock_guard lock(mutex_);
@@ -49,13 +50,16 @@ class Turns {
  private:
   void pick() {
     turn_ = waiting_.empty() ? -1 : waiting_[random_.below(static_cast<uint32_t>(waiting_.size()))];
-    changed_.notify_all();
+    if (turn_ >= 0) has_turn_[static_cast<size_t>(turn_)].notify_one();
+  }
+  void await(std::unique_lock<std::mutex>& lock, int me) {
+    has_turn_[static_cast<size_t>(me)].wait(lock, [&] { return turn_ == me; });
   }
 
   std::mutex mutex_;
-  std::condition_variable changed_;
   Random random_;
   std::vector<int> waiting_;
+  std::vector<std::condition_variable> has_turn_;
   int turn_ = -1, begun_ = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <utility>
 
 #include "core/status.h"
 
@@ -80,7 +81,8 @@ void check(cudaError_t error, const char* what) {
   fail(Code::kInternal, text);
 }
 
-Context::Context(int device) : device_(device) {
+Context::Context(int device, std::shared_ptr<std::atomic<size_t>> in_use)
+    : device_(device), in_use_(std::move(in_use)) {
   enter();
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
   try {
@@ -130,7 +132,7 @@ void* Context::allocate(size_t bytes) {
     return nullptr;
   }
   check(error, "cudaMalloc");
-  in_use_ += bytes;
+  *in_use_ += bytes;
   return data;
 }
 
@@ -147,7 +149,7 @@ void* Context::allocate_host(size_t bytes) {
 }
 
 void Context::release(void* data, size_t bytes) noexcept {
-  in_use_ -= bytes;
+  *in_use_ -= bytes;
   if (!enter_quietly()) return;
   note(pool_ ? cudaFreeAsync(data, stream_) : cudaFree(data));
   cudaGetLastError();

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <memory>
 
 #include "cuda/nvidia/host.h"
 
@@ -11,10 +12,13 @@ namespace at_moe::cuda {
 
 class Context {
  public:
-  explicit Context(int device);
+  explicit Context(int device) : Context(device, std::make_shared<std::atomic<size_t>>(0)) {}
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
+
+  // One of the same engine, with a stream of its own; both count the same bytes in use.
+  std::shared_ptr<Context> beside() const { return std::shared_ptr<Context>(new Context(device_, in_use_)); }
 
   // Makes the GPU that of this thread. Before every group of CUDA calls.
   void enter() const;
@@ -30,15 +34,16 @@ class Context {
   // Gives memory that was released back to the driver; waits for the stream.
   void trim();
 
-  size_t bytes_in_use() const { return in_use_; }
+  size_t bytes_in_use() const { return *in_use_; }
 
  private:
+  Context(int device, std::shared_ptr<std::atomic<size_t>> in_use);
   bool enter_quietly() const noexcept;
 
   int device_;
   Stream stream_ = nullptr;
   cudaMemPool_t pool_ = nullptr;  // of the device; null where the driver has no stream-ordered allocation
-  std::atomic<size_t> in_use_ = 0;
+  std::shared_ptr<std::atomic<size_t>> in_use_;
 };
 
 }  // namespace at_moe::cuda

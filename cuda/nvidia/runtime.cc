@@ -77,17 +77,20 @@ struct CudaGraph : Graph {
 
 class NvidiaRuntime : public Runtime {
  public:
-  NvidiaRuntime(int device, size_t budget)
-      : context_(std::make_shared<Context>(device)),
+  NvidiaRuntime(std::shared_ptr<Context> context, size_t budget)
+      : context_(std::move(context)),
         budget_(budget),
-        limits_{attribute(cudaDevAttrMultiProcessorCount, device),
-                static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
-                10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                    attribute(cudaDevAttrComputeCapabilityMinor, device)},
+        limits_{attribute(cudaDevAttrMultiProcessorCount, context_->device()),
+                static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, context_->device())),
+                10 * attribute(cudaDevAttrComputeCapabilityMajor, context_->device()) +
+                    attribute(cudaDevAttrComputeCapabilityMinor, context_->device())},
         uploads_(context_, allocate_host(Uploads::kSlots * Uploads::kSlotBytes)) {}
 
   std::string name() const override { return "cuda"; }
   const DeviceLimits& limits() const override { return limits_; }
+  std::unique_ptr<Runtime> beside() const override {
+    return std::make_unique<NvidiaRuntime>(context_->beside(), budget_);
+  }
   Stream stream() const override {
     context_->enter();
     return context_->stream();
@@ -198,7 +201,8 @@ size_t budget_of_environment() {
 
 std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options) {
   const size_t budget = options.memory_budget ? options.memory_budget : cuda::budget_of_environment();
-  return std::make_unique<cuda::CudaBackend>(std::make_unique<cuda::NvidiaRuntime>(options.gpu, budget),
+  const auto context = std::make_shared<cuda::Context>(options.gpu);
+  return std::make_unique<cuda::CudaBackend>(std::make_unique<cuda::NvidiaRuntime>(context, budget),
                                              options.activation);
 }
 

@@ -12,6 +12,7 @@ export interface Rounds {
   /** The best of all probes. */
   readRate: number;
   fmaRate: number;
+  productRate: number;
 }
 
 /** Steps of base and mixture in turns, inside the engine. */
@@ -21,11 +22,12 @@ export async function timeRounds(
   steps: number,
   signal?: AbortSignal,
 ): Promise<Rounds> {
-  const found: Rounds = { base: [], mixture: [], readRate: 0, fmaRate: 0 };
+  const found: Rounds = { base: [], mixture: [], readRate: 0, fmaRate: 0, productRate: 0 };
   const probe = async () => {
-    const { readRate, fmaRate } = await engine.probe();
+    const { readRate, fmaRate, productRate } = await engine.probe();
     found.readRate = Math.max(found.readRate, readRate);
     found.fmaRate = Math.max(found.fmaRate, fmaRate);
+    found.productRate = Math.max(found.productRate, productRate);
   };
   const perRound = Math.ceil(steps / rounds);
   await probe();

@@ -1,7 +1,8 @@
 /**
  * What a step must do at least, from shapes alone. B sequences, C tokens of context, d hidden size, L layers, V
  * vocabulary, E experts of rank r in G groups, all on all seven linears [out, in] of a layer.
- *   P = L Σ out·in           R = L E r Σ (out + in)           Q = L (G + E) d
+ *   P = L Σ out·in           R = L S r Σ (out + in)           Q = L (G + E) d
+ * S: experts that a row selects, all E unless the router keeps the `expertTopK` best of each group.
  */
 import { linearModules, type ModelConfig, type WeightFormat } from '../descriptors.js';
 import { bytesPerElement } from '../formats/float-types.js';
@@ -12,6 +13,8 @@ export interface MixtureShape {
   experts: number;
   groups: number;
   rank: number;
+  /** Experts kept of each group; default 0 = all. */
+  expertTopK?: number;
 }
 
 /** Sequences of a step, and the tokens of each: context in decoding, rows in prefill and training. */
@@ -49,9 +52,14 @@ function weightBytes(config: ModelConfig, weights: WeightFormat): number {
   return config.numLayers * layer + storedBytes(weights, [config.vocabSize, config.hiddenSize]);
 }
 
-/** R: weights of all experts. */
-export function expertWeights(config: ModelConfig, { experts, rank }: MixtureShape): number {
-  return config.numLayers * experts * rank * layerSums(config).widths;
+/** S: experts of a row; groups are of one size, give or take one. */
+function selectedExperts({ experts, groups, expertTopK = 0 }: MixtureShape): number {
+  return expertTopK === 0 ? experts : Math.min(experts, groups * expertTopK);
+}
+
+/** R: weights of the experts that a row selects. */
+export function expertWeights(config: ModelConfig, mixture: MixtureShape): number {
+  return config.numLayers * selectedExperts(mixture) * mixture.rank * layerSums(config).widths;
 }
 
 /** Q: weights of the routers. */
@@ -138,11 +146,11 @@ export function trainProducts(
 ): { expert: number; router: number } {
   const rows = step.batch * step.context;
   const base = trainBase(config, step, labelled);
-  const one = { ...mixture, experts: 1 };
+  const one = { ...mixture, experts: 1, groups: 1 };
   const { inputs } = firstInputs(config);
   const rank = mixture.rank;
   const routerRows = (mixture.experts + mixture.groups) * config.hiddenSize;
-  const router = 2 * expertWeights(config, mixture) - mixture.experts * rank * inputs;
+  const router = 2 * expertWeights(config, mixture) - selectedExperts(mixture) * rank * inputs;
   return {
     expert: base + rows * (3 * expertWeights(config, one) - rank * inputs),
     router: base + rows * (router + 3 * routerWeights(config, mixture) - routerRows),

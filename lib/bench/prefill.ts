@@ -21,6 +21,7 @@ export async function benchPrefill(options: BenchOptions): Promise<SpeedReport> 
       baseWork: base,
       mixtureWork: base + added,
       limit: times.fmaRate,
+      product: times.productRate,
     });
   });
 }

@@ -50,6 +50,9 @@ export interface SpeedReport extends Setting {
   /** The same of the base's best step. */
   limit_fraction_best: number;
   mixture_limit_fraction: number;
+  /** Of one large product in this run, multiply-adds per second on the CPU; and the base's median step over it. */
+  product?: number;
+  product_fraction?: number;
   base_seconds: Timing;
   mixture_seconds: Timing;
 }
@@ -64,11 +67,12 @@ export interface Measured {
   baseWork: number;
   mixtureWork: number;
   limit: number;
+  product?: number;
 }
 
 export function speedReport(options: BenchOptions, measured: Measured): SpeedReport {
   const { shape, weights, threads, experts, groups, rank, batch, context, steps } = options;
-  const { kind, device, tokensPerStep, baseWork, mixtureWork, limit } = measured;
+  const { kind, device, tokensPerStep, baseWork, mixtureWork, limit, product } = measured;
   const base = timing(measured.base);
   const mixture = timing(measured.mixture);
   return {
@@ -92,6 +96,7 @@ export function speedReport(options: BenchOptions, measured: Measured): SpeedRep
     limit_fraction: baseWork / base.median / limit,
     limit_fraction_best: baseWork / base.best / limit,
     mixture_limit_fraction: mixtureWork / mixture.median / limit,
+    ...(product && { product, product_fraction: baseWork / base.median / product }),
     base_seconds: base,
     mixture_seconds: mixture,
   };
@@ -116,6 +121,11 @@ export function speedText(report: SpeedReport): string {
     `${mixture.padEnd(10)} ${rate(report.mixture_tokens_per_second)} tokens/s  (${timingText(report.mixture_seconds)})`,
     `overhead   ${overhead.toFixed(3)}, floor ${floor.toFixed(3)}: ${(overhead / floor).toFixed(3)} of the floor`,
     `limit      ${(report.limit / 1e9).toFixed(2)} ${unit}; ${base} at ${percent(report.limit_fraction)} (best step ${percent(report.limit_fraction_best)}), ${mixture} at ${percent(report.mixture_limit_fraction)}`,
+    ...(report.product && report.product_fraction
+      ? [
+          `product    ${(report.product / 1e9).toFixed(2)} ${unit} of a large one: ${percent(report.product / report.limit)} of the limit; ${base} at ${percent(report.product_fraction)} of it`,
+        ]
+      : []),
     '',
   ].join('\n');
 }

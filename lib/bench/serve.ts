@@ -106,7 +106,7 @@ async function measure(streams: number, requests: number, request: (stream: numb
 
 function mixtureGroups({ experts, groups, rank }: BenchOptions) {
   return Object.fromEntries(
-    groupSizes({ experts, groups, rank }).map((size, g) => [
+    groupSizes({ experts, groups }).map((size, g) => [
       `g${g}`,
       Object.fromEntries(Array.from({ length: size }, (_, e) => [`g${g}e${e}`, { rank }])),
     ]),

@@ -64,7 +64,7 @@ function adapters(config: ModelConfig, count: number, rank: number, storage: Sto
 }
 
 /** Sizes of the groups: the experts spread as evenly as they go. */
-export function groupSizes({ experts, groups }: MixtureShape): number[] {
+export function groupSizes({ experts, groups }: Pick<MixtureShape, 'experts' | 'groups'>): number[] {
   return Array.from(
     { length: groups },
     (_, g) => Math.floor(((g + 1) * experts) / groups) - Math.floor((g * experts) / groups),
@@ -72,7 +72,7 @@ export function groupSizes({ experts, groups }: MixtureShape): number[] {
 }
 
 /** A mixture with a random router, so that every expert counts. */
-export function mixtureOf({ config, weights, experts, groups, rank }: BenchOptions): MixtureDescriptor {
+export function mixtureOf({ config, weights, experts, groups, rank, expertTopK = 0 }: BenchOptions): MixtureDescriptor {
   const pool = randomPool((experts + groups) * config.hiddenSize, config.hiddenSize);
   const rows = (layer: number, stage: 'group' | 'expert', count: number) => [
     f32Source(
@@ -87,10 +87,10 @@ export function mixtureOf({ config, weights, experts, groups, rank }: BenchOptio
     ...rows(layer, 'expert', experts),
   ]).flat();
   return {
-    groups: groupSizes({ experts, groups, rank }),
+    groups: groupSizes({ experts, groups }),
     experts: adapters(config, experts, rank, numberType(weights)),
     scope: 'token',
-    options: defaultRouterOptions,
+    options: { ...defaultRouterOptions, expertTopK },
     balance: 1,
     scale: 1,
     router,

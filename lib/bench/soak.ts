@@ -24,6 +24,8 @@ export interface SoakReport {
   wrong: number;
   replacements: number;
   preemptions: number;
+  /** Mixtures that gave their room on the device to others. */
+  evictions: number;
   /** Of the tokens looked up in the prefix cache. */
   hitRate: number;
   /** Held after the last request. */
@@ -181,13 +183,17 @@ function slope(samples: { at: number; bytes: number }[]): number {
 
 /**
  * Random traffic for a while: fast and slow readers, aborts, deadlines, priorities, mixtures that are replaced, and a KV
- * cache so small that sequences lose their keys. Every text is compared with that of the same request alone.
+ * cache so small that sequences lose their keys; with `adapterBytes`, mixtures that take turns on the device. Every text is
+ * compared with that of the same request alone.
  */
-export async function benchSoak(options: BenchOptions & { seconds: number }): Promise<SoakReport> {
-  const { context, seconds, shape, threads, signal } = options;
+export async function benchSoak(
+  options: BenchOptions & { seconds: number; adapterBytes?: number },
+): Promise<SoakReport> {
+  const { context, seconds, shape, threads, signal, adapterBytes } = options;
   const list = catalogue(options.config.vocabSize, context);
   const expected = await alone(options, list);
-  const service = await Service.open(options, { maxBatch: 8, kvTokens: 3 * context, stepTokens: 32, hostKvBytes: 1e6 });
+  const limits = { maxBatch: 8, kvTokens: 3 * context, stepTokens: 32, hostKvBytes: 1e6 };
+  const service = await Service.open(options, { ...limits, ...(adapterBytes !== undefined && { adapterBytes }) });
   const end = performance.now() + seconds * 1000;
   const running = () => performance.now() < end && !signal?.aborted;
   const count = { requests: 0, completed: 0, aborted: 0, expired: 0, tokens: 0, wrong: 0, replacements: 0 };
@@ -247,6 +253,7 @@ export async function benchSoak(options: BenchOptions & { seconds: number }): Pr
       seconds,
       ...count,
       preemptions: stats.preemptions,
+      evictions: stats.adapterEvictions,
       hitRate: stats.hitTokens / Math.max(stats.lookedUpTokens, 1),
       leakedPages: stats.pagesUsed,
       rssSlope: slope(memory.slice(Math.floor(memory.length / 2))),
@@ -258,11 +265,12 @@ export async function benchSoak(options: BenchOptions & { seconds: number }): Pr
 
 export function soakText(report: SoakReport): string {
   const { requests, completed, aborted, expired, tokens, wrong, replacements, preemptions, leakedPages } = report;
+  const share = (100 * report.hitRate).toFixed(0);
   return [
     `soak ${report.shape}, ${report.device}, ${report.threads} threads, ${report.seconds} s`,
     `${requests} requests: ${completed} whole, ${aborted} aborted, ${expired} past their deadline; ${tokens} tokens`,
     `${wrong} wrong texts, ${leakedPages} leaked pages, memory ${(report.rssSlope / 1e6).toFixed(1)} MB a minute`,
-    `${preemptions} preemptions, ${replacements} replacements, ${(100 * report.hitRate).toFixed(0)} % of prompt tokens from the prefix cache`,
+    `${preemptions} preemptions, ${replacements} replacements, ${report.evictions} evictions, ${share} % of prompt tokens from the prefix cache`,
     '',
   ].join('\n');
 }

@@ -49,9 +49,11 @@ export async function benchTrain(options: BenchOptions): Promise<SpeedReport> {
       coefficients: { groupBalance: 0.01 },
     });
     const times: [number[], number[]] = [[], []];
-    let limit = 0;
+    let [limit, product] = [0, 0];
     const turn = async (keep: boolean) => {
-      limit = Math.max(limit, (await engine.probe()).fmaRate);
+      const { fmaRate, productRate } = await engine.probe();
+      limit = Math.max(limit, fmaRate);
+      product = Math.max(product, productRate);
       for (const [i, trainer] of [expertTrainer, routerTrainer].entries()) {
         const seconds = await timeStep(engine, trainer, request, signal);
         if (keep) times[i]?.push(seconds);
@@ -69,6 +71,7 @@ export async function benchTrain(options: BenchOptions): Promise<SpeedReport> {
       baseWork: products.expert,
       mixtureWork: products.router,
       limit,
+      product,
     });
   });
 }

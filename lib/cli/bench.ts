@@ -1,4 +1,5 @@
 import { availableParallelism } from 'node:os';
+import { checkArgument } from '../arguments.js';
 import { benchDecode } from '../bench/decode.js';
 import { benchEventLoop, eventLoopText } from '../bench/event-loop.js';
 import { benchIdle, idleText } from '../bench/idle.js';
@@ -12,6 +13,7 @@ import { benchSoak, soakText } from '../bench/soak.js';
 import { benchTrain } from '../bench/train.js';
 import type { WeightFormat } from '../descriptors.js';
 import { listedDevices, unlistedDevice } from '../device.js';
+import { threadsSchema } from '../threads.js';
 import { type Command, type Flags, parseCommand, UsageError, type Values } from './flags.js';
 
 const command = {
@@ -39,6 +41,7 @@ const command = {
     experts: { type: 'integer', help: 'default 8' },
     groups: { type: 'integer', help: 'default 2, 1 for a single expert' },
     rank: { type: 'integer', help: 'of every expert, on all linears; default 16' },
+    'expert-top-k': { type: 'integer', help: 'experts that the router keeps of each group; default 0 = all' },
     batch: { type: 'integer', help: 'sequences of a step; default 1; serve: streams at once, 8' },
     context: {
       type: 'integer',
@@ -50,11 +53,13 @@ const command = {
     },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
     seconds: { type: 'number', help: 'event-loop: of each phase; soak: in all; default 20' },
+    'adapter-bytes': { type: 'integer', help: 'soak: device memory for mixtures; default any' },
     device: { type: 'string', choices: listedDevices, unlisted: unlistedDevice, help: 'default auto' },
     json: { type: 'boolean', help: 'one JSON object' },
   },
   examples: [
     'bench decode --shape tinyllama-1.1b --weights bf16 --experts 8 --rank 16',
+    'bench decode --experts 64 --groups 1 --expert-top-k 4',
     'bench prefill --shape llama-160m --context 512 --json',
     'bench train --shape llama-160m --batch 4 --context 128',
     'bench load --shape tinyllama-1.1b --weights bf16',
@@ -80,6 +85,7 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
   const experts = atLeastOne('experts', values.experts ?? 8);
   const groups = atLeastOne('groups', values.groups ?? Math.min(2, experts));
   if (groups > experts) throw new UsageError('--groups is at most --experts');
+  const threads = values.threads ?? (kind === 'event-loop' ? Math.max(1, cores - 1) : cores);
   return {
     shape,
     config: await shapeOf(shape),
@@ -87,14 +93,17 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
     experts,
     groups,
     rank: atLeastOne('rank', values.rank ?? 16),
+    expertTopK: values['expert-top-k'] ?? 0,
     batch: atLeastOne('batch', values.batch ?? (kind === 'serve' ? 8 : 1)),
     context: atLeastOne('context', values.context ?? (kind === 'prefill' ? 256 : 128)),
     steps: atLeastOne('steps', values.steps ?? defaultSteps[kind]),
-    threads: atLeastOne('threads', values.threads ?? (kind === 'event-loop' ? Math.max(1, cores - 1) : cores)),
+    threads: checkArgument('--threads', threadsSchema, threads),
     device: (values.device ?? 'auto') as BenchOptions['device'],
     signal,
   };
 }
+
+type Given = BenchOptions & { seconds: number; adapterBytes?: number };
 
 interface Result {
   report: object;
@@ -102,11 +111,8 @@ interface Result {
 }
 
 /** What runs, and how its report reads. */
-function benchmark<R extends object>(
-  run: (options: BenchOptions & { seconds: number }) => Promise<R>,
-  text: (report: R) => string,
-) {
-  return async (options: BenchOptions & { seconds: number }): Promise<Result> => {
+function benchmark<R extends object>(run: (options: Given) => Promise<R>, text: (report: R) => string) {
+  return async (options: Given): Promise<Result> => {
     const report = await run(options);
     return { report, text: text(report) };
   };
@@ -130,7 +136,12 @@ export async function bench(argv: string[], signal: AbortSignal): Promise<number
   const kind = kinds.find((name) => name === positionals[0]);
   if (!kind) throw new UsageError(`what to measure is one of ${kinds.join(', ')}`);
   const options = await optionsOf(kind, values, signal);
-  const { report, text } = await benchmarks[kind]({ ...options, seconds: values.seconds ?? 20 });
+  const adapterBytes = values['adapter-bytes'];
+  const { report, text } = await benchmarks[kind]({
+    ...options,
+    seconds: values.seconds ?? 20,
+    ...(adapterBytes !== undefined && { adapterBytes: atLeastOne('adapter-bytes', adapterBytes) }),
+  });
   process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : text);
   return 0;
 }

@@ -1,5 +1,4 @@
 #!/usr/bin/env node
-import { setMaxListeners } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { AtMoeError } from '../errors.js';
 import { UsageError } from './flags.js';
@@ -83,7 +82,6 @@ function report(error: unknown, command: string, signal: AbortSignal): number {
 /** The first Ctrl-C aborts what runs, a second one ends the process. */
 function abortOnInterrupt(): AbortSignal {
   const controller = new AbortController();
-  setMaxListeners(0, controller.signal);
   const interrupt = () => {
     if (controller.signal.aborted) process.exit(130);
     controller.abort();

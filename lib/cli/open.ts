@@ -19,7 +19,7 @@ export const modelFlags = {
     choices: ['auto', 'f32', 'f16', 'bf16', 'q8'],
     help: 'of the base weights; q8: 8 bits; default as stored',
   },
-  threads: { type: 'integer', help: 'CPU threads; default the physical cores' },
+  threads: { type: 'integer', help: 'CPU threads, at most 4 for each logical processor; default the physical cores' },
   'context-length': { type: 'integer', help: 'longest sequence in tokens' },
   revision: { type: 'string', help: 'branch, tag or commit of a Hub model' },
   'cache-dir': { type: 'string', value: 'DIR', help: 'the Hugging Face cache' },
@@ -41,7 +41,7 @@ function downloadBar(): SingleBar {
 export async function openModel(
   values: Values<typeof modelFlags>,
   signal: AbortSignal,
-  more: Pick<LoadModelOptions, 'trainable' | 'maxBatch' | 'maxQueue' | 'kvTokens'> = {},
+  more: Pick<LoadModelOptions, 'trainable' | 'maxBatch' | 'maxQueue' | 'kvTokens' | 'adapterBytes'> = {},
 ): Promise<Model> {
   const name = required('model', values.model);
   const bar = process.stderr.isTTY ? downloadBar() : undefined;

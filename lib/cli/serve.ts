@@ -1,5 +1,7 @@
 import { once } from 'node:events';
+import { stat } from 'node:fs/promises';
 import { isIP } from 'node:net';
+import { AtMoeError } from '../errors.js';
 import type { Model } from '../model.js';
 import { createServer, type ServerOptions } from '../server/index.js';
 import { type Command, type Flags, parseCommand, UsageError, type Values } from './flags.js';
@@ -24,8 +26,10 @@ const command = {
     'api-key-env': { type: 'string', value: 'VARIABLE', help: 'environment variable with the keys, by commas' },
     'adapters-root': { type: 'string', value: 'DIR', help: 'clients may load adapters from there, and unload them' },
     'max-adapters': { type: 'integer', help: 'most adapters and mixtures at once; default 64' },
+    'adapter-bytes': { type: 'integer', help: 'device memory for experts, others wait in host memory; default any' },
+    pin: { type: 'each', value: 'NAME', help: 'a mixture or adapter that stays on the device' },
     'max-batch': { type: 'integer', help: 'most sequences worked on at once; default 16' },
-    'max-queue': { type: 'integer', help: 'requests that may wait for a place, others get 429; default any number' },
+    'max-queue': { type: 'integer', help: 'texts that may wait for a place, others get 429; default any number' },
     'kv-tokens': { type: 'integer', help: 'tokens of the KV cache, all sequences together' },
     'max-tokens': { type: 'integer', help: 'most new tokens of a text; default the context length' },
     'body-limit': { type: 'integer', help: 'bytes of a request; default 2097152' },
@@ -54,10 +58,21 @@ function named(flag: string, parts: readonly string[] = []): [name: string, dir:
   });
 }
 
+/** Before the model is loaded, which may take long. @throws AtMoeError ERR_AT_MOE_NOT_FOUND */
+async function checkFolders({ adapters = {}, adaptersRoot }: ServerOptions): Promise<void> {
+  for (const folder of [...Object.values(adapters), adaptersRoot]) {
+    if (typeof folder !== 'string') continue;
+    const found = await stat(folder).catch(() => undefined);
+    if (!found?.isDirectory()) throw new AtMoeError('ERR_AT_MOE_NOT_FOUND', `there is no folder ${folder}`);
+  }
+}
+
 function adaptersOf(values: Given): Record<string, string> {
   const pairs = [...named('mixture', values.mixture), ...named('adapter', values.adapter)];
   const twice = pairs.find(([name], i) => pairs.findIndex(([other]) => other === name) !== i);
   if (twice) throw new UsageError(`two mixtures or adapters are named ${JSON.stringify(twice[0])}`);
+  const base = values.name ?? 'base';
+  if (pairs.some(([name]) => name === base)) throw new UsageError(`${JSON.stringify(base)} is the base model`);
   return Object.fromEntries(pairs);
 }
 
@@ -77,6 +92,7 @@ function serverOptions(values: Given): ServerOptions {
     adapters: adaptersOf(values),
     adaptersRoot: values['adapters-root'],
     maxAdapters: values['max-adapters'],
+    pinned: values.pin,
     apiKeys: keysOf(values['api-key-env']),
     bodyLimit: values['body-limit'],
     maxTokens: values['max-tokens'],
@@ -111,7 +127,13 @@ export async function serve(argv: string[], signal: AbortSignal): Promise<number
   if (!isLoopback(values.host ?? '127.0.0.1') && options.apiKeys?.length === 0) {
     process.stderr.write('warning: no API key is asked for, of anyone who reaches this host\n');
   }
-  const place = { maxBatch: values['max-batch'], maxQueue: values['max-queue'], kvTokens: values['kv-tokens'] };
+  await checkFolders(options);
+  const place = {
+    maxBatch: values['max-batch'],
+    maxQueue: values['max-queue'],
+    kvTokens: values['kv-tokens'],
+    adapterBytes: values['adapter-bytes'],
+  };
   const model = await openModel({ ...values, model: values.model ?? positionals[0] }, signal, place);
   try {
     await serveUntil(signal, model, options, values);

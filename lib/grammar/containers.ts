@@ -16,13 +16,20 @@ function addSeparator(graph: Graph, from: number, separator: string): number {
   return to;
 }
 
-/** Adds objects with these properties in this order, and then any number of others when `additional` is a rule. */
+/** Properties that are not named: the rule of their values, and their keys where not all are allowed. */
+export interface Others {
+  rule: number;
+  /** Adds keys from behind the opening quote to behind the closing one. */
+  addKeys?: (from: number, to: number) => void;
+}
+
+/** Adds objects with these properties in this order, and then any number of others. */
 export function addObject(
   graph: Graph,
   from: number,
   to: number,
   properties: readonly Property[],
-  additional: number | undefined,
+  others: Others | undefined,
 ): void {
   // Nothing before the key, or a separator: at its own node each, up to which the object has been written.
   let first = graph.literal(from, '{');
@@ -45,13 +52,15 @@ export function addObject(
     [first, separated] = [nextFirst, nextSeparated];
   }
   graph.edge(first, 0x7d, 0x7d, to);
-  if (additional === undefined) return;
+  if (!others) return;
   const [quote, written] = [graph.node(), graph.node()];
   graph.empty(first, quote);
   graph.empty(separated, quote);
   const key = graph.node();
-  addOtherKeys(graph, graph.literal(quote, '"'), key, new Set(properties.map(({ name }) => name)));
-  graph.call(addSeparator(graph, key, ':'), additional, written);
+  const letters = graph.literal(quote, '"');
+  if (others.addKeys) others.addKeys(letters, key);
+  else addOtherKeys(graph, letters, key, new Set(properties.map(({ name }) => name)));
+  graph.call(addSeparator(graph, key, ':'), others.rule, written);
   graph.empty(addSeparator(graph, written, ','), quote);
   graph.edge(written, 0x7d, 0x7d, to);
 }

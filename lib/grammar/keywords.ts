@@ -14,6 +14,8 @@ const annotations = new Set([
   '$defs',
   '$id',
   '$schema',
+  'contentEncoding',
+  'contentMediaType',
   'default',
   'definitions',
   'deprecated',
@@ -58,6 +60,7 @@ export const keywords: Readonly<Record<string, { check: Check; of?: readonly Typ
   properties: { check: schemaMap, of: ['object'] },
   required: { check: names, of: ['object'] },
   additionalProperties: { check: schema, of: ['object'] },
+  propertyNames: { check: schema, of: ['object'] },
   items: {
     check: (value) => (isSchema(value) ? undefined : 'a schema (a list of schemas is prefixItems)'),
     of: ['array'],

@@ -24,6 +24,7 @@ function commonTypes(a: Json, b: Json): TypeName[] {
   return [...new Set([...left.filter((type) => allows(right, type)), ...right.filter((type) => allows(left, type))])];
 }
 
+const schemaKeywords = new Set(['items', 'additionalProperties', 'propertyNames']);
 const smaller = new Set(['maximum', 'exclusiveMaximum', 'maxItems', 'maxLength']);
 const larger = new Set(['minimum', 'exclusiveMinimum', 'minItems', 'minLength']);
 
@@ -40,7 +41,8 @@ function mergedProperties(a: JsonObject, b: JsonObject): JsonObject {
 }
 
 /**
- * The constraints of two schemas in one, without $ref, allOf, anyOf and oneOf. Undefined when no value meets both.
+ * The constraints of two schemas in one, without $ref, allOf, anyOf and oneOf; several patterns are a list. Undefined when
+ * no value meets both.
  * Error: TypeError for two values of a keyword that cannot be put into one.
  */
 export function merge(a: JsonObject, b: JsonObject, pointer: string): JsonObject | undefined {
@@ -52,7 +54,8 @@ export function merge(a: JsonObject, b: JsonObject, pointer: string): JsonObject
     else if (name === 'enum')
       merged.enum = asList(own).filter((one) => asList(value).some((two) => isDeepStrictEqual(one, two)));
     else if (name === 'required') merged.required = [...new Set([...asList(own), ...asList(value)])];
-    else if (name === 'items' || name === 'additionalProperties') merged[name] = both(own as Schema, value as Schema);
+    else if (name === 'pattern') merged.pattern = [...new Set([...asList(own), ...asList(value)])];
+    else if (schemaKeywords.has(name)) merged[name] = both(own as Schema, value as Schema);
     else if (smaller.has(name)) merged[name] = Math.min(own as number, value as number);
     else if (larger.has(name)) merged[name] = Math.max(own as number, value as number);
     else if (name !== 'properties' && !isDeepStrictEqual(own, value))

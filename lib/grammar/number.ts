@@ -4,6 +4,9 @@ import { refuse } from './schema-error.js';
 /** Digits that a double tells apart whatever they are; more would only be rounded. */
 const digitsKept = 15;
 
+/** Digits of a bound, zeros before the first other one included. */
+const boundDigits = 20;
+
 /** A bound of a number; open: the bound itself is outside. */
 export interface Bound {
   value: number;
@@ -25,8 +28,8 @@ interface Magnitude {
 
 /**
  * Adds JSON numbers: up to 15 digits before the point, with a fraction and an exponent of two digits unless they are
- * integers. In a range, numbers have 15 digits at most and no exponent: bounds beyond are met by all of them.
- * Error: TypeError for a bound that takes more digits itself.
+ * integers. In a range, numbers have 15 digits, or as many as its bounds, and no exponent: bounds beyond are met by all of them.
+ * Error: TypeError for a bound of more than 20 digits.
  */
 export function addNumber(graph: Graph, from: number, to: number, range: NumberRange, pointer: string): void {
   const { integer, least, most } = range;
@@ -37,16 +40,23 @@ export function addNumber(graph: Graph, from: number, to: number, range: NumberR
   const top = 10 ** digitsKept - 1;
   if ((least && least.value > top) || (most && most.value < -top))
     refuse(pointer, `a number of more than ${digitsKept} digits`);
-  const low = least && least.value >= -top ? least : { value: -top, open: false };
-  const high = most && most.value <= top ? most : { value: top, open: false };
+  let low = least && least.value >= -top ? least : { value: -top, open: false };
+  let high = most && most.value <= top ? most : { value: top, open: false };
+  const digits = [low, high].map(({ value }) => decimalDigits(value).join('').length);
+  if (Math.max(...digits) > boundDigits) refuse(pointer, `a bound of more than ${boundDigits} digits`);
+  // Numbers of more digits than a double tells apart may round to an open bound, but never beyond the next double.
+  if (!integer && Math.max(...digits) > digitsKept) {
+    low = closed(low, 1);
+    high = closed(high, -1);
+  }
   const zero: Bound = { value: 0, open: false };
   if (high.value >= 0) {
-    addMagnitudes(graph, from, to, low.value < 0 ? zero : low, high, integer, pointer);
+    addMagnitudes(graph, from, to, low.value < 0 ? zero : low, high, integer);
   }
   if (low.value < 0) {
     const negative = graph.literal(from, '-');
     const nearest = high.value < 0 ? { ...high, value: -high.value } : { value: 0, open: true };
-    addMagnitudes(graph, negative, to, nearest, { ...low, value: -low.value }, integer, pointer);
+    addMagnitudes(graph, negative, to, nearest, { ...low, value: -low.value }, integer);
   }
 }
 
@@ -80,12 +90,26 @@ function addAnyNumber(graph: Graph, from: number, to: number, integer: boolean):
   addDigits(graph, digits, 1, 2, to);
 }
 
-function magnitudeOf({ value, open }: Bound, pointer: string): Magnitude {
-  const match = /^(\d{1,15})(?:\.(\d+))?$/.exec(String(value));
-  const [, whole = '', fraction = ''] = match ?? [];
-  if (!match || whole.length + fraction.length > digitsKept)
-    refuse(pointer, `the bound ${value} has more than ${digitsKept} digits`);
+/** The digits of a number's magnitude before and after its point. */
+function decimalDigits(value: number): [whole: string, fraction: string] {
+  const [digits = '', exponent = '0'] = String(Math.abs(value)).split('e');
+  const [whole = '', fraction = ''] = digits.split('.');
+  const shift = Number(exponent);
+  if (shift >= 0) return [whole, fraction];
+  return ['0', '0'.repeat(-shift - 1) + whole + fraction];
+}
+
+function magnitudeOf({ value, open }: Bound): Magnitude {
+  const [whole, fraction] = decimalDigits(value);
   return { whole, fraction, open };
+}
+
+/** The bound from inside: an open one at the next double above (1) or below (-1). No decimal but zero rounds to zero. */
+function closed(bound: Bound, way: 1 | -1): Bound {
+  if (!bound.open || bound.value === 0) return bound;
+  const bits = new BigInt64Array(new Float64Array([bound.value]).buffer);
+  bits[0] = (bits[0] as bigint) + BigInt(Math.sign(bound.value) * way);
+  return { value: new Float64Array(bits.buffer)[0] as number, open: false };
 }
 
 /** A bound without a fraction, for integers: the nearest one inside. */
@@ -95,19 +119,11 @@ function integerBound(bound: Bound, up: boolean): Bound {
   return { value: moved, open: false };
 }
 
-function addMagnitudes(
-  graph: Graph,
-  from: number,
-  to: number,
-  least: Bound,
-  most: Bound,
-  integer: boolean,
-  pointer: string,
-): void {
+function addMagnitudes(graph: Graph, from: number, to: number, least: Bound, most: Bound, integer: boolean): void {
   const low = integer ? integerBound(least, true) : least;
   const high = integer ? integerBound(most, false) : most;
   if (low.value > high.value) return;
-  const [a, b] = [magnitudeOf(low, pointer), magnitudeOf(high, pointer)];
+  const [a, b] = [magnitudeOf(low), magnitudeOf(high)];
   for (let length = a.whole.length; length <= b.whole.length; length++) {
     const lower = length === a.whole.length ? a : undefined;
     const upper = length === b.whole.length ? b : undefined;

@@ -97,49 +97,93 @@ function tooLarge(pointer: string): never {
   return exceeds(pointer, `the pattern takes too many states, or too long to make deterministic`);
 }
 
-/** The ranges of bytes that lead to the same states. */
-function transitions(automaton: Automaton, states: number[]): [low: number, high: number, targets: number[]][] {
-  const edges = states.flatMap((state) => (automaton.states[state] as State).edges);
-  const bounds = [...new Set(edges.flatMap(([low, high]) => [low, high + 1]))].sort((a, b) => a - b);
-  automaton.spend(edges.length * bounds.length);
-  const found: [number, number, number[]][] = [];
+/** The states that each of several patterns may be in. Where `free` is among them, any text may follow: they are that alone. */
+type States = readonly number[];
+
+/** The ranges of bytes that lead to the same states in all patterns; a pattern that is free goes along with any. */
+function transitions(automaton: Automaton, parts: readonly States[], free: number): [Range, number[][]][] {
+  const edges = parts.map((states) => states.flatMap((state) => (automaton.states[state] as State).edges));
+  const all = edges.flat();
+  const bounds = [...new Set(all.flatMap(([low, high]) => [low, high + 1]))].sort((a, b) => a - b);
+  automaton.spend(all.length * bounds.length);
+  const found: [Range, number[][]][] = [];
   for (const [i, low] of bounds.entries()) {
-    const targets = edges.filter(([from, to]) => low >= from && low <= to).map(([, , target]) => target);
-    if (targets.length > 0) found.push([low, (bounds[i + 1] as number) - 1, targets]);
+    const targets = edges.map((own, part) =>
+      parts[part]?.[0] === free
+        ? [free]
+        : own.filter(([from, to]) => low >= from && low <= to).map(([, , target]) => target),
+    );
+    if (targets.every((own) => own.length > 0)) found.push([[low, (bounds[i + 1] as number) - 1], targets]);
   }
   return found;
 }
 
-/**
- * Adds the JSON strings whose text a pattern matches, from behind the opening quote to behind the closing one. The
- * automaton is deterministic, and where all that follows is free it is an ordinary string.
- * Error: RangeError for a pattern that takes too many states.
- */
-export function addPattern(graph: Graph, from: number, to: number, alternatives: Alternative[], pointer: string): void {
+/** Of a deterministic automaton, whose first one is where it starts. */
+interface Node {
+  edges: [range: Range, target: number][];
+  /** The text may end here; any may follow. */
+  ends: boolean;
+  free: boolean;
+}
+
+/** The automaton of what all patterns match. Error: RangeError for too many states. */
+function determinized(patterns: readonly Alternative[][], pointer: string): Node[] {
   const automaton = new Automaton(pointer);
-  const [start, ended, free] = [automaton.state(), automaton.state(), automaton.state()];
-  for (const { fromStart, toEnd, body } of alternatives) {
-    const first = fromStart ? start : automaton.add(anything, start);
-    automaton.empty(automaton.add(body, first), toEnd ? ended : free);
-  }
-  const nodes = new Map<string, number>();
-  const open: [node: number, states: number[]][] = [];
-  const nodeOf = (states: number[]): number => {
-    const key = states.join(' ');
-    const known = nodes.get(key);
-    if (known !== undefined) return known;
-    const node = graph.node();
-    nodes.set(key, node);
-    if (states.includes(free)) graph.string(node, 0, -1, to);
-    else open.push([node, states]);
-    return node;
-  };
-  graph.empty(from, nodeOf(automaton.closure([start])));
-  for (let next = open.pop(); next; next = open.pop()) {
-    const [node, states] = next;
-    if (states.includes(ended)) graph.edge(node, 0x22, 0x22, to);
-    for (const [low, high, targets] of transitions(automaton, states)) {
-      graph.edge(node, low, high, nodeOf(automaton.closure(targets)));
+  const free = automaton.state();
+  const made = patterns.map((alternatives) => {
+    const [start, ended] = [automaton.state(), automaton.state()];
+    for (const { fromStart, toEnd, body } of alternatives) {
+      const first = fromStart ? start : automaton.add(anything, start);
+      automaton.empty(automaton.add(body, first), toEnd ? ended : free);
     }
+    return { start, ended };
+  });
+  const closure = (states: Iterable<number>): States => {
+    const closed = automaton.closure(states);
+    return closed.includes(free) ? [free] : closed;
+  };
+  const nodes: Node[] = [];
+  const numbers = new Map<string, number>();
+  const open: [node: Node, parts: States[]][] = [];
+  const numberOf = (parts: States[]): number => {
+    const key = parts.map((states) => states.join(' ')).join();
+    const known = numbers.get(key);
+    if (known !== undefined) return known;
+    if (nodes.length === limits.patternStates) tooLarge(pointer);
+    const ends = parts.every((states, i) => states[0] === free || states.includes(made[i]?.ended as number));
+    const node: Node = { edges: [], ends, free: parts.every(([first]) => first === free) };
+    numbers.set(key, nodes.push(node) - 1);
+    if (!node.free) open.push([node, parts]);
+    return nodes.length - 1;
+  };
+  numberOf(made.map(({ start }) => closure([start])));
+  for (let next = open.pop(); next; next = open.pop()) {
+    const [node, parts] = next;
+    for (const [range, targets] of transitions(automaton, parts, free))
+      node.edges.push([range, numberOf(targets.map(closure))]);
+  }
+  return nodes;
+}
+
+/**
+ * Adds the JSON strings whose text all of these patterns match, from behind the opening quote to behind the closing one. The
+ * automaton is deterministic, and where all that follows is free it is an ordinary string.
+ * Error: RangeError for patterns that take too many states, before anything is added.
+ */
+export function addPatterns(
+  graph: Graph,
+  from: number,
+  to: number,
+  patterns: readonly Alternative[][],
+  pointer: string,
+): void {
+  const found = determinized(patterns, pointer);
+  const nodes = found.map(() => graph.node());
+  graph.empty(from, nodes[0] as number);
+  for (const [i, { edges, ends, free }] of found.entries()) {
+    const node = nodes[i] as number;
+    if (free) graph.string(node, 0, -1, to);
+    else if (ends) graph.edge(node, 0x22, 0x22, to);
+    for (const [[low, high], target] of edges) graph.edge(node, low, high, nodes[target] as number);
   }
 }

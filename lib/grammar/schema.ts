@@ -1,6 +1,5 @@
 import type { GrammarDescription } from '../native-types.js';
 import { addArray, addObject, type Property } from './containers.js';
-import { formats } from './formats.js';
 import { Graph } from './graph.js';
 import {
   constraintsOf,
@@ -15,9 +14,8 @@ import {
 import { limits } from './limits.js';
 import { merge } from './merge.js';
 import { addNumber, type Bound } from './number.js';
-import { addPattern } from './pattern.js';
-import { parsePattern } from './regex.js';
 import { below, exceeds, refuse } from './schema-error.js';
+import { addText } from './text.js';
 
 /** A schema, and where it stands in the document. */
 interface Place {
@@ -170,24 +168,7 @@ class Compiler {
   }
 
   #addString(from: number, to: number, constraints: JsonObject, pointer: string): void {
-    const { pattern, format, minLength, maxLength } = constraints;
-    const [least, most] = [(minLength ?? 0) as number, (maxLength ?? -1) as number];
-    const body = this.#graph.literal(from, '"');
-    if (pattern === undefined && format === undefined) {
-      if (most < 0 || most >= least) this.#graph.string(body, least, most, to);
-      return;
-    }
-    if (pattern !== undefined && format !== undefined)
-      refuse(below(pointer, 'format'), '"format" beside "pattern" is not supported');
-    if (least > 0 || most >= 0)
-      refuse(pointer, 'a length beside "pattern" or "format" is not supported: the pattern can say it');
-    const name = pattern === undefined ? 'format' : 'pattern';
-    const at = below(pointer, name);
-    const known =
-      format === undefined ? undefined : Object.hasOwn(formats, format as string) && formats[format as string];
-    if (known === false)
-      refuse(at, `the format ${JSON.stringify(format)} is none of ${Object.keys(formats).join(', ')}`);
-    addPattern(this.#graph, body, to, parsePattern(known ?? (pattern as string), at), at);
+    addText(this.#graph, this.#graph.literal(from, '"'), to, constraints, pointer);
   }
 
   #addObject(from: number, to: number, constraints: JsonObject, pointer: string): void {
@@ -195,20 +176,50 @@ class Compiler {
     const closed = this.#strict && constraints.properties !== undefined;
     const others = (constraints.additionalProperties ?? !closed) as Schema;
     const required = new Set((constraints.required ?? []) as string[]);
-    const unnamed = [...required].filter((name) => !named.some(([own]) => own === name));
-    if (others === false && unnamed.length > 0)
-      refuse(below(pointer, 'required'), `${JSON.stringify(unnamed[0])} is required, but no property of the object`);
+    const keys = this.#keysOf(constraints, pointer);
+    const unnamed = [...required, ...(others === false ? [] : (keys.names ?? []))].filter(
+      (name) => !named.some(([own]) => own === name),
+    );
+    const refused = [...required].find((name) => others === false && unnamed.includes(name));
+    if (refused !== undefined)
+      refuse(below(pointer, 'required'), `${JSON.stringify(refused)} is required, but no property of the object`);
     const place = (name: string): string => below(pointer, 'properties', name);
     const rest: Place = { schema: others, pointer: below(pointer, 'additionalProperties') };
+    const isKey = (name: string) => keys.names?.includes(name) ?? true;
     const properties = [
-      ...named.map(([name, schema]): Property => {
-        return { name, rule: this.#ruleOf({ schema, pointer: place(name) }), required: required.has(name) };
-      }),
-      ...unnamed.map((name): Property => ({ name, rule: this.#ruleOf(rest), required: true })),
-    ];
+      ...named.map(([name, schema]): [string, Place] => [name, { schema, pointer: place(name) }]),
+      ...[...new Set(unnamed)].map((name): [string, Place] => [name, rest]),
+    ].map(([name, of]): Property => {
+      const own = isKey(name) ? of : { schema: false, pointer: of.pointer };
+      return { name, rule: this.#ruleOf(own), required: required.has(name) };
+    });
     const lone = properties.find(({ name }) => /\p{Surrogate}/u.test(name));
     if (lone) refuse(place(lone.name), 'the name is not valid Unicode');
-    addObject(this.#graph, from, to, properties, others === false ? undefined : this.#ruleOf(rest));
+    if (keys.add && properties.length > 0)
+      refuse(below(pointer, 'propertyNames'), '"propertyNames" beside named properties must be an "enum" of names');
+    const hasOthers = others !== false && !keys.names;
+    const more = hasOthers ? { rule: this.#ruleOf(rest), ...(keys.add && { addKeys: keys.add }) } : undefined;
+    addObject(this.#graph, from, to, properties, more);
+  }
+
+  /** What propertyNames says: all names there can be, or how to add them; neither where it asks for nothing. */
+  #keysOf(constraints: JsonObject, pointer: string): { names?: string[]; add?: (from: number, to: number) => void } {
+    if (constraints.propertyNames === undefined) return {};
+    const at = below(pointer, 'propertyNames');
+    const schema = constraints.propertyNames as Schema;
+    const options = this.#expand({ schema, pointer: at }, []).filter((one) => typesOf(one).includes('string'));
+    if (options.every((one) => one.enum)) {
+      const values = options.flatMap(({ enum: own }) => own as Json[]);
+      return { names: [...new Set(values.filter((value) => typeof value === 'string'))] };
+    }
+    if (options.some((one) => one.enum)) refuse(at, '"enum" beside other keys is not supported');
+    const isFree = (one: JsonObject) => Object.keys(one).every((name) => !keywords[name]?.of?.includes('string'));
+    if (options.some(isFree)) return {};
+    return {
+      add: (from, to) => {
+        for (const one of options) addText(this.#graph, from, to, one, at);
+      },
+    };
   }
 
   #addArray(from: number, to: number, constraints: JsonObject, pointer: string): void {

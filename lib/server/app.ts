@@ -42,6 +42,9 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   void reply.code(known.status).headers(known.headers).send(known.body);
 }
 
+const noRoute = ({ method, url }: FastifyRequest) =>
+  new ApiError(404, `no route ${method} ${url.split('?')[0]}`, { code: 'unknown_url' });
+
 /** A client's request id goes on when it is fit for a header and a log. */
 function requestId(given: string | string[] | undefined): string {
   return typeof given === 'string' && /^[\w.:-]{1,128}$/.test(given) ? given : randomUUID();
@@ -68,8 +71,8 @@ export function createApp(options: CheckedServerOptions, parts: Parts): FastifyI
   readBodies(app);
   account(app, options, parts);
   app.setErrorHandler(sendError);
-  app.setNotFoundHandler(({ method, url }) => {
-    throw new ApiError(404, `no route ${method} ${url.split('?')[0]}`, { code: 'unknown_url' });
+  app.setNotFoundHandler((request) => {
+    throw noRoute(request);
   });
   return app;
 }
@@ -78,8 +81,10 @@ function readBodies(app: FastifyInstance): void {
   const parseJson = app.getDefaultJsonParser('error', 'error');
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, bytes, done) => {
+    // The OpenAI clients name the type of a body that a DELETE does not have.
+    if ((bytes as Buffer).length === 0 && request.method === 'DELETE') return done(null);
     const finish = (error: Error | null, body?: unknown) => {
-      if (error) return done(new ApiError(400, 'the body is not valid JSON', { code: 'invalid_json', cause: error }));
+      if (error) return done(notParsed(bytes as Buffer, error));
       try {
         checkShape(body);
       } catch (cause) {
@@ -93,6 +98,17 @@ function readBodies(app: FastifyInstance): void {
       done(error as Error);
     }
   });
+}
+
+/** Why the parser refused a body: no JSON, or keys that reach for a prototype. */
+function notParsed(bytes: Buffer, cause: Error): ApiError {
+  let message = 'the body has a key "__proto__", or "prototype" in "constructor", which are not taken';
+  try {
+    JSON.parse(bytes.toString());
+  } catch {
+    message = 'the body is not valid JSON';
+  }
+  return new ApiError(400, message, { code: 'invalid_json', cause });
 }
 
 function account(app: FastifyInstance, options: CheckedServerOptions, { open, metrics, isClosing }: Parts): void {
@@ -109,20 +125,30 @@ function account(app: FastifyInstance, options: CheckedServerOptions, { open, me
     });
     if (isClosing() && !publicRoutes.includes(route)) throw shuttingDown();
     if (!publicRoutes.includes(route)) checkKey?.(request.headers.authorization);
+    // Before its body is looked at.
+    if (request.is404) throw noRoute(request);
+    checkEncoding(request.headers['content-encoding']);
   });
+}
+
+/** @throws ApiError 415 for a body that is compressed. */
+function checkEncoding(encoding: string | undefined): void {
+  if (encoding === undefined || encoding.toLowerCase() === 'identity') return;
+  const message = `content-encoding ${JSON.stringify(encoding)} is not taken: send the body as it is`;
+  throw new ApiError(415, message, { code: 'unsupported_encoding' });
 }
 
 /** Adds routes; their other methods are refused with 405. */
 export function addRoutes(app: FastifyInstance, routes: Routes): void {
   for (const [url, handlers] of Object.entries(routes)) {
     const allow = Object.keys(handlers).join(', ');
+    // Before the body is looked at.
+    const refuse = async () => {
+      throw new ApiError(405, `${url} takes ${allow}`, { code: 'method_not_allowed', headers: { allow } });
+    };
     for (const method of methods) {
-      const handler: Handler =
-        handlers[method] ??
-        (async () => {
-          throw new ApiError(405, `${url} takes ${allow}`, { code: 'method_not_allowed', headers: { allow } });
-        });
-      app.route({ method, url, handler });
+      const handler = handlers[method];
+      app.route({ method, url, handler: handler ?? refuse, ...(!handler && { onRequest: refuse }) });
     }
   }
 }

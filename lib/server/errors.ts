@@ -51,7 +51,7 @@ const statusOfCode: Record<string, { status: number; code: string; param?: strin
     ERR_AT_MOE_BUSY: { status: 409, code: 'busy' },
     ERR_AT_MOE_CONTEXT_LENGTH: { status: 400, code: 'context_length_exceeded' },
     ERR_AT_MOE_DEADLINE: { status: 504, code: 'deadline_exceeded' },
-    ERR_AT_MOE_DISPOSED: { status: 503, code: 'shutting_down' },
+    ERR_AT_MOE_DISPOSED: { status: 503, code: 'model_disposed', param: 'model' },
     ERR_AT_MOE_EMPTY_PROMPT: { status: 400, code: 'empty_prompt' },
     ERR_AT_MOE_OUT_OF_MEMORY: { status: 503, code: 'out_of_memory' },
     ERR_AT_MOE_QUEUE_FULL: { status: 429, code: 'queue_full', headers: { 'retry-after': '1' } },
@@ -106,6 +106,41 @@ function paramOf(path: readonly PropertyKey[]): string {
   }, '');
 }
 
+const typeNames: Readonly<Record<string, string>> = {
+  array: 'an array',
+  boolean: 'true or false',
+  int: 'an integer',
+  number: 'a number',
+  object: 'an object',
+  record: 'an object',
+  string: 'a text',
+};
+
+/** What a value must be, in one sentence. */
+function requirement(issue: z.core.$ZodIssue): string {
+  switch (issue.code) {
+    case 'invalid_type':
+      return `must be ${typeNames[issue.expected] ?? issue.expected}`;
+    case 'invalid_value':
+      return `must be ${issue.values.map((value) => JSON.stringify(value)).join(' or ')}`;
+    case 'too_small':
+    case 'too_big': {
+      const [bound, word] =
+        issue.code === 'too_small'
+          ? [issue.minimum, issue.inclusive ? 'at least' : 'more than']
+          : [issue.maximum, issue.inclusive ? 'at most' : 'less than'];
+      if (issue.origin === 'string') return `must have ${word} ${bound} characters`;
+      return issue.origin === 'array' ? `must have ${word} ${bound} elements` : `must be ${word} ${bound}`;
+    }
+    case 'invalid_union': {
+      const types = issue.errors.flatMap(([first]) => (first ? [requirement(first)] : []));
+      return types.length > 0 ? [...new Set(types)].join(', or ') : issue.message;
+    }
+    default:
+      return issue.message;
+  }
+}
+
 /** The first problem of a request body. */
 export function schemaError(error: z.ZodError): ApiError {
   const [issue] = error.issues;
@@ -114,7 +149,9 @@ export function schemaError(error: z.ZodError): ApiError {
     return new ApiError(400, `unknown parameter: ${param}`, { code: 'unknown_parameter', param });
   }
   const param = paramOf(issue?.path ?? []);
-  const message = issue?.message ?? 'invalid request';
-  if (param === '') return new ApiError(400, message, { code: 'invalid_value' });
+  // Messages of our own stand: those of zod begin so.
+  const isWorded = !/^(Invalid|Too (small|big)|Unrecognized)/.test(issue?.message ?? '');
+  const message = issue ? (isWorded ? issue.message : requirement(issue)) : 'is invalid';
+  if (param === '') return new ApiError(400, `the body ${message}`, { code: 'invalid_value' });
   return new ApiError(400, `${param}: ${message}`, { code: 'invalid_value', param });
 }

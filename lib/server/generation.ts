@@ -20,10 +20,10 @@ function controlsOf({ only }: Lease, controls: RoutingControls): RoutingControls
 /** One record for a text is cheap, one for each of its tokens is not. */
 const isTracedAnyway = ({ mixture }: Lease) => mixture?.routing.scope === 'sequence';
 
-/** @throws as TextGenerator.generate(), wrong arguments as ApiError 400. */
-function start(generator: TextGenerator, prompt: Prompt, options: GenerateOptions) {
+/** The queue takes all prompts or none. @throws as TextGenerator.generate(), wrong arguments as ApiError 400. */
+function start(generator: TextGenerator, prompts: readonly Prompt[], options: GenerateOptions) {
   try {
-    return generator.generate(prompt, options);
+    return generator.streams(prompts, options);
   } catch (error) {
     throw argumentError(error);
   }
@@ -47,7 +47,7 @@ export async function* generate(
     routing: controlsOf(lease, request.controls),
     signal,
   };
-  const streams = prompts.map((prompt) => start(lease.generator, prompt, options));
+  const streams = start(lease.generator, prompts, options);
   const watch = metrics.watch(lease.name);
   const total = { promptTokens: 0, completionTokens: 0, totalTokens: 0, cachedTokens: 0 };
   for await (const { index: p, step } of merge(streams)) {

@@ -145,30 +145,22 @@ type Sample = [labels: Record<string, string>, value: number];
 function addEngine(registry: Registry, model: Model): void {
   const read = engineReader(model);
   const registers = [registry];
-  const gauge = (name: string, help: string, samples: (state: EngineState) => Sample[], labelNames: string[] = []) =>
-    new Gauge({
-      name,
-      help,
-      labelNames,
-      registers,
-      async collect() {
-        this.reset();
-        const state = await read();
-        for (const [labels, value] of state ? samples(state) : []) this.set(labels, value);
-      },
-    });
-  const counter = (name: string, help: string, samples: (stats: EngineStats) => Sample[], labelNames: string[] = []) =>
-    new Counter({
-      name,
-      help,
-      labelNames,
-      registers,
-      async collect() {
-        this.reset();
-        const state = await read();
-        for (const [labels, value] of state ? samples(state.stats) : []) this.inc(labels, value);
-      },
-    });
+  const metric =
+    (Kind: typeof Gauge | typeof Counter) =>
+    (name: string, help: string, samples: (state: EngineState) => Sample[], labelNames: string[] = []) =>
+      new Kind({
+        name,
+        help,
+        labelNames,
+        registers,
+        async collect() {
+          this.reset();
+          const state = await read();
+          for (const [labels, value] of state ? samples(state) : []) this.inc(labels, value);
+        },
+      });
+  const gauge = metric(Gauge);
+  const counter = metric(Counter);
   gauge(
     'at_moe_kv_tokens',
     'Tokens that the KV cache has room for',
@@ -192,7 +184,7 @@ function addEngine(registry: Registry, model: Model): void {
   counter(
     'at_moe_engine_requests_total',
     'Requests that the engine took, refused because its queue was full, ended because their time was up',
-    ({ requests, refused, expired }) => [
+    ({ stats: { requests, refused, expired } }) => [
       [{ result: 'taken' }, requests],
       [{ result: 'refused' }, refused],
       [{ result: 'expired' }, expired],
@@ -202,13 +194,46 @@ function addEngine(registry: Registry, model: Model): void {
   counter(
     'at_moe_prefix_cache_tokens_total',
     'Tokens of prompts that were looked up in the prefix cache, and found',
-    ({ lookedUpTokens, hitTokens }) => [
+    ({ stats: { lookedUpTokens, hitTokens } }) => [
       [{ result: 'looked_up' }, lookedUpTokens],
       [{ result: 'hit' }, hitTokens],
     ],
     ['result'],
   );
-  counter('at_moe_preemptions_total', 'Sequences that lost their place to another one', ({ preemptions }) => [
+  gauge(
+    'at_moe_adapter_bytes',
+    'Device memory of mixtures and adapters: what is held, and the budget if there is one',
+    ({ stats: { adapterBytes, adapterBudget } }) => [
+      [{ kind: 'held' }, adapterBytes],
+      ...(adapterBudget > 0 ? ([[{ kind: 'budget' }, adapterBudget]] satisfies Sample[]) : []),
+    ],
+    ['kind'],
+  );
+  gauge(
+    'at_moe_adapters',
+    'Mixtures and adapters that are on the device, and those that are pinned there',
+    ({ stats: { adaptersResident, adaptersPinned } }) => [
+      [{ state: 'resident' }, adaptersResident],
+      [{ state: 'pinned' }, adaptersPinned],
+    ],
+    ['state'],
+  );
+  counter(
+    'at_moe_adapter_requests_total',
+    'Requests that found their mixture or adapter on the device, and that waited for it',
+    ({ stats: { adapterHits, adapterMisses } }) => [
+      [{ result: 'hit' }, adapterHits],
+      [{ result: 'miss' }, adapterMisses],
+    ],
+    ['result'],
+  );
+  counter('at_moe_adapter_loads_total', 'Mixtures and adapters brought to the device', ({ stats: { adapterLoads } }) => [
+    [{}, adapterLoads],
+  ]);
+  counter('at_moe_adapter_evictions_total', 'Those that gave their room to others', ({ stats: { adapterEvictions } }) => [
+    [{}, adapterEvictions],
+  ]);
+  counter('at_moe_preemptions_total', 'Sequences that lost their place to another one', ({ stats: { preemptions } }) => [
     [{}, preemptions],
   ]);
 }

@@ -71,9 +71,10 @@ export async function openAdapter(
   model: Model,
   dir: string,
   onWarning: (message: string) => void,
+  pin = false,
 ): Promise<LoadedAdapter> {
-  if (await exists(join(dir, 'mixture.json'))) return await model.loadMixture(dir, { onWarning });
-  if (await exists(join(dir, 'adapter_config.json'))) return await model.loadAdapter(dir);
+  if (await exists(join(dir, 'mixture.json'))) return await model.loadMixture(dir, { onWarning, pin });
+  if (await exists(join(dir, 'adapter_config.json'))) return await model.loadAdapter(dir, { pin });
   const message = `${dir} holds neither mixture.json nor adapter_config.json`;
   throw new ApiError(400, message, { code: 'invalid_adapter', param: 'path' });
 }

@@ -12,6 +12,8 @@ export interface ServerOptions {
   adaptersRoot?: string;
   /** Most adapters and mixtures at once; default 64. */
   maxAdapters?: number;
+  /** Those of `adapters` that stay on the device, as Mixture.pin(). */
+  pinned?: readonly string[];
   /** Keys that clients send as `Authorization: Bearer KEY`; default: none is asked for. */
   apiKeys?: readonly string[];
   /** Bytes of a request's body; default 2 MiB. */
@@ -45,6 +47,7 @@ const schema = z.strictObject({
     .default({}),
   adaptersRoot: z.string().min(1).optional(),
   maxAdapters: positive.default(64),
+  pinned: z.array(z.string()).default([]),
   apiKeys: z.array(z.string().regex(/^\S+$/)).default([]),
   bodyLimit: positive.default(2 ** 21),
   maxTokens: positive.optional(),

@@ -84,6 +84,7 @@ const shared = {
   safety_identifier: ignored,
   prompt_cache_key: ignored,
   prompt_cache_retention: ignored,
+  prompt_cache_options: ignored,
 };
 
 const completionSchema = z.strictObject({
@@ -105,16 +106,45 @@ const textPart = z.strictObject({
   type: z.string().refine((type) => type === 'text', 'only parts of type "text" are supported'),
   text: z.string(),
 });
-const message = z.strictObject({
-  role: z.enum(['system', 'developer', 'user', 'assistant', 'tool']),
-  content: z.union([z.string(), list(textPart, 1024)], {
-    error: 'must be a text, or an array of parts of type "text"',
-  }),
-  name: z.string().nullish(),
-  refusal: neutral(),
-  tool_calls: neutral([]),
-  annotations: ignored,
+const content = z.union([z.string(), list(textPart, 1024)], {
+  error: 'must be a text, or an array of parts of type "text"',
 });
+/** A call that the model made before: what its chat template writes of it. The arguments are an object there, not its JSON. */
+const toolCall = z.strictObject({
+  id: z.string(),
+  type: z.literal('function'),
+  function: z.strictObject({
+    name: z.string(),
+    arguments: z.string().transform((text, context): unknown => {
+      try {
+        return JSON.parse(text);
+      } catch {
+        context.addIssue({ code: 'custom', message: 'must be JSON' });
+        return z.NEVER;
+      }
+    }),
+  }),
+});
+const roles = ['system', 'developer', 'user', 'assistant', 'tool'] as const;
+const message = z
+  .strictObject({
+    role: z.enum(roles, { error: `must be one of ${roles.map((role) => JSON.stringify(role)).join(', ')}` }),
+    content: content.nullish(),
+    name: z.string().nullish(),
+    refusal: neutral(),
+    tool_calls: list(toolCall, 128).nullish(),
+    tool_call_id: z.string().nullish(),
+    function_call: neutral(),
+    audio: neutral(),
+    annotations: ignored,
+  })
+  .refine(
+    ({ role, content, tool_calls }) => content != null || (role === 'assistant' && (tool_calls ?? []).length > 0),
+    {
+      path: ['content'],
+      error: 'must be a text, or an array of parts of type "text"; only a message with tool_calls has none',
+    },
+  );
 
 const chatSchema = z.strictObject({
   ...shared,
@@ -134,6 +164,9 @@ const chatSchema = z.strictObject({
   modalities: neutral(['text']),
   audio: neutral(),
   prediction: neutral(),
+  moderation: neutral(),
+  reasoning_effort: neutral('none'),
+  verbosity: neutral('medium'),
   web_search_options: neutral(),
 });
 
@@ -149,11 +182,13 @@ function toPrompts(value: string | string[] | number[] | number[][]): Prompt[] {
 }
 
 /** As chat templates know it: text contents, and no developer. */
-function toMessage({ role, content, name }: z.infer<typeof message>): ChatMessage {
+function toMessage({ role, content, name, tool_calls, tool_call_id }: z.infer<typeof message>): ChatMessage {
   return {
     role: role === 'developer' ? 'system' : role,
-    content: typeof content === 'string' ? content : content.map(({ text }) => text).join(''),
+    content: typeof content === 'string' ? content : (content ?? []).map(({ text }) => text).join(''),
     ...(name && { name }),
+    ...(tool_calls && tool_calls.length > 0 && { tool_calls }),
+    ...(tool_call_id && { tool_call_id }),
   };
 }
 
@@ -218,6 +253,10 @@ export function parseCompletion(body: unknown, limits: RequestLimits): Generatio
 export function parseChat(body: unknown, limits: RequestLimits): GenerationRequest {
   const checked = parse(chatSchema, body);
   const param = checked.max_completion_tokens == null ? 'max_tokens' : 'max_completion_tokens';
+  if (checked.max_tokens != null && param === 'max_completion_tokens') {
+    const message = 'max_tokens: must not be given beside max_completion_tokens';
+    throw new ApiError(400, message, { code: 'invalid_value', param: 'max_tokens' });
+  }
   const maxTokens = checked[param] ?? limits.maxTokens;
   const prompt = checked.messages.map(toMessage);
   return toRequest(checked, [prompt], { param, maxTokens, logProbs: checked.logprobs ?? false }, limits);

@@ -89,7 +89,22 @@ function loadError(error: unknown, root: string): unknown {
   return new ApiError(400, withoutRoot(root, message), { code: 'invalid_adapter', param: 'path', cause: error });
 }
 
-function loadAdapter(service: Service): Handler {
+/** Warnings by adapter: one that is replaced again and again is warned of once. */
+class Warnings {
+  readonly #told = new Map<string, Set<string>>();
+
+  isNew(name: string, message: string): boolean {
+    const told = this.#told.get(name) ?? new Set();
+    this.#told.set(name, told);
+    return told.size < told.add(message).size;
+  }
+
+  forget(name: string): void {
+    this.#told.delete(name);
+  }
+}
+
+function loadAdapter(service: Service, warnings: Warnings): Handler {
   const { model, models } = service;
   return async (request, reply) => {
     const root = rootOf(service);
@@ -99,7 +114,9 @@ function loadAdapter(service: Service): Handler {
     const open = async () => {
       const folder = await insideRoot(root, path);
       try {
-        return await openAdapter(model, folder, (message) => request.log.warn(message));
+        return await openAdapter(model, folder, (message) => {
+          if (warnings.isNew(name, message)) request.log.warn(message);
+        });
       } catch (error) {
         throw loadError(error, root);
       }
@@ -124,6 +141,7 @@ async function health({ model, isClosing }: Service): Promise<object> {
 
 export function routesOf(service: Service): Routes {
   const { models, metrics } = service;
+  const warnings = new Warnings();
   return {
     '/v1/chat/completions': { POST: writeText(service, chat) },
     '/v1/completions': { POST: writeText(service, completions) },
@@ -131,13 +149,14 @@ export function routesOf(service: Service): Routes {
     '/v1/models/*': { GET: async ({ params }) => models.card((params as { '*': string })['*']) },
     '/v1/adapters': {
       GET: async () => ({ object: 'list', data: models.adapters() }),
-      POST: loadAdapter(service),
+      POST: loadAdapter(service, warnings),
     },
     '/v1/adapters/:name': {
       GET: async (request) => models.adapter(nameOf(request)),
       DELETE: async (request) => {
         rootOf(service);
         models.remove(nameOf(request));
+        warnings.forget(nameOf(request));
         return { name: nameOf(request), deleted: true };
       },
     },

@@ -54,11 +54,20 @@ export class Server {
   }
 
   /** @internal */
-  async addAdapters(adapters: NonNullable<ServerOptions['adapters']>): Promise<void> {
+  async addAdapters({ adapters, pinned }: ReturnType<typeof checkServerOptions>): Promise<void> {
+    const unknown = pinned.find((name) => !Object.hasOwn(adapters, name));
+    if (unknown !== undefined)
+      throw new RangeError(`createServer: pinned: no adapter is named ${JSON.stringify(unknown)}`);
     const warn = (message: string) => this.fastify.log.warn(message);
     for (const [name, adapter] of Object.entries(adapters)) {
       const owned = typeof adapter === 'string';
-      await this.#models.add(name, () => (owned ? openAdapter(this.#model, adapter, warn) : adapter), { owned });
+      const pin = pinned.includes(name);
+      const open = async () => {
+        if (owned) return await openAdapter(this.#model, adapter, warn, pin);
+        if (pin) await adapter.pin();
+        return adapter;
+      };
+      await this.#models.add(name, open, { owned });
     }
   }
 
@@ -81,11 +90,12 @@ export class Server {
   }
 
   async #close(graceMs: number): Promise<void> {
-    const closed = this.fastify.close();
+    // It listens on until then, so that who asks for its health hears that it closes.
     const empty = this.#open.empty();
     await Promise.race([empty, sleep(graceMs, undefined, { ref: false })]);
     this.#open.abort(shuttingDown());
     await Promise.race([empty, sleep(lastWordsMs, undefined, { ref: false })]);
+    const closed = this.fastify.close();
     this.fastify.server.closeAllConnections();
     await closed;
     this.#models.close();
@@ -102,7 +112,7 @@ export async function createServer(model: Model, options: ServerOptions = {}): P
   const root = checked.adaptersRoot === undefined ? undefined : await realpath(checked.adaptersRoot);
   const server = new Server(model, checked, root);
   try {
-    await server.addAdapters(checked.adapters);
+    await server.addAdapters(checked);
   } catch (error) {
     await server.close({ graceMs: 0 });
     throw error;

@@ -2,6 +2,7 @@ import { abortReason, orAborted } from '../abort.js';
 import { type TokenizedExample, tokenizeExamples } from '../data/examples.js';
 import type { GroupNames } from '../data/labels.js';
 import type { ExampleSource } from '../data/rows.js';
+import type { Lifetime } from '../lifetime.js';
 import type { MixtureHandle } from '../native-mixture-types.js';
 import type { TrainTarget } from '../native-training-types.js';
 import type { NativeEngine } from '../native-types.js';
@@ -27,6 +28,8 @@ export interface TrainingContext {
   fingerprint: string;
   /** Of the adapters' input where the options give none; default 0. */
   dropout?: number;
+  /** Training and evaluation end with it. */
+  life?: Lifetime;
   /** Called once before the trainer ends, however it ends: the last moment to read what was trained. */
   onEnd?: (trainer: number) => Promise<void>;
 }

@@ -1,5 +1,4 @@
-import { setMaxListeners } from 'node:events';
-import { abortReason } from '../abort.js';
+import { abortReason, joinSignals } from '../abort.js';
 import type { TokenizedExample } from '../data/examples.js';
 import { PackedExamples } from '../data/packing.js';
 import type { ExampleSource } from '../data/rows.js';
@@ -94,13 +93,10 @@ async function scoreBase(engine: NativeEngine, example: TokenizedExample, signal
 
 async function evaluateBase(engine: NativeEngine, set: EvaluationSet, signal?: AbortSignal): Promise<EvaluationResult> {
   let loss = 0;
-  // A batch waits on one signal with as many listeners as it has examples.
-  const own = signal && AbortSignal.any([signal]);
-  if (own) setMaxListeners(0, own);
   for (const batches of set.packed.plan(0)) {
     signal?.throwIfAborted();
     const examples = batches.flat().map((index) => set.examples[index] as TokenizedExample);
-    const parts = await Promise.all(examples.map((example) => scoreBase(engine, example, own))).catch((error) => {
+    const parts = await Promise.all(examples.map((example) => scoreBase(engine, example, signal))).catch((error) => {
       throw abortReason(error, signal);
     });
     for (const part of parts) loss += part;
@@ -110,7 +106,8 @@ async function evaluateBase(engine: NativeEngine, set: EvaluationSet, signal?: A
 
 /**
  * The loss of the context's target on data: the base (which need not be trainable), an adapter alone, or a mixture by its router.
- * Errors: TypeError, RangeError; those of readEvaluationSet; ERR_AT_MOE_NOT_FINITE; the signal's reason.
+ * Errors: TypeError, RangeError; those of readEvaluationSet; ERR_AT_MOE_NOT_FINITE; the signal's reason;
+ * ERR_AT_MOE_DISPOSED when what is evaluated is disposed.
  */
 export async function evaluateLoss(
   context: TrainingContext,
@@ -118,10 +115,23 @@ export async function evaluateLoss(
   options: EvaluationOptions = {},
 ): Promise<EvaluationResult> {
   const parsed = parseEvaluationOptions(options);
-  const { signal } = parsed;
+  const { signal, release } = joinSignals(parsed.signal, ...(context.life?.signals ?? []));
+  try {
+    return await evaluate(context, data, { ...parsed, signal });
+  } finally {
+    release();
+  }
+}
+
+async function evaluate(
+  context: TrainingContext,
+  data: ExampleSource,
+  options: ParsedEvaluationOptions,
+): Promise<EvaluationResult> {
+  const { signal } = options;
   signal?.throwIfAborted();
   const { engine, mixture, target } = context;
-  const set = await readEvaluationSet(context, data, parsed);
+  const set = await readEvaluationSet(context, data, options);
   if (target === 'base') return await evaluateBase(engine, set, signal);
   const trainer = await engine.beginTraining(mixture, { target });
   try {

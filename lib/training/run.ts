@@ -1,4 +1,4 @@
-import { orAborted } from '../abort.js';
+import { joinSignals, onAbort, orAborted } from '../abort.js';
 import type { ExampleSource } from '../data/rows.js';
 import type { TrainOptions } from '../native-training-types.js';
 import type { BatchPlan } from './batch.js';
@@ -62,14 +62,28 @@ export interface TrainingProgress {
  * Trains the context's target, one yield per optimiser step, after its evaluation and checkpoint. The trainer ends when
  * the iterator does: at the end, by break, by an error or an abort.
  * Errors: TypeError, RangeError at once; those of the data; ERR_AT_MOE_NOT_FINITE before the update; ERR_AT_MOE_MISMATCH
- * for a checkpoint of another run; ERR_AT_MOE_IO; the signal's reason.
+ * for a checkpoint of another run; ERR_AT_MOE_IO; the signal's reason; ERR_AT_MOE_DISPOSED when what is trained is disposed.
  */
 export function runTraining(
   context: TrainingContext,
   data: ExampleSource,
   options: TrainingOptions = {},
 ): AsyncGenerator<TrainingProgress, void, undefined> {
-  return train(context, data, parseTrainingOptions(options, context.target));
+  return bounded(context, data, parseTrainingOptions(options, context.target));
+}
+
+/** By the caller's signal and by the life of what is trained. */
+async function* bounded(
+  context: TrainingContext,
+  data: ExampleSource,
+  options: ParsedTrainingOptions,
+): AsyncGenerator<TrainingProgress, void, undefined> {
+  const { signal, release } = joinSignals(options.signal, ...(context.life?.signals ?? []));
+  try {
+    yield* train(context, data, { ...options, signal });
+  } finally {
+    release();
+  }
 }
 
 async function* train(
@@ -96,6 +110,13 @@ async function* train(
     checkResumable(options.resume, resumed, identity);
   }
   const trainer = await engine.beginTraining(context.mixture, engineOptions(context, options, dropout));
+  let ending: Promise<void> | undefined;
+  const end = () => {
+    ending ??= endTrainer(context, trainer);
+    return ending;
+  };
+  // Also where nobody reads on.
+  const leave = onAbort(options.signal, () => void end().catch(() => undefined));
   let failed = false;
   try {
     if (resumed) await engine.restoreTrainer(trainer, resumed.state);
@@ -105,9 +126,9 @@ async function* train(
     failed = true;
     throw error;
   } finally {
-    const ending = endTrainer(context, trainer);
+    leave();
     // The error that stopped the training says more than one of an engine that is gone.
-    await (failed ? ending.catch(() => undefined) : ending);
+    await (failed ? end().catch(() => undefined) : end());
   }
 }
 

@@ -23,11 +23,17 @@ void set_dispatcher(const Napi::CallbackInfo& info) {
   Environment::of(info.Env()).set_dispatcher(info[0].As<Napi::Function>());
 }
 
+void hold(const Napi::CallbackInfo& info) { Environment::of(info.Env()).hold(); }
+
+void let_go(const Napi::CallbackInfo& info) { Environment::of(info.Env()).let_go(); }
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   exports.Set("ops", make_ops(env));
   exports.Set("devices", Napi::Function::New(env, devices));
   exports.Set("setDispatcher", Napi::Function::New(env, set_dispatcher));
+  exports.Set("hold", Napi::Function::New(env, hold));
+  exports.Set("letGo", Napi::Function::New(env, let_go));
   exports.Set("Engine", EngineWrap::define(env));
   return exports;
 }

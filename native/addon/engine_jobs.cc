@@ -13,6 +13,9 @@ namespace {
 
 using Info = Napi::CallbackInfo;
 
+// Of jobs that may wait long for a mixture's place on the device; the common one without a mixture.
+int64_t waiting_lane(int64_t mixture) { return mixture ? -mixture : kCommonLane; }
+
 // A pass without interruption.
 template <typename F>
 Pass at_once(F work, JobResult& result) {
@@ -54,6 +57,18 @@ Napi::Value EngineWrap::create_mixture(const Info& info) {
   });
 }
 
+Napi::Value EngineWrap::pin_mixture(const Info& info) {
+  const int64_t mixture = integer_of(info[1], "mixture");
+  return job(info, waiting_lane(mixture), [mixture]() -> Engine::Body {
+    return [mixture](Worker& worker, JobResult& result) { return worker.pin_mixture(mixture, result); };
+  });
+}
+
+void EngineWrap::unpin_mixture(const Info& info) {
+  const int64_t mixture = integer_of(info[0], "mixture");
+  engine_->post([mixture](Worker& worker) { worker.unpin_mixture(mixture); });
+}
+
 void EngineWrap::release_mixture(const Info& info) {
   const int64_t mixture = integer_of(info[0], "mixture");
   engine_->post([mixture](Worker& worker) { worker.release_mixture(mixture); });
@@ -90,11 +105,16 @@ void EngineWrap::release_grammar(const Info& info) {
 }
 
 void EngineWrap::generate(const Info& info) {
-  const int64_t sequence = integer_of(info[0], "sequence");
-  GenerateRequest request = read_generate_request(Fields(info[1], "request"));
-  request.sequence = sequence;
-  Environment::of(info.Env()).begin_sequences(request.n);
-  engine_->generate(std::move(request));
+  int64_t sequence = integer_of(info[0], "sequence");
+  if (!info[1].IsArray()) throw Napi::TypeError::New(info.Env(), "requests: expected an array");
+  const auto given = info[1].As<Napi::Array>();
+  std::vector<GenerateRequest> requests;
+  for (uint32_t i = 0; i < given.Length(); ++i) {
+    requests.push_back(read_generate_request(Fields(given.Get(i), "request")));
+    requests.back().sequence = sequence;
+    sequence += requests.back().n;
+  }
+  engine_->generate(std::move(requests));
 }
 
 void EngineWrap::cancel_sequence(const Info& info) {
@@ -134,8 +154,8 @@ Napi::Value EngineWrap::logits(const Info& info) {
 }
 
 Napi::Value EngineWrap::begin_training(const Info& info) {
-  return job(info, kCommonLane, [&]() -> Engine::Body {
-    const int64_t mixture = info[1].IsNull() ? 0 : integer_of(info[1], "mixture");
+  const int64_t mixture = info[1].IsNull() ? 0 : integer_of(info[1], "mixture");
+  return job(info, waiting_lane(mixture), [&]() -> Engine::Body {
     const TrainOptions options = read_train_options(Fields(info[2], "options"));
     return [mixture, options](Worker& worker, JobResult& result) {
       return worker.begin_training(mixture, options, result);

@@ -22,6 +22,8 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                      {InstanceMethod<&Self::load_model>("loadModel"),
                       InstanceMethod<&Self::load_random>("loadRandom"),
                       InstanceMethod<&Self::create_mixture>("createMixture"),
+                      InstanceMethod<&Self::pin_mixture>("pinMixture"),
+                      InstanceMethod<&Self::unpin_mixture>("unpinMixture"),
                       InstanceMethod<&Self::release_mixture>("releaseMixture"),
                       InstanceMethod<&Self::read_mixture>("readMixture"),
                       InstanceMethod<&Self::load_vocabulary>("loadVocabulary"),

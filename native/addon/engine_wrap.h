@@ -27,6 +27,8 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value load_model(const Info& info);
   Napi::Value load_random(const Info& info);
   Napi::Value create_mixture(const Info& info);
+  Napi::Value pin_mixture(const Info& info);
+  void unpin_mixture(const Info& info);
   void release_mixture(const Info& info);
   Napi::Value read_mixture(const Info& info);
   Napi::Value load_vocabulary(const Info& info);

@@ -67,7 +67,6 @@ void Environment::deliver(Napi::Env env) {
       settle(env, *done);
       continue;
     }
-    if (std::holds_alternative<DoneEvent>(event)) let_go();
     std::visit(
         [&](auto& one) {
           if constexpr (!std::is_same_v<std::decay_t<decltype(one)>, JobDone>)
@@ -109,10 +108,6 @@ Napi::Promise Environment::begin_job(int64_t job) {
   return promise.Promise();
 }
 
-void Environment::begin_sequences(int64_t count) {
-  for (int64_t i = 0; i < count; ++i) hold();
-}
-
 Napi::Promise Environment::dispose(int64_t job, const std::shared_ptr<Engine>& engine) {
   const Napi::Promise promise = begin_job(job);
   disposing_[job] = engine;
@@ -121,11 +116,11 @@ Napi::Promise Environment::dispose(int64_t job, const std::shared_ptr<Engine>& e
 }
 
 void Environment::hold() {
-  if (in_flight_++ == 0) napi_ref_threadsafe_function(env_, wake_);
+  if (holds_++ == 0) napi_ref_threadsafe_function(env_, wake_);
 }
 
 void Environment::let_go() {
-  if (--in_flight_ == 0) napi_unref_threadsafe_function(env_, wake_);
+  if (--holds_ == 0) napi_unref_threadsafe_function(env_, wake_);
 }
 
 }  // namespace at_moe

@@ -1,5 +1,6 @@
 // What one JS environment (the main thread, a worker) owns: its engines, its promises, and the one threadsafe function
-// through which engine threads are heard. The function holds the event loop only while jobs are in flight.
+// through which engine threads are heard. The function holds the event loop while jobs are in flight, and while lib says so:
+// sequences hold it only while somebody waits for them.
 #pragma once
 
 #include <napi.h>
@@ -26,9 +27,11 @@ class Environment {
   void add_engine(const std::shared_ptr<Engine>& engine);
   // The promise of a job; settled when its end is told.
   Napi::Promise begin_job(int64_t job);
-  void begin_sequences(int64_t count);
   // Stops the engine; its thread is joined when that is done.
   Napi::Promise dispose(int64_t job, const std::shared_ptr<Engine>& engine);
+  // As often let go as held, the event loop may end.
+  void hold();
+  void let_go();
 
  private:
   // Events on their way from engine threads to the JS thread.
@@ -50,8 +53,6 @@ class Environment {
 
   void deliver(Napi::Env env);
   void settle(Napi::Env env, JobDone& done);
-  void hold();
-  void let_go();
 
   Napi::Env env_;
   napi_threadsafe_function wake_ = nullptr;
@@ -60,7 +61,7 @@ class Environment {
   std::unordered_map<int64_t, Napi::Promise::Deferred> promises_;
   std::unordered_map<int64_t, std::shared_ptr<Engine>> disposing_;
   std::vector<std::weak_ptr<Engine>> engines_;
-  int64_t in_flight_ = 0;
+  int64_t holds_ = 0;
 };
 
 }  // namespace at_moe

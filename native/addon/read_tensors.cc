@@ -129,6 +129,7 @@ LoadOptions read_load_options(const Fields& from) {
   options.step_tokens = from.integer("stepTokens", 0);
   options.chunk_rows = from.integer("chunkRows", 0);
   if (from.has("maxQueue")) options.max_queue = from.integer("maxQueue");
+  if (from.has("adapterBytes")) options.adapter_bytes = static_cast<size_t>(from.number("adapterBytes"));
   if (from.has("hostKvBytes")) options.host_kv_bytes = static_cast<size_t>(from.number("hostKvBytes"));
   options.prefix_cache = from.flag("prefixCache", defaults.prefix_cache);
   if (options.max_batch < 1) from.wrong("maxBatch", "at least 1");

@@ -117,7 +117,16 @@ struct ResultWriter {
                          {"restoredTokens", number(stats.restored_tokens)},
                          {"requests", number(stats.requests)},
                          {"refused", number(stats.refused)},
-                         {"expired", number(stats.expired)}});
+                         {"expired", number(stats.expired)},
+                         {"adapterBudget", number(stats.adapter_budget)},
+                         {"adapterBytes", number(stats.adapter_bytes)},
+                         {"adapterPeakBytes", number(stats.adapter_peak_bytes)},
+                         {"adaptersResident", number(stats.adapters_resident)},
+                         {"adaptersPinned", number(stats.adapters_pinned)},
+                         {"adapterHits", number(stats.adapter_hits)},
+                         {"adapterMisses", number(stats.adapter_misses)},
+                         {"adapterLoads", number(stats.adapter_loads)},
+                         {"adapterEvictions", number(stats.adapter_evictions)}});
   }
   Napi::Value operator()(const BenchResult& result) const {
     Napi::Object object = Napi::Object::New(env);
@@ -138,7 +147,7 @@ struct ResultWriter {
     return object;
   }
   Napi::Value operator()(const ProbeResult& result) const {
-    return numbers(env, {{"readRate", result.read_rate}, {"fmaRate", result.fma_rate}});
+    return numbers(env, {{"readRate", result.read_rate}, {"fmaRate", result.fma_rate}, {"productRate", result.product_rate}});
   }
 };
 

@@ -75,21 +75,31 @@ struct DeviceWork {
   }
 };
 
+// Bytes of memory handed out and not given back: now, and at most since the backend was made.
+struct MemoryUse {
+  size_t held = 0, peak = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
 
   virtual std::string name() const = 0;  // "cpu", "cuda", "emulated"
   virtual DType activation_type() const = 0;
+  virtual double multiply_rate() const = 0;  // multiply-adds a second, rather too few: to plan the length of steps
   virtual void reserve(const StepCapacity& capacity) = 0;
   virtual void synchronize() = 0;
   virtual DeviceWork work() const { return {}; }
+  // A backend of the same device for another thread. The ops of both read what either has allocated and filled, once the
+  // one that filled it has been synchronized; memory goes back on the thread of the one it is from.
+  virtual std::unique_ptr<Backend> beside() const = 0;
   // A step is a run of calls close in time: workers may spin between them and rest after the end.
   virtual void begin_step() = 0;
   virtual void end_step() = 0;
 
   // Memory. `allocate` fails with kOutOfMemory naming the bytes asked for.
   virtual Buffer allocate(size_t bytes) = 0;
+  virtual MemoryUse memory() const = 0;  // of `allocate`, weights and pools of keys; on any thread
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
@@ -99,6 +109,8 @@ class Backend {
   // of q8 go into a weight of q8 as they are, and into no other.
   virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) = 0;
   virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
+  virtual size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const = 0;    // of such weights
+  virtual size_t router_weight_bytes(int64_t rows, int64_t cols) const = 0;
   virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) = 0;
   virtual void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) = 0;
   virtual void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) = 0;

@@ -62,6 +62,8 @@ CpuBackend::CpuBackend(int threads)
       integers_(wants_integers() ? &cpu::best_kernels().integers : nullptr),
       worker_scratch_(pool_.workers()) {}
 
+double CpuBackend::multiply_rate() const { return kernels_.multiply_rate * pool_.workers(); }
+
 void* CpuBackend::grow(Buffer& buffer, size_t bytes) {
   if (buffer.bytes() < bytes) {
     buffer = Buffer();
@@ -84,15 +86,23 @@ void CpuBackend::zero(void* device, size_t bytes) {
 }
 
 std::unique_ptr<Weight> CpuBackend::create_weight(int64_t rows, int64_t cols, Storage storage) {
-  return std::make_unique<CpuWeight>(rows, cols, storage, allocate_aligned(CpuWeight::bytes(rows, cols, storage)));
+  return std::make_unique<CpuWeight>(rows, cols, storage, allocate(weight_bytes(rows, cols, storage)));
 }
 
 std::unique_ptr<Weight> CpuBackend::create_router_weight(int64_t rows, int64_t cols) {
   return create_weight(rows, cols, Storage::f32);
 }
 
+size_t CpuBackend::weight_bytes(int64_t rows, int64_t cols, Storage storage) const {
+  return CpuWeight::bytes(rows, cols, storage);
+}
+
+size_t CpuBackend::router_weight_bytes(int64_t rows, int64_t cols) const {
+  return weight_bytes(rows, cols, Storage::f32);
+}
+
 std::unique_ptr<KvPool> CpuBackend::create_kv(const KvPool::Shape& shape) {
-  return std::make_unique<CpuKvPool>(shape, allocate_aligned(CpuKvPool::bytes(shape)));
+  return std::make_unique<CpuKvPool>(shape, allocate(CpuKvPool::bytes(shape)));
 }
 
 size_t CpuBackend::kv_bytes(const KvPool::Shape& shape) const { return CpuKvPool::bytes(shape); }

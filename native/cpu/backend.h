@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/memory_meter.h"
 #include "cpu/pool.h"
 
 namespace at_moe {
@@ -27,12 +28,15 @@ class CpuBackend : public Backend {
 
   std::string name() const override { return "cpu"; }
   DType activation_type() const override { return DType::f32; }
+  double multiply_rate() const override;
   void reserve(const StepCapacity&) override {}
   void synchronize() override {}
+  std::unique_ptr<Backend> beside() const override { return std::make_unique<CpuBackend>(1); }
   void begin_step() override { pool_.begin_step(); }
   void end_step() override { pool_.end_step(); }
 
-  Buffer allocate(size_t bytes) override { return allocate_aligned(bytes); }
+  Buffer allocate(size_t bytes) override { return meter_.count(allocate_aligned(bytes)); }
+  MemoryUse memory() const override { return meter_.use(); }
   void upload(void* device, const void* host, size_t bytes) override { copy(device, host, bytes); }
   void download(void* host, const void* device, size_t bytes) override { copy(host, device, bytes); }
   void copy(void* to, const void* from, size_t bytes) override;
@@ -40,6 +44,8 @@ class CpuBackend : public Backend {
 
   std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) override;
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
+  size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const override;
+  size_t router_weight_bytes(int64_t rows, int64_t cols) const override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type) override;
   void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
@@ -91,6 +97,7 @@ class CpuBackend : public Backend {
   static void* grow(Buffer& buffer, size_t bytes);
 
   static constexpr int kSharedSlots = 8;
+  MemoryMeter meter_;
   Pool pool_;
   const cpu::Kernels& kernels_;
   const cpu::IntegerKernels* integers_;  // null: activations are never quantised

@@ -53,6 +53,7 @@ struct ScoreRow {
 };
 
 struct Kernels {
+  double multiply_rate;            // multiply-adds a second of a thread, rather too few
   int64_t tile_panels;             // panels that `multiply` takes at once
   int64_t line_rows;               // most rows of `lines`
   void (*multiply)(const Tile&);   // any number of rows and panels
@@ -73,6 +74,12 @@ struct Kernels {
   // out = out * keep + in * take, n a multiple of 16.
   void (*blend)(float* out, const float* in, int64_t n, float keep, float take);
   float (*dot)(const float* a, const float* b, int64_t n);
+  // SwiGLU over n values (backend/ops/elementwise.h); outputs may be inputs.
+  void (*swiglu)(const float* gate, const float* up, float* y, int64_t n);
+  void (*swiglu_backward)(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n);
+  // Σ e^(l - largest), and l = weight e^(l - largest - log_sum).
+  double (*exp_sum)(const float* l, int64_t n, float largest);
+  void (*exp_scaled)(float* l, int64_t n, float largest, float log_sum, float weight);
   // Σ of the f32 sum of a block read in eight streams: the probe of memory.
   float (*read)(const char* data, int64_t bytes);
   // `count` rounds of independent multiply-adds; returns how many there were, and in `keep` a value that needs them.

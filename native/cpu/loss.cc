@@ -7,6 +7,7 @@
 
 #include "core/status.h"
 #include "cpu/backend.h"
+#include "cpu/kernels.h"
 #include "cpu/lanes.h"
 
 namespace at_moe {
@@ -20,9 +21,9 @@ struct LogSumExp {
   float log_p(float l) const { return (l - largest) - log_sum; }
 };
 
-LogSumExp log_sum_exp(const float* l, int64_t n) {
+LogSumExp log_sum_exp(const cpu::Kernels& kernels, const float* l, int64_t n) {
   const float largest = max_lanes(n, l);
-  return {largest, static_cast<float>(std::log(sum_lanes(n, [=](int64_t i) { return fast_exp(l[i] - largest); })))};
+  return {largest, static_cast<float>(std::log(kernels.exp_sum(l, n, largest)))};
 }
 
 }  // namespace
@@ -36,12 +37,12 @@ void CpuBackend::forward(const CrossEntropy& args) {
   pool_.run_ranges(args.logits.rows, 1, [&](int64_t n, int64_t, int) {
     float* l = args.logits.row(n);
     const int32_t label = args.labels[n];
-    const LogSumExp lse = log_sum_exp(l, vocabulary);
+    const LogSumExp lse = log_sum_exp(kernels_, l, vocabulary);
     args.loss[n] = label == kNoLabel ? 0 : -lse.log_p(l[label]);
     const float weight = args.weight && label != kNoLabel ? args.weight[n] : 0;
 
     const float* base = args.base_logits ? args.base_logits.row(n) : nullptr;
-    const LogSumExp base_lse = base ? log_sum_exp(base, vocabulary) : LogSumExp();
+    const LogSumExp base_lse = base ? log_sum_exp(kernels_, base, vocabulary) : LogSumExp();
     if (base && args.kl) {
       args.kl[n] = static_cast<float>(sum_lanes(vocabulary, [=](int64_t i) {
         const float log_p = base_lse.log_p(base[i]);
@@ -55,7 +56,7 @@ void CpuBackend::forward(const CrossEntropy& args) {
         l[i] = (weight + kl_weight) * fast_exp(lse.log_p(l[i])) - kl_weight * fast_exp(base_lse.log_p(base[i]));
       }
     } else {
-      for (int64_t i = 0; i < vocabulary; ++i) l[i] = weight * fast_exp(lse.log_p(l[i]));
+      kernels_.exp_scaled(l, vocabulary, lse.largest, lse.log_sum, weight);
     }
     if (label != kNoLabel) l[label] -= weight;
   });

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <span>
+#include <vector>
 
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
@@ -14,6 +16,7 @@ namespace {
 
 constexpr int kRepeats = 5;
 constexpr int64_t kRounds = 4'000'000;
+constexpr int64_t kRows = 512, kInputs = 2048, kOutputs = 4096;  // of the large product
 
 // Work done by one call of `work`, per second, at best.
 template <typename Work>
@@ -41,6 +44,23 @@ double measure_read_rate(int threads, size_t bytes) {
   return best_rate([&] {
     pool.run(pool.workers(), [&](int64_t task, int) { keep = kernels.read(memory.as<char>() + task * part, part); });
     return static_cast<double>(part) * pool.workers();
+  });
+}
+
+double measure_product_rate(int threads, Storage storage) {
+  CpuBackend backend(threads);
+  const std::unique_ptr<Weight> weight = backend.create_weight(kOutputs, kInputs, storage);
+  const std::vector<float> ones(static_cast<size_t>(kOutputs * kInputs), 1.0f);
+  backend.pack(*weight, 0, kOutputs, ones.data(), DType::f32);
+  std::vector<float> x(static_cast<size_t>(kRows * kInputs), 1.0f), y(static_cast<size_t>(kRows * kOutputs));
+  const LinearModule module{weight.get(), nullptr, matrix(y.data(), kRows, kOutputs)};
+  LinearForward product;
+  product.x = matrix(x.data(), kRows, kInputs);
+  product.modules = std::span(&module, 1);
+  backend.begin_step();
+  return best_rate([&] {
+    backend.forward(product);
+    return static_cast<double>(kRows * kInputs * kOutputs);
   });
 }
 

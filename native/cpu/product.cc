@@ -30,9 +30,9 @@ using cpu::Tile;
 
 namespace {
 
-constexpr int64_t kRowBlock = 128;
+constexpr int64_t kRowBlock = 256;
 constexpr int64_t kMaxGroup = 8;
-constexpr int64_t kMaxLineGroup = 16;
+constexpr int64_t kStreams = 4, kMaxLineGroup = 16;
 constexpr int64_t kGradientOutputs = 96;  // a multiple of every tile's rows and of a panel
 constexpr int64_t kGradientInputs = 8 * kPanel;
 constexpr int64_t kPad = 16;  // keeps rows of accumulators off one set of the first-level cache
@@ -53,8 +53,11 @@ std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int
     Plan cut;
     const int64_t rows = p.end - p.begin, panels = divide_up(p.cols, kPanel);
     cut.row_blocks = divide_up(rows, kRowBlock);
-    const int64_t wanted =
-        std::clamp<int64_t>(pieces / (8 * workers), 1, rows <= 2 * line_rows ? kMaxLineGroup : kMaxGroup);
+    int64_t wanted = std::clamp<int64_t>(pieces / (8 * workers), 1, kMaxGroup);
+    if (rows <= 2 * line_rows) {  // panels are streams of memory: several at once, of fewer tasks
+      const int64_t share = std::max<int64_t>(pieces / workers, 1);
+      wanted = std::clamp(share / 4, std::min(share, kStreams), kMaxLineGroup);
+    }
     cut.group = wanted >= 4 ? wanted / 4 * 4 : wanted;
     cut.groups = divide_up(panels, cut.group);
     cut.first_task = *tasks;

@@ -1,5 +1,7 @@
-// The scheduler's places and pages: who comes into the batch, and who gives way.
+// The scheduler's places, mixtures and pages: who comes into the batch, and who gives way.
 #include <algorithm>
+#include <iterator>
+#include <set>
 
 #include "engine/scheduler.h"
 
@@ -13,33 +15,77 @@ void Scheduler::put(const Shared& sequence, Place place) {
     case Place::kStalled: std::erase(stalled_, sequence); break;
   }
   sequence->place = place;
+  if (place != Place::kBatch) sequence->mixture.reset();
   switch (place) {
     case Place::kNone: break;
-    case Place::kQueue: queue_.add(sequence); break;
+    case Place::kQueue:
+      queue_.add(sequence);
+      held_up_ = false;
+      break;
     case Place::kBatch: batch_.push_back(sequence); break;
     case Place::kStalled: stalled_.push_back(sequence); break;
   }
 }
 
-// Strictly in turn: a sequence that does not fit yet is not overtaken by one that would.
+// In turn: a sequence that has no pages yet is not overtaken by one that would have, but one whose mixture is not on the
+// device lets others pass.
 void Scheduler::admit() {
-  while (!queue_.empty()) {
-    const Shared next = queue_.next();
+  held_up_ = false;
+  bring_mixtures();
+  const auto ready = [this](const Shared& one) {
+    return !one->next_mixture() || residency_.ready(*one->next_mixture());
+  };
+  while (const Shared next = queue_.next(ready)) {
     const bool full = static_cast<int64_t>(batch_.size()) >= limits_.max_batch;
     const Shared least = full ? lowest(batch_) : nullptr;
     if (full && (!least || least->priority() >= next->scheduling.priority)) return;
     if (!hold_pages(next)) {
-      if (!batch_.empty()) return;
+      held_up_ = batch_.empty() && next != *queue_.begin();  // those before it have the pages, and wait for mixtures
+      if (held_up_ || !batch_.empty()) return;
       finish(next, Reason::kError, {Code::kOutOfMemory, "the KV cache has no room for the sequence"});
       continue;
     }
+    if (!hold_mixture(*next)) continue;  // its keys were found up to where it needs another one
     if (full && least->place == Place::kBatch) park(least);
     queue_.take(next);
     next->place = Place::kNone;
-    if (!next->started) next->usage.cached_tokens = next->context.computed;
+    if (!next->started) {
+      next->usage.cached_tokens = next->context.computed;
+      if (next->mixture) ++(next->missed ? stats_.adapter_misses : stats_.adapter_hits);
+    }
     next->started = true;
     put(next, Place::kBatch);
   }
+  held_up_ = batch_.empty();
+}
+
+// Asks for what those that wait need, in the order of their ranks.
+void Scheduler::bring_mixtures() {
+  std::vector<std::shared_ptr<Mixture>> wanted;
+  if (residency_.limited()) {
+    std::set<const Mixture*> known;
+    for (const Shared& one : queue_) {
+      const std::shared_ptr<Mixture>& mixture = one->next_mixture();
+      if (!mixture) continue;
+      one->missed |= !residency_.ready(*mixture);
+      if (known.insert(mixture.get()).second) wanted.push_back(mixture);
+    }
+  }
+  for (const Residency::Refused& refused : residency_.bring(std::move(wanted))) {
+    std::vector<Shared> waiting;
+    std::copy_if(queue_.begin(), queue_.end(), std::back_inserter(waiting),
+                 [&](const Shared& one) { return one->next_mixture() == refused.mixture; });
+    for (const Shared& one : waiting) finish(one, Reason::kError, refused.failure);
+  }
+}
+
+// Of its next rows. A sequence that has gone on to another mixture lets go of the one before.
+bool Scheduler::hold_mixture(Sequence& sequence) {
+  const std::shared_ptr<Mixture>& next = sequence.next_mixture();
+  if (sequence.mixture == next) return true;
+  sequence.mixture.reset();
+  if (next) sequence.mixture = residency_.hold(next);
+  return sequence.mixture == next;
 }
 
 // Pages for all that is known of the sequence, so that a prefill once begun can end.

@@ -94,9 +94,9 @@ Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, 
   result.work = model.backend().work() - before;
 }
 
-ProbeResult measure_rates(int threads) {
+ProbeResult measure_rates(int threads, Storage storage) {
   constexpr size_t kProbeBytes = size_t{256} << 20;
-  return {measure_read_rate(threads, kProbeBytes), measure_fma_rate(threads)};
+  return {measure_read_rate(threads, kProbeBytes), measure_fma_rate(threads), measure_product_rate(threads, storage)};
 }
 
 }  // namespace at_moe

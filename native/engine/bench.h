@@ -13,6 +13,6 @@ namespace at_moe {
 Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request,
                 std::function<std::shared_ptr<SequenceRouting>()> make_routing, BenchResult& result);
 
-ProbeResult measure_rates(int threads);
+ProbeResult measure_rates(int threads, Storage storage);
 
 }  // namespace at_moe

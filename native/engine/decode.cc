@@ -1,6 +1,7 @@
 // The scheduler's steps: a row of every sequence that decodes, and pieces of prompts.
 #include <algorithm>
 
+#include "core/status.h"
 #include "engine/scheduler.h"
 
 namespace at_moe {
@@ -25,10 +26,11 @@ Scheduler::Rows Scheduler::plan_step() {
   std::sort(batch_.begin(), batch_.end(), [](const Shared& a, const Shared& b) { return a->ranks_before(*b); });
   for (size_t i = 0; i < batch_.size();) {
     const Shared sequence = batch_[i];
-    if (sequence->in_pass || hold_pages(sequence)) {
+    const bool fits = sequence->in_pass || hold_pages(sequence);
+    if (!fits) preempt(*sequence);
+    if (fits && (sequence->in_pass || hold_mixture(*sequence))) {
       ++i;
     } else {
-      preempt(*sequence);
       park(sequence);
     }
   }
@@ -48,7 +50,8 @@ Scheduler::Rows Scheduler::plan_step() {
     }
   }
   if (prompts.empty()) return rows;
-  int64_t room = std::max<int64_t>(limits_.step_tokens - static_cast<int64_t>(rows.parts.size()), 1);
+  const int64_t most = rows.parts.empty() && !pass ? limits_.prompt_tokens : limits_.step_tokens;
+  int64_t room = std::max<int64_t>(most - static_cast<int64_t>(rows.parts.size()), 1);
   if (pass) room = (room + 1) / 2;
   auto left = [](const Part& part) { return part.end - part.sequence->context.computed; };
   const int64_t own = std::min(left(prompts.front()), prompts.size() > 1 ? (room + 1) / 2 : room);
@@ -72,6 +75,7 @@ void Scheduler::add_rows(Rows& rows, const Shared& sequence, int64_t end) {
   const int64_t begin = context.computed;
   const RoutingSpan& span = context.spans[context.span_at(begin)];
   SequenceRouting& routing = *span.routing;
+  require(routing.mixture == sequence->mixture, "the rows need a mixture that their sequence does not hold");
   SequenceRows added;
   added.ids.assign(context.ids.begin() + begin, context.ids.begin() + end);
   added.position = begin;

@@ -38,10 +38,10 @@ void Engine::run(int64_t job, int64_t lane, Body body) {
   if (!posted) sink_->push(JobDone{job, kDisposedFailure});
 }
 
-void Engine::generate(GenerateRequest request) {
-  const auto shared = std::make_shared<const GenerateRequest>(std::move(request));
-  const bool posted = try_post([shared](Worker& worker) { worker.generate(*shared); });
-  if (!posted) refuse(*sink_, *shared, kDisposedFailure);
+void Engine::generate(std::vector<GenerateRequest> requests) {
+  const auto shared = std::make_shared<const std::vector<GenerateRequest>>(std::move(requests));
+  if (try_post([shared](Worker& worker) { worker.generate(*shared); })) return;
+  for (const GenerateRequest& request : *shared) refuse(*sink_, request, kDisposedFailure);
 }
 
 void Engine::score(ScoreRequest request) {
@@ -94,7 +94,7 @@ bool Engine::take(std::deque<Action>& actions, bool wait, Scheduling::Clock::tim
 
 void Engine::loop() {
   {
-    Worker worker(options_, *sink_);
+    Worker worker(options_, *sink_, [this] { post([](Worker&) {}); });
     std::deque<Action> actions;
     auto guarded = [&worker](const auto& work) {
       try {

@@ -30,7 +30,8 @@ class Engine {
 
   // Queues a job; its end is told with its number. After `stop` it is rejected with kDisposed.
   void run(int64_t job, int64_t lane, Body body);
-  void generate(GenerateRequest request);
+  // All of them, or none where the queue has no room for all.
+  void generate(std::vector<GenerateRequest> requests);
   void score(ScoreRequest request);
   // Told between two steps, whatever jobs wait.
   void stats(int64_t job);

@@ -85,6 +85,9 @@ struct EngineStats {
   int64_t looked_up_tokens = 0, hit_tokens = 0, prompt_tokens = 0, completion_tokens = 0;
   int64_t preemptions = 0, restored_tokens = 0;
   int64_t requests = 0, refused = 0, expired = 0;
+  size_t adapter_budget = 0, adapter_bytes = 0, adapter_peak_bytes = 0;
+  int64_t adapters_resident = 0, adapters_pinned = 0;
+  int64_t adapter_hits = 0, adapter_misses = 0, adapter_loads = 0, adapter_evictions = 0;
 };
 
 struct BenchResult {
@@ -97,7 +100,7 @@ struct QuantizedTensor {
 };
 
 struct ProbeResult {
-  double read_rate = 0, fma_rate = 0;  // bytes and f32 operations per second
+  double read_rate = 0, fma_rate = 0, product_rate = 0;  // bytes, multiply-adds per second
 };
 
 using JobResult = std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult,

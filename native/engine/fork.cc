@@ -15,6 +15,7 @@ void Scheduler::add_siblings(Sequence& first, int64_t count) {
     sibling->sampling.seed += static_cast<uint64_t>(i);
     first.siblings.push_back(std::move(sibling));
   }
+  first.texts = count;
 }
 
 // The siblings go on from the prompt's keys and its last row's logits.

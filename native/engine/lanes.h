@@ -22,7 +22,7 @@ class Lanes {
   // A job that runs or waits is rejected with kAborted. Others are ignored.
   void cancel(int64_t job);
   void reject_all(const Failure& failure);
-  bool idle() const { return lanes_.empty(); }
+  size_t size() const { return lanes_.size(); }
   // Runs one unit of the next lane.
   void step();
 

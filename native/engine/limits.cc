@@ -1,7 +1,6 @@
 #include "engine/limits.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "core/status.h"
 
@@ -11,8 +10,17 @@ namespace {
 
 constexpr size_t kDefaultKvBytes = size_t{2} << 30;
 constexpr size_t kDefaultHostKvBytes = size_t{1} << 30;  // where the pool is not in host memory
-// Deliberately low: a unit that is too short costs little, one that is too long delays every decode step.
-constexpr double kCpuFlopsPerThread = 2e10, kGpuFlops = 2e13;
+// The longest that a unit of a pass should take, and the prompts' share of a step: both delay who decodes.
+constexpr double kUnitSeconds = 0.055, kStepSeconds = 0.1;
+
+// Weights of a layer's linears: the multiply-adds of a row.
+double layer_weights(const ModelConfig& config) {
+  const LayerShapes shapes = config.layer_shapes();
+  double weights = 0;
+  for (size_t module = 0; module < kModules; ++module)
+    weights += static_cast<double>(shapes.in_features[module] * shapes.out_features[module]);
+  return weights;
+}
 
 }  // namespace
 
@@ -31,16 +39,20 @@ Limits plan_limits(const Backend& backend, const ModelConfig& config, const Load
   limits.kv_tokens = KvPages::pages_of(limits.kv_tokens) * kPageTokens;
   limits.context_length = std::min(limits.context_length, limits.kv_tokens);
   limits.chunk_rows = options.chunk_rows;
+  const double rows_per_second = backend.multiply_rate() / layer_weights(config);  // through one layer
   if (!limits.chunk_rows) {
-    const bool cpu = backend.name() == "cpu";
-    const double flops = cpu ? kCpuFlopsPerThread * std::max(1u, std::thread::hardware_concurrency()) : kGpuFlops;
-    limits.chunk_rows = Workspace::suggested_chunk(config, flops);
+    const int64_t rows = static_cast<int64_t>(kUnitSeconds * rows_per_second) / 16 * 16;
+    limits.chunk_rows = std::clamp<int64_t>(rows, 64, 512);
   }
   limits.max_queue = options.max_queue;
   limits.prefix_cache = options.prefix_cache;
   limits.host_kv_bytes = options.host_kv_bytes.value_or(backend.name() == "cpu" ? 0 : kDefaultHostKvBytes);
-  limits.step_tokens = options.step_tokens;
-  if (!limits.step_tokens) limits.step_tokens = std::clamp<int64_t>(2 * limits.chunk_rows, 64, 1024);
+  limits.step_tokens = limits.prompt_tokens = options.step_tokens;
+  if (!limits.step_tokens) {
+    const int64_t rows = static_cast<int64_t>(kStepSeconds * rows_per_second) / config.num_layers;
+    limits.step_tokens = std::clamp<int64_t>(rows, 64, 1024);
+    limits.prompt_tokens = std::max(limits.step_tokens, limits.chunk_rows);
+  }
   return limits;
 }
 

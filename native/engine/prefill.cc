@@ -23,6 +23,7 @@ void Scheduler::start_pass() {
     const bool first = pass->rows.parts.empty();
     const int64_t count = pass->rows.count() + next.end - sequence->context.computed;
     if (!first && (solo || sequence->solo || count > limits_.step_tokens)) continue;
+    if (!hold_mixture(*sequence)) continue;  // the step may have brought it to where it needs another one
     add_rows(pass->rows, sequence, next.end);
     sequence->in_pass = true;
     solo = sequence->solo;

@@ -5,22 +5,30 @@ namespace at_moe {
 void Queue::add(const Shared& sequence) {
   ranked_.insert(sequence);
   arrived_.insert(sequence);
-  new_ones_ += !sequence->started;
+  count(*sequence, 1);
+}
+
+void Queue::count(const Sequence& sequence, int64_t sign) {
+  if (sequence.started) {
+    returning_ += sign;
+  } else {
+    waiting_ += sign * sequence.texts;
+  }
 }
 
 void Queue::remove(const Shared& sequence) {
   if (ranked_.erase(sequence) == 0) return;
   arrived_.erase(sequence);
-  new_ones_ -= !sequence->started;
+  count(*sequence, -1);
 }
 
-const Queue::Shared& Queue::next() {
-  if (const Shared first = *arrived_.begin(); passed_over_ >= kPatience && !first->aged) {
-    remove(first);
-    first->aged = true;
-    add(first);
-  }
-  return *ranked_.begin();
+void Queue::age() {
+  if (arrived_.empty() || passed_over_ < kPatience) return;
+  const Shared first = *arrived_.begin();
+  if (first->aged) return;
+  remove(first);
+  first->aged = true;
+  add(first);
 }
 
 void Queue::take(const Shared& sequence) {

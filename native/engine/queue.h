@@ -2,6 +2,7 @@
 // arrival. Of every kPatience + 1 that are taken, one is the one that arrived first, so that nobody waits for ever.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <set>
 
@@ -17,13 +18,19 @@ class Queue {
 
   bool empty() const { return ranked_.empty(); }
   int64_t size() const { return static_cast<int64_t>(ranked_.size()); }
-  // Those that have never been in the batch.
-  int64_t new_ones() const { return new_ones_; }
+  // Texts of those that have never been in the batch, and the sequences that have.
+  int64_t waiting() const { return waiting_; }
+  int64_t returning() const { return returning_; }
 
   void add(const Shared& sequence);
   void remove(const Shared& sequence);
-  // Who is to be taken next; there must be one. Whose patience is at an end counts as of the highest priority.
-  const Shared& next();
+  // The first in rank of those that can be taken, or null. Whose patience is at an end counts as of the highest priority.
+  template <typename Ready>
+  Shared next(Ready&& ready) {
+    age();
+    const auto at = std::find_if(ranked_.begin(), ranked_.end(), ready);
+    return at == ranked_.end() ? nullptr : *at;
+  }
   // Removes one that was `next`.
   void take(const Shared& sequence);
 
@@ -40,9 +47,12 @@ class Queue {
   struct ByArrival {
     bool operator()(const Shared& a, const Shared& b) const { return a->arrival < b->arrival; }
   };
+  void count(const Sequence& sequence, int64_t sign);
+  void age();
+
   std::set<Shared, ByRank> ranked_;
   std::set<Shared, ByArrival> arrived_;
-  int64_t new_ones_ = 0;
+  int64_t waiting_ = 0, returning_ = 0;
   int64_t passed_over_ = 0;  // taken since the one that arrived first was
 };
 

@@ -30,6 +30,7 @@ struct LoadOptions {
   std::optional<int64_t> max_queue;
   bool prefix_cache = true;
   std::optional<size_t> host_kv_bytes;
+  std::optional<size_t> adapter_bytes;
 };
 
 struct LoadRequest {

@@ -15,15 +15,17 @@ KvPool::Shape pool_shape(const ModelConfig& config, int64_t tokens) {
 
 }  // namespace
 
-Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, EventSink& sink)
+Scheduler::Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, Residency& residency,
+                     EventSink& sink)
     : model_(model),
       limits_(limits),
       make_routing_(std::move(make_routing)),
+      residency_(residency),
       sink_(sink),
       pool_(model.backend().create_kv(pool_shape(model.config(), limits.kv_tokens))),
       pages_(KvPages::pages_of(limits.kv_tokens)),
       contexts_(pages_),
-      step_workspace_(model, limits.max_batch + limits.step_tokens, limits.max_batch, pages_per_sequence(),
+      step_workspace_(model, limits.max_batch + limits.prompt_tokens, limits.max_batch, pages_per_sequence(),
                       std::max(limits.max_batch, limits.chunk_rows)) {
   if (limits.prefix_cache) prefixes_.emplace(pages_, model);
   if (limits.host_kv_bytes) host_pages_.emplace(model.backend(), *pool_, limits.host_kv_bytes);
@@ -43,13 +45,14 @@ void Scheduler::check_ids(const std::vector<int32_t>& ids) const {
   }
 }
 
-void Scheduler::check_queue() {
+void Scheduler::check_queue(int64_t requests, int64_t sequences) {
   if (!limits_.max_queue) return;
-  const int64_t waiting = queue_.new_ones(), returning = queue_.size() - waiting;
-  const int64_t places = limits_.max_batch - static_cast<int64_t>(batch_.size()) - returning;
-  if (waiting < *limits_.max_queue + std::max<int64_t>(places, 0)) return;
-  ++stats_.refused;
-  fail(Code::kQueueFull, *limits_.max_queue, " requests wait already");
+  int64_t places = limits_.max_batch - queue_.returning();
+  for (const Shared& one : batch_) places -= 1 + static_cast<int64_t>(one->siblings.size());
+  const int64_t waiting = queue_.waiting();
+  if (waiting + sequences <= *limits_.max_queue + std::max<int64_t>(places, 0)) return;
+  stats_.refused += requests;
+  fail(Code::kQueueFull, "no room for ", sequences, " more: ", waiting, " texts wait of at most ", *limits_.max_queue);
 }
 
 Scheduler::Shared Scheduler::begin(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint) {
@@ -123,12 +126,11 @@ void Scheduler::number_routing(Context& context, const RoutingRequest& request, 
 }
 
 void Scheduler::add(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint) {
-  check_queue();
   enter(begin(request, constraint));
 }
 
 void Scheduler::add(ScoreRequest request) {
-  check_queue();
+  check_queue(1, 1);
   enter(begin(std::move(request)));
 }
 
@@ -235,6 +237,7 @@ EngineStats Scheduler::stats() const {
   stats.pages_cached = pages_.cached();
   stats.pages_free = pages_.free();
   stats.pages_on_host = host_pages_ ? host_pages_->held() : 0;
+  residency_.add_to(stats);
   return stats;
 }
 

@@ -19,13 +19,15 @@
 #include "engine/kv_pages.h"
 #include "engine/prefix_cache.h"
 #include "engine/queue.h"
+#include "engine/residency.h"
 #include "engine/sequence.h"
 #include "model/decoder.h"
 
 namespace at_moe {
 
 struct Limits {
-  int64_t max_batch = 0, context_length = 0, kv_tokens = 0, step_tokens = 0, chunk_rows = 0;
+  int64_t max_batch = 0, context_length = 0, kv_tokens = 0, chunk_rows = 0;
+  int64_t step_tokens = 0, prompt_tokens = 0;  // most rows of a step, and of one in which nobody decodes
   std::optional<int64_t> max_queue;
   bool prefix_cache = true;
   size_t host_kv_bytes = 0;
@@ -37,12 +39,15 @@ class Scheduler {
  public:
   using Clock = Scheduling::Clock;
 
-  Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, EventSink& sink);
+  Scheduler(const Model& model, const Limits& limits, RoutingMaker make_routing, Residency& residency, EventSink& sink);
 
   // Fails unless there are ids and all are in the vocabulary.
   void check_ids(const std::vector<int32_t>& ids) const;
-  // Fails with kQueueFull, and for requests that cannot be served. `constraint` holds each text to a grammar; or null.
+  // Fails with kQueueFull unless so many more sequences, of so many requests, may wait.
+  void check_queue(int64_t requests, int64_t sequences);
+  // Fails for requests that cannot be served. `constraint` holds each text to a grammar; or null.
   void add(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint);
+  // Fails with kQueueFull as well.
   void add(ScoreRequest request);
   void cancel(int64_t sequence) { cancel(Kind::kGenerate, sequence); }
   void cancel_score(int64_t job) { cancel(Kind::kScore, job); }
@@ -51,8 +56,8 @@ class Scheduler {
   void forget(const std::shared_ptr<Mixture>& mixture);
   void reject_all(const Failure& failure);
 
-  // Nothing can be done before something new is heard, or a deadline passes.
-  bool idle() const { return queue_.empty() && batch_.empty(); }
+  // Nothing can be done before something new is heard, a mixture has been loaded, or a deadline passes.
+  bool idle() const { return batch_.empty() && (queue_.empty() || held_up_); }
   Clock::time_point next_deadline() const { return next_deadline_; }
   bool decoding() const;
   // One step, and some units of the passes beside it.
@@ -95,7 +100,6 @@ class Scheduler {
   };
 
   // scheduler.cc
-  void check_queue();
   Shared begin(const GenerateRequest& request, const std::shared_ptr<Constraint>& constraint);
   Shared begin(ScoreRequest request);
   void number_routing(Context& context, const RoutingRequest& request, int64_t instruction);
@@ -112,6 +116,8 @@ class Scheduler {
 
   // admission.cc
   void admit();
+  void bring_mixtures();
+  bool hold_mixture(Sequence& sequence);
   void put(const Shared& sequence, Sequence::Place place);
   bool hold_pages(const Shared& sequence);
   bool free_pages(const Sequence& wanting);
@@ -149,6 +155,7 @@ class Scheduler {
   const Model& model_;
   Limits limits_;
   RoutingMaker make_routing_;
+  Residency& residency_;
   EventSink& sink_;
   std::unique_ptr<KvPool> pool_;
   KvPages pages_;
@@ -159,6 +166,7 @@ class Scheduler {
   std::unique_ptr<Workspace> spare_workspace_;  // of a pass that has ended
   std::map<std::pair<Kind, int64_t>, Shared> live_;
   Queue queue_;
+  bool held_up_ = false;  // all that wait do so for their mixtures
   std::vector<Shared> batch_, stalled_;
   std::deque<std::unique_ptr<WholePass>> passes_;  // the one whose turn it is first
   Clock::time_point next_deadline_ = Clock::time_point::max();

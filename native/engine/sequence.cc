@@ -32,6 +32,10 @@ bool Sequence::wanted() const {
   return (!done && !end) || std::any_of(siblings.begin(), siblings.end(), [](const auto& one) { return !one->done; });
 }
 
+const std::shared_ptr<Mixture>& Sequence::next_mixture() const {
+  return context.spans[context.span_at(context.computed)].routing->mixture;
+}
+
 Sequence::Next Sequence::next_rows() const {
   const int64_t begin = context.computed;
   Next next{std::min(context.span_end(begin), rows_wanted())};

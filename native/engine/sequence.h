@@ -10,6 +10,7 @@
 #include "engine/event.h"
 #include "engine/host_pages.h"
 #include "engine/requests.h"
+#include "engine/residency.h"
 #include "grammar/matcher.h"
 #include "model/routing.h"
 
@@ -40,8 +41,10 @@ struct Context {
 struct Sequence {
   enum class Kind { kGenerate, kScore } kind = Kind::kGenerate;
   enum class Place { kNone, kQueue, kBatch, kStalled } place = Place::kNone;
-  int64_t id = 0;       // of the sequence, or of the scoring job
-  int64_t arrival = 0;  // unlike any other's
+  int64_t id = 0;           // of the sequence, or of the scoring job
+  int64_t arrival = 0;      // unlike any other's
+  Residency::Hold mixture;  // of the next rows, while it is in the batch
+  bool missed = false;      // has waited for its mixture
   int64_t session = -1;
   Scheduling scheduling;
   Context context;
@@ -65,6 +68,7 @@ struct Sequence {
   std::vector<int32_t> stop_tokens, banned_tokens;
   SamplingRequest sampling;
   std::optional<Matcher> matcher;                   // holds the text to a grammar
+  int64_t texts = 1;                                // of its request: itself and its siblings
   std::vector<std::shared_ptr<Sequence>> siblings;  // go on from the same prompt once it has been read
   std::weak_ptr<Sequence> carrier;                  // whose sibling it is up to then
   std::optional<int64_t> max_unread;
@@ -80,6 +84,8 @@ struct Sequence {
   bool wanted() const;
   bool must_wait() const { return max_unread && unread >= *max_unread; }
 
+  // Of the next rows; null: the base alone.
+  const std::shared_ptr<Mixture>& next_mixture() const;
   // The rows of the next pass: [computed, end).
   struct Next {
     int64_t end = 0;

@@ -54,8 +54,10 @@ void check(const MicroBatch& batch, int64_t vocab_size, int64_t groups, int64_t 
 
 }  // namespace
 
-int64_t Trainers::begin(Model& model, std::shared_ptr<Mixture> mixture, const TrainOptions& options) {
+int64_t Trainers::begin(Model& model, std::shared_ptr<Mixture> mixture, const TrainOptions& options,
+                        Residency::Hold pin) {
   Entry entry;
+  entry.pin = std::move(pin);
   entry.vocab_size = model.config().vocab_size;
   if (mixture) {
     entry.groups = mixture->shape().groups;

@@ -6,13 +6,14 @@
 
 #include "core/pass.h"
 #include "engine/event.h"
+#include "engine/residency.h"
 #include "training/trainer.h"
 
 namespace at_moe {
 
 class Trainers {
  public:
-  int64_t begin(Model& model, std::shared_ptr<Mixture> mixture, const TrainOptions& options);
+  int64_t begin(Model& model, std::shared_ptr<Mixture> mixture, const TrainOptions& options, Residency::Hold pin);
   Pass micro_batch(int64_t trainer, MicroBatch batch, JobResult& result);
   Pass evaluate(int64_t trainer, MicroBatch batch, JobResult& result);
   Pass finish_step(int64_t trainer, float learning_rate, JobResult& result);
@@ -22,6 +23,7 @@ class Trainers {
 
  private:
   struct Entry {
+    Residency::Hold pin;
     std::unique_ptr<Trainer> trainer;
     int64_t vocab_size = 0, groups = 0, experts = 0;
     bool pooled = false;  // the router sees the mean of the instruction rows: there must be one

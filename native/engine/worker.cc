@@ -13,7 +13,8 @@
 
 namespace at_moe {
 
-Worker::Worker(const EngineOptions& options, EventSink& sink) : options_(options), sink_(sink), lanes_(sink) {}
+Worker::Worker(const EngineOptions& options, EventSink& sink, std::function<void()> wake)
+    : options_(options), sink_(sink), wake_(std::move(wake)), lanes_(sink) {}
 
 Worker::~Worker() = default;
 
@@ -68,7 +69,8 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   }
   const Limits limits = plan_limits(*backend_, request.config, request.options);
   auto make_routing = [this](const RoutingRequest& of) { return routing(of); };
-  scheduler_ = std::make_unique<Scheduler>(*model, limits, make_routing, sink_);
+  residency_ = std::make_unique<Residency>(*backend_, request.options.adapter_bytes, wake_);
+  scheduler_ = std::make_unique<Scheduler>(*model, limits, make_routing, *residency_, sink_);
   model_ = std::move(model);
   result = ModelInfo{backend_->name(), model_->storage(), limits.context_length, limits.kv_tokens, limits.max_batch};
 }
@@ -76,9 +78,26 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
 Pass Worker::create_mixture(MixtureSource source, JobResult& result) {
   scheduler();
   auto made = std::make_shared<Mixture>(*backend_, model_->config().layer_shapes(), std::move(source));
+  Pass added = residency_->add(made);
+  co_await added;
   mixtures_[++last_mixture_] = made;
-  result = MixtureInfo{last_mixture_, made->device_bytes(), made->shape().width()};
-  co_return;
+  result = MixtureInfo{last_mixture_, made->weights_bytes(), made->shape().width()};
+}
+
+Pass Worker::pin_mixture(int64_t number, JobResult& result) {
+  Residency::Hold pin;
+  Pass pinned = residency_->pin(mixture(number), pin);
+  co_await pinned;
+  mixture(number);  // may have been released since
+  pins_[number] = std::move(pin);
+  result = std::monostate();
+}
+
+// Holds the mixture of a request for a job.
+Pass Worker::hold(const RoutingRequest& request, Residency::Hold& hold) {
+  if (request.kind == RoutingRequest::Kind::kBase) co_return;
+  Pass acquired = residency_->acquire(mixture(request.mixture), hold);
+  co_await acquired;
 }
 
 Pass Worker::read_mixture(int64_t number, std::string prefix, JobResult& result) {
@@ -95,8 +114,12 @@ Pass Worker::read_mixture(int64_t number, std::string prefix, JobResult& result)
 Pass Worker::begin_training(int64_t number, TrainOptions options, JobResult& result) {
   scheduler();
   std::shared_ptr<Mixture> of = number ? mixture(number) : nullptr;
-  result = TrainerInfo{trainers_.begin(*model_, std::move(of), options)};
-  co_return;
+  Residency::Hold pin;
+  if (of) {
+    Pass pinned = residency_->pin(of, pin);
+    co_await pinned;
+  }
+  result = TrainerInfo{trainers_.begin(*model_, std::move(of), options, std::move(pin))};
 }
 
 Pass Worker::load_vocabulary(std::shared_ptr<Vocabulary> vocabulary, JobResult& result) {
@@ -146,12 +169,18 @@ Pass Worker::memory(JobResult& result) {
 Pass Worker::logits(ScoreRequest request, JobResult& result) {
   Scheduler& on = scheduler();
   std::vector<float> values;
+  Residency::Hold held;
+  Pass holding = hold(request.routing, held);
+  co_await holding;
   co_await sequence_logits(*model_, on, request, routing(request.routing), values);
   result = std::move(values);
 }
 
 Pass Worker::bench(BenchRequest request, JobResult& result) {
   BenchResult times;
+  Residency::Hold held;
+  Pass holding = hold(request.routing, held);
+  co_await holding;
   const auto make_routing = [this, &request] { return routing(request.routing); };
   // Not in one expression: GCC 12 destroys the arguments of an awaited call twice.
   Pass steps = time_steps(*model_, scheduler(), request, make_routing, times);
@@ -161,11 +190,24 @@ Pass Worker::bench(BenchRequest request, JobResult& result) {
 
 Pass Worker::probe(JobResult& result) {
   const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
-  result = measure_rates(threads);
+  result = measure_rates(threads, model_ ? model_->storage() : Storage::f32);
   co_return;
 }
 
-void Worker::generate(const GenerateRequest& request) {
+void Worker::generate(const std::vector<GenerateRequest>& requests) {
+  int64_t sequences = 0;
+  for (const GenerateRequest& request : requests) sequences += request.n;
+  try {
+    scheduler().check_queue(static_cast<int64_t>(requests.size()), sequences);
+  } catch (...) {
+    const Failure failure = failure_of(std::current_exception());
+    for (const GenerateRequest& request : requests) refuse(sink_, request, failure);
+    return;
+  }
+  for (const GenerateRequest& request : requests) begin(request);
+}
+
+void Worker::begin(const GenerateRequest& request) {
   try {
     scheduler().add(request, request.grammar ? constraints_.at(*request.grammar) : nullptr);
   } catch (...) {
@@ -200,6 +242,7 @@ void Worker::release_mixture(int64_t number) {
   if (at == mixtures_.end()) return;
   if (scheduler_) scheduler_->forget(at->second);
   mixtures_.erase(at);
+  pins_.erase(number);
 }
 
 void Worker::release_session(int64_t session) {
@@ -210,6 +253,11 @@ Scheduling::Clock::time_point Worker::next_deadline() const {
   return scheduler_ ? scheduler_->next_deadline() : Scheduling::Clock::time_point::max();
 }
 
+bool Worker::idle() const {
+  const size_t waiting = residency_ ? residency_->waiting_jobs() : 0;
+  return lanes_.size() <= waiting && (!scheduler_ || scheduler_->idle());
+}
+
 EngineStats Worker::stats() const { return scheduler_ ? scheduler_->stats() : EngineStats{}; }
 
 void Worker::step() {
@@ -217,6 +265,7 @@ void Worker::step() {
     backend_->begin_step();
     working_ = true;
   }
+  if (residency_) residency_->collect();
   if (scheduler_) scheduler_->step();
   lanes_.step();
   // A device runs behind the calls: what is enqueued must not grow beyond a unit while others wait for their step.

@@ -1,6 +1,7 @@
 // What lives on the engine's thread, and the jobs on it. Only that thread touches it.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 
@@ -8,6 +9,7 @@
 #include "engine/constraints.h"
 #include "engine/lanes.h"
 #include "engine/requests.h"
+#include "engine/residency.h"
 #include "engine/scheduler.h"
 #include "engine/train_job.h"
 #include "mixture/mixture.h"
@@ -19,12 +21,14 @@ inline constexpr int64_t kCommonLane = 0;  // trainers have lanes of their own, 
 
 class Worker {
  public:
-  Worker(const EngineOptions& options, EventSink& sink);
+  // `wake` is called on another thread when there is something to do.
+  Worker(const EngineOptions& options, EventSink& sink, std::function<void()> wake);
   ~Worker();
 
   // Bodies of jobs.
   Pass load(int64_t job, LoadRequest request, JobResult& result);
   Pass create_mixture(MixtureSource source, JobResult& result);
+  Pass pin_mixture(int64_t mixture, JobResult& result);
   Pass read_mixture(int64_t mixture, std::string prefix, JobResult& result);
   Pass begin_training(int64_t mixture, TrainOptions options, JobResult& result);  // mixture 0: the base
   Pass load_vocabulary(std::shared_ptr<Vocabulary> vocabulary, JobResult& result);
@@ -36,11 +40,12 @@ class Worker {
   Pass probe(JobResult& result);
 
   // Effects without a result.
-  void generate(const GenerateRequest& request);
+  void generate(const std::vector<GenerateRequest>& requests);
   void score(ScoreRequest request);
   void cancel_sequence(int64_t sequence);
   void read_tokens(int64_t sequence, int64_t tokens);
   void cancel_job(int64_t job);
+  void unpin_mixture(int64_t mixture) { pins_.erase(mixture); }
   void release_mixture(int64_t mixture);
   void release_session(int64_t session);
   Constraints& constraints() { return constraints_; }
@@ -50,7 +55,7 @@ class Worker {
   Lanes& lanes() { return lanes_; }
   Trainers& trainers() { return trainers_; }
 
-  bool idle() const { return lanes_.idle() && (!scheduler_ || scheduler_->idle()); }
+  bool idle() const;
   Scheduling::Clock::time_point next_deadline() const;
   // One step of the scheduler, one unit of another job.
   void step();
@@ -60,15 +65,20 @@ class Worker {
 
  private:
   Scheduler& scheduler() const;
+  void begin(const GenerateRequest& request);
   std::shared_ptr<Mixture> mixture(int64_t number) const;
   std::shared_ptr<SequenceRouting> routing(const RoutingRequest& request) const;
+  Pass hold(const RoutingRequest& request, Residency::Hold& hold);
 
   EngineOptions options_;
   EventSink& sink_;
+  std::function<void()> wake_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Backend> merge_backend_;  // where the device does not compute in f32
   std::unique_ptr<Model> model_;
+  std::unique_ptr<Residency> residency_;
   std::map<int64_t, std::shared_ptr<Mixture>> mixtures_;
+  std::map<int64_t, Residency::Hold> pins_;  // by the mixture's number
   int64_t last_mixture_ = 0;
   std::unique_ptr<Scheduler> scheduler_;
   Constraints constraints_;

@@ -1,5 +1,6 @@
-// A mixture on the device: the adapters of all experts stacked per layer and linear group, and the routers.
-// One adapter alone is a mixture of one expert without a router.
+// A mixture: the adapters of all experts stacked per layer and linear group, and the routers. One adapter alone is a mixture
+// of one expert without a router. What the ops read (MixtureWeights) is attached while the mixture is on the device; it
+// can be made again at any time from the tensors that were loaded, or from the trained values.
 //
 // Trained values live in two f32 arenas, laid out as the stacks are so that a gradient is one matrix per product:
 //   adapters: per layer and group  A_cat [S, d_in], then per module B_m [d_m, rank_m]
@@ -13,6 +14,7 @@
 
 #include "backend/backend.h"
 #include "mixture/source.h"
+#include "mixture/weights.h"
 
 namespace at_moe {
 
@@ -43,17 +45,28 @@ class Mixture {
   bool has_router() const { return source_.has_router; }
   bool has_general() const { return source_.general.has_value(); }
   int64_t layers() const { return shapes_.layers; }
-  size_t device_bytes() const;
+  size_t weights_bytes() const { return weights_bytes_; }  // of the weights, attached or not
+  size_t device_bytes() const { return (weights_ ? weights_bytes_ : 0) + adapters_.bytes() + routers_.bytes(); }
   int64_t stack_columns(int layer, int group) const;  // S
   int64_t max_stack_columns() const;
 
+  // Copies what lies in files to memory, since files may change before the weights are made again, and checks all values.
+  void copy_to_memory();
+  // Makes the weights, on any thread and with a backend of that thread; checks the values it reads, and fails with kAborted
+  // when told to stop.
+  std::unique_ptr<MixtureWeights> make_weights(Backend& backend, const std::atomic<bool>& stop) const;
+  void attach(std::shared_ptr<MixtureWeights> weights) { weights_ = std::move(weights); }
+  // Trained values go to host memory.
+  void detach();
+
+  // Of the weights, which must be attached.
   const AdapterStack* stack(int layer, int group) const;  // null when nothing targets the group
   const RouterLayer& router(int layer) const;
 
   // A host routing record for explicit weights. `alone`: λ = ρ = 1 and no general adapter.
   std::vector<float> explicit_record(int layer, const std::vector<float>& expert_weights, bool alone) const;
 
-  // Training. The arenas are made from the current values at the first call.
+  // Training, with the weights attached from here on. The arenas are made from the current values at the first call.
   void enable_training();
   bool trainable() const { return static_cast<bool>(adapters_); }
   float* adapter_parameters() const { return adapters_.as<float>(); }
@@ -82,46 +95,51 @@ class Mixture {
     const LoraSource* source = nullptr;
     int expert = 0;
     int64_t column = 0;  // of h
+    size_t slice = 0;    // of A; that of B follows
   };
   struct Group {
     std::vector<std::vector<Block>> blocks;  // per module of the group
     int64_t columns = 0;                     // S
     int64_t a_offset = 0;                    // in the adapter arena
-    std::vector<int64_t> b_offset, ranks;    // per module: in the arena; rank_m
-    std::unique_ptr<Weight> a;
-    std::vector<std::unique_ptr<Weight>> b;
-    Buffer gate_column, scale;
-    AdapterStack stack;
+    int64_t inputs = 0;
+    std::vector<int64_t> b_offset, ranks, outputs;  // per module: in the arena; rank_m; d_m
   };
   struct RouterPlace {  // of one layer in the router arena; -1: the layer has none
     int64_t weight = -1, bias = -1, score = -1, balance = -1, log_scale = -1;
     int64_t end = 0;
+    size_t slices = 0;  // its first
   };
   struct Layer {
     std::array<Group, kLinearGroups> groups;
     RouterPlace place;
-    std::unique_ptr<Weight> router_weight;
-    Buffer router_values;  // the layer's part of the router arena, when there is no training
-    RouterLayer router;
   };
 
   void plan_group(int layer, int group);
   void plan_router(int layer);
-  void load_group(Group& group);
-  void load_router(int layer);
-  void bind_router(Layer& layer, const float* values);
-  DType storage_type() const;
+  size_t bytes_of(const Group& group) const;
+  size_t router_bytes(const RouterPlace& place) const;
+  void make_group(Backend& backend, const Group& group, MixtureWeights::Group& made) const;
+  void make_router(Backend& backend, int layer, MixtureWeights::Layer& made) const;
+  void bind_router(const RouterPlace& place, MixtureWeights::Layer& layer, const float* values) const;
   int64_t router_rows() const { return shape().groups + (source_.options.conditional ? shape().experts : 0); }
-  std::vector<float> adapter_values(const Group& group, int module) const;  // B_m [d_m, rank_m]
-  std::vector<float> router_layer_values(int layer) const;
-  float router_value(int layer, int64_t offset) const;
+  std::vector<float> b_values(const Group& group, size_t module) const;  // B_m [d_m, rank_m]
+  std::vector<float> router_layer_values(const RouterPlace& place) const;
+  // Of a layer's λ or ρ that is learned.
+  float router_value(const RouterPlace& place, int64_t offset) const;
+  // What `read` gives while there is no arena on the device; on any thread.
+  std::vector<float> host_values(const ParameterSlice& slice) const;
+  std::vector<float> arena_values(bool router) const;
 
   Backend& backend_;
   LayerShapes shapes_;
   MixtureSource source_;
   std::vector<Layer> layers_;
   std::vector<ParameterSlice> slices_;
-  Buffer adapters_, routers_;
+  DType storage_ = DType::f32;
+  size_t weights_bytes_ = 0;
+  std::shared_ptr<MixtureWeights> weights_;
+  Buffer adapters_, routers_;                        // the arenas
+  std::vector<float> host_adapters_, host_routers_;  // the same while there are no weights
   int64_t adapter_count_ = 0, router_count_ = 0;
   uint64_t version_ = 0;
 };

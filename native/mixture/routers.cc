@@ -1,5 +1,6 @@
-// The routers of a mixture and the parameter arenas: loading, binding, packing, reading back.
+// The routers of a mixture and the parameter arenas: their plan, training, packing, reading back.
 #include <algorithm>
+#include <utility>
 
 #include "core/status.h"
 #include "mixture/mixture.h"
@@ -26,6 +27,7 @@ void Mixture::plan_router(int layer_index) {
     }
     slices_.push_back({prefix + name, offset, rows, cols, cols, true, tensor});
   };
+  place.slices = slices_.size();
   place.weight = take(router_rows() * width);
   slice("group.weight", place.weight, groups, width);
   if (conditional) slice("expert.weight", place.weight + groups * width, experts, width);
@@ -47,66 +49,42 @@ void Mixture::plan_router(int layer_index) {
   place.end = router_count_;
 }
 
-std::vector<float> Mixture::router_layer_values(int layer_index) const {
-  const RouterPlace& place = layers_[static_cast<size_t>(layer_index)].place;
+std::vector<float> Mixture::router_layer_values(const RouterPlace& place) const {
   std::vector<float> values(static_cast<size_t>(place.end - place.weight));
-  for (const ParameterSlice& slice : slices_) {
-    if (!slice.router || !slice.source || slice.offset < place.weight || slice.offset >= place.end) continue;
-    const std::vector<float> tensor = widen(*slice.source);
-    std::copy(tensor.begin(), tensor.end(), values.begin() + (slice.offset - place.weight));
+  for (size_t i = place.slices; i < slices_.size() && slices_[i].router && slices_[i].offset < place.end; ++i) {
+    const std::vector<float> tensor = host_values(slices_[i]);
+    std::copy(tensor.begin(), tensor.end(), values.begin() + (slices_[i].offset - place.weight));
   }
   return values;
 }
 
-void Mixture::load_router(int layer_index) {
-  Layer& layer = layers_[static_cast<size_t>(layer_index)];
-  const std::vector<float> values = router_layer_values(layer_index);
-  layer.router_values = backend_.allocate(values.size() * sizeof(float));
-  backend_.upload(layer.router_values.as<void>(), values.data(), values.size() * sizeof(float));
-  layer.router_weight = backend_.create_router_weight(router_rows(), shapes_.hidden_size);
-  backend_.pack(*layer.router_weight, 0, router_rows(), values.data(), DType::f32);
-  bind_router(layer, layer.router_values.as<float>());
-}
-
-void Mixture::bind_router(Layer& layer, const float* values) {
-  const RouterPlace& place = layer.place;
-  auto at = [&](int64_t offset) { return offset < 0 ? nullptr : values + (offset - place.weight); };
-  layer.router.weight = layer.router_weight.get();
-  layer.router.bias = at(place.bias);
-  layer.router.score = at(place.score);
-  layer.router.balance = has_general() ? at(place.balance) : nullptr;
-  layer.router.log_scale = at(place.log_scale);
-  layer.router.balance_constant = has_general() ? source_.balance : 1.0f;
-  layer.router.scale_constant = source_.scale;
+std::vector<float> Mixture::arena_values(bool router) const {
+  std::vector<float> values(static_cast<size_t>(std::max<int64_t>(router ? router_count_ : adapter_count_, 1)));
+  for (const ParameterSlice& slice : slices_) {
+    if (slice.router != router) continue;
+    const std::vector<float> tensor = host_values(slice);
+    for (int64_t row = 0; row < slice.rows; ++row) {
+      std::copy_n(tensor.begin() + row * slice.cols, slice.cols, values.begin() + slice.offset + row * slice.stride);
+    }
+  }
+  return values;
 }
 
 void Mixture::enable_training() {
   if (trainable()) return;
-  std::vector<float> values(static_cast<size_t>(std::max<int64_t>(adapter_count_, 1)));
-  for (Layer& layer : layers_) {
-    for (Group& group : layer.groups) {
-      for (size_t m = 0; m < group.blocks.size(); ++m) {
-        for (const Block& block : group.blocks[m]) {
-          const std::vector<float> a = widen(block.source->a);
-          std::copy(a.begin(), a.end(), values.begin() + group.a_offset + block.column * block.source->a.shape[1]);
-        }
-        if (group.blocks[m].empty()) continue;
-        const std::vector<float> b = adapter_values(group, static_cast<int>(m));
-        std::copy(b.begin(), b.end(), values.begin() + group.b_offset[m]);
-      }
-    }
-  }
-  adapters_ = backend_.allocate(values.size() * sizeof(float));
-  backend_.upload(adapters_.as<void>(), values.data(), values.size() * sizeof(float));
+  auto make_arena = [this](bool router, std::vector<float>& host) {
+    const std::vector<float> values = host.empty() ? arena_values(router) : std::exchange(host, {});
+    Buffer arena = backend_.allocate(values.size() * sizeof(float));
+    backend_.upload(arena.as<void>(), values.data(), values.size() * sizeof(float));
+    return arena;
+  };
+  adapters_ = make_arena(false, host_adapters_);
   if (!has_router()) return;
-  std::vector<float> routers;
-  for (int layer = 0; layer < shapes_.layers; ++layer) {
-    const std::vector<float> part = router_layer_values(layer);
-    routers.insert(routers.end(), part.begin(), part.end());
+  routers_ = make_arena(true, host_routers_);
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    const RouterPlace& place = layers_[layer].place;
+    bind_router(place, weights_->layers[layer], routers_.as<float>() + place.weight);
   }
-  routers_ = backend_.allocate(routers.size() * sizeof(float));
-  backend_.upload(routers_.as<void>(), routers.data(), routers.size() * sizeof(float));
-  for (Layer& layer : layers_) bind_router(layer, routers_.as<float>() + layer.place.weight);
 }
 
 AdapterGradients Mixture::adapter_gradients(int layer, int group_index, float* arena) const {
@@ -128,13 +106,15 @@ Mixture::RouterGradients Mixture::router_gradients(int layer, float* arena) cons
 
 void Mixture::repack_adapters() {
   ++version_;
-  for (Layer& layer : layers_) {
-    for (Group& group : layer.groups) {
+  const float* values = adapters_.as<float>();
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    for (size_t g = 0; g < kLinearGroups; ++g) {
+      const Group& group = layers_[layer].groups[g];
+      const MixtureWeights::Group& made = weights_->layers[layer].groups[g];
       if (group.columns == 0) continue;
-      backend_.pack_parameters(*group.a, 0, group.columns, adapters_.as<float>() + group.a_offset);
-      for (size_t m = 0; m < group.b.size(); ++m) {
-        if (group.b[m])
-          backend_.pack_parameters(*group.b[m], 0, group.b[m]->rows(), adapters_.as<float>() + group.b_offset[m]);
+      backend_.pack_parameters(*made.a, 0, group.columns, values + group.a_offset);
+      for (size_t m = 0; m < made.b.size(); ++m) {
+        if (made.b[m]) backend_.pack_parameters(*made.b[m], 0, group.outputs[m], values + group.b_offset[m]);
       }
     }
   }
@@ -142,24 +122,34 @@ void Mixture::repack_adapters() {
 
 void Mixture::repack_routers() {
   ++version_;
-  for (Layer& layer : layers_) {
-    backend_.pack_parameters(*layer.router_weight, 0, router_rows(), routers_.as<float>() + layer.place.weight);
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    const float* values = routers_.as<float>() + layers_[layer].place.weight;
+    backend_.pack_parameters(*weights_->layers[layer].router_weight, 0, router_rows(), values);
   }
 }
 
-float Mixture::router_value(int layer, int64_t offset) const {
-  const Layer& place = layers_[static_cast<size_t>(layer)];
-  const float* device =
-      routers_ ? routers_.as<float>() + offset : place.router_values.as<float>() + (offset - place.place.weight);
-  float value = 0;
-  backend_.download(&value, device, sizeof(value));
-  return value;
+float Mixture::router_value(const RouterPlace& place, int64_t offset) const {
+  const auto slice = std::find_if(slices_.begin() + static_cast<std::ptrdiff_t>(place.slices), slices_.end(),
+                                  [offset](const ParameterSlice& one) { return one.offset == offset; });
+  return read(*slice).front();
+}
+
+std::vector<float> Mixture::host_values(const ParameterSlice& slice) const {
+  const std::vector<float>& arena = slice.router ? host_routers_ : host_adapters_;
+  if (arena.empty() && slice.source) return widen(*slice.source);
+  std::vector<float> values(static_cast<size_t>(slice.rows * slice.cols));
+  if (arena.empty()) return values;
+  for (int64_t row = 0; row < slice.rows; ++row) {
+    const auto from = arena.begin() + slice.offset + row * slice.stride;
+    std::copy_n(from, slice.cols, values.begin() + row * slice.cols);
+  }
+  return values;
 }
 
 std::vector<float> Mixture::read(const ParameterSlice& slice) const {
-  std::vector<float> values(static_cast<size_t>(slice.rows * slice.cols));
   const Buffer& arena = slice.router ? routers_ : adapters_;
-  if (!arena) return slice.source ? widen(*slice.source) : values;
+  if (!arena) return host_values(slice);
+  std::vector<float> values(static_cast<size_t>(slice.rows * slice.cols));
   for (int64_t row = 0; row < slice.rows; ++row) {
     backend_.download(values.data() + row * slice.cols, arena.as<float>() + slice.offset + row * slice.stride,
                       static_cast<size_t>(slice.cols) * sizeof(float));

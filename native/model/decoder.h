@@ -36,8 +36,6 @@ class Workspace {
   int64_t chunk() const { return chunk_; }
   size_t bytes() const;
   static size_t bytes(const ModelConfig& config, int64_t rows, int64_t sequences, int64_t chunk);
-  // Rows of a run whose layer takes about 30 ms at `flops` per second.
-  static int64_t suggested_chunk(const ModelConfig& config, double flops);
 
  private:
   int64_t rows_, chunk_;

@@ -82,14 +82,4 @@ size_t Workspace::bytes(const ModelConfig& config, int64_t rows, int64_t sequenc
   return static_cast<size_t>(rows * config.hidden_size + chunk * per_row + wide * config.vocab_size) * sizeof(float);
 }
 
-int64_t Workspace::suggested_chunk(const ModelConfig& config, double flops) {
-  const LayerShapes shapes = config.layer_shapes();
-  double parameters = 0;
-  for (size_t module = 0; module < kModules; ++module) {
-    parameters += static_cast<double>(shapes.in_features[module] * shapes.out_features[module]);
-  }
-  const int64_t rows = static_cast<int64_t>(0.03 * flops / (2 * parameters)) / 16 * 16;
-  return std::clamp<int64_t>(rows, 32, 512);
-}
-
 }  // namespace at_moe

@@ -66,7 +66,7 @@ test('known shapes have the sizes of their models', () => {
 test('statistics: medians, spread, percentiles, groups', () => {
   assert.deepEqual(timing([4, 2, 1, 3, 5]), { median: 3, best: 1, spread: 4 / 3 });
   assert.equal(percentile([1, 2, 3, 4], 0.999), 4);
-  assert.deepEqual(groupSizes({ experts: 8, groups: 3, rank: 1 }), [2, 3, 3]);
+  assert.deepEqual(groupSizes({ experts: 8, groups: 3 }), [2, 3, 3]);
 });
 
 test('a shape that does not fit is refused with the bytes needed and free', () => {

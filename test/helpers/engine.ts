@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { AdapterModule } from '../../lib/descriptors.js';
+import type { Device } from '../../lib/device.js';
 import { modelDescriptor } from '../../lib/formats/model-folder.js';
 import { createEngine } from '../../lib/native.js';
 import type { MixtureDescriptor } from '../../lib/native-mixture-types.js';
@@ -11,9 +12,9 @@ import { defaultRouterOptions } from '../../lib/routing-controls.js';
 const root = fileURLToPath(new URL('../../..', import.meta.url));
 export const goldenBase = join(root, 'test', 'fixtures', 'golden', 'llama-token-dense', 'base');
 
-export async function openEngine(options: Partial<LoadOptions> = {}): Promise<NativeEngine> {
+export async function openEngine(options: Partial<LoadOptions> = {}, device = 'cpu'): Promise<NativeEngine> {
   const base = await modelDescriptor(goldenBase);
-  const engine = createEngine({ device: 'cpu', threads: 1 });
+  const engine = createEngine({ device: device as Device, threads: 1 });
   await engine.loadModel(base.descriptor, { weights: 'f32', ...options });
   return engine;
 }
@@ -73,8 +74,12 @@ export function adapterModules(layers: number, hiddenSize: number, outputs: numb
   }));
 }
 
-/** Two groups of two experts; the router's scores follow from small patterns. */
-export async function mixtureDescriptor(scope: 'token' | 'sequence', router = true): Promise<MixtureDescriptor> {
+/** Two groups of two experts; the router's scores follow from small patterns, the experts' values from `phase`. */
+export async function mixtureDescriptor(
+  scope: 'token' | 'sequence',
+  router = true,
+  phase = 0,
+): Promise<MixtureDescriptor> {
   const { config } = (await modelDescriptor(goldenBase)).descriptor;
   const outputs = config.numHeads * config.headDim;
   const tensor = (name: string, shape: number[]) => {
@@ -88,7 +93,7 @@ export async function mixtureDescriptor(scope: 'token' | 'sequence', router = tr
   return {
     groups: router ? [2, 2] : [1],
     experts: Array.from({ length: router ? 4 : 1 }, (_, e) =>
-      adapterModules(config.numLayers, config.hiddenSize, outputs, e),
+      adapterModules(config.numLayers, config.hiddenSize, outputs, phase + e),
     ),
     scope,
     options: defaultRouterOptions,

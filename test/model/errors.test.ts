@@ -208,9 +208,23 @@ test('wrong arguments are told, not dropped or half understood', async (t) => {
   await wrong(() => model.estimateMemory({ experts: -1 }), /experts/);
   await wrong(() => model.estimateMemory(bad({ weights: 'int8' })), /weights/);
   await wrong(() => model.estimateMemory(bad({ rang: 1 })), /"rang"/);
+  await wrong(() => model.estimateMemory({ adapterBytes: 0 }), /adapterBytes/);
+  assert.equal(model.estimateMemory({ experts: 8, adapterBytes: 1000 }).experts, 1000);
   await wrong(() => estimateMemory(bad({})), /config: hiddenSize/);
   await wrong(() => mixture.addExpert(bad(5), 'new', {}), /group name 5/);
-  await wrong(() => mixture.export(join(temporary(t), 'x'), bad({ as: 'peft' })), /weights/);
+  for (const as of ['peft', 'merged'] as const) {
+    for (const weights of [undefined, null, {}])
+      await wrong(() => mixture.export(join(temporary(t), 'x'), bad({ as, weights })), /^export: weights: a number/);
+    await wrong(
+      () => mixture.export(join(temporary(t), 'x'), bad({ as, weights: { translate: 'a' } })),
+      /^export: weights\.translate/,
+    );
+  }
+  await wrong(
+    () => mixture.export(join(temporary(t), 'x'), { as: 'peft', weights: { translate: 0 } }),
+    /^export: weights/,
+  );
+  await wrong(() => mixture.export('', { as: 'peft', weights: { translate: 1 } }), /export needs a folder/);
   await wrong(() => model.loadMixture(bad(undefined)), /loadMixture needs a folder/);
   await wrong(() => model.loadAdapter(bad(undefined)), /loadAdapter needs a folder/);
   await wrong(() => model.createMixture({ groups: { a: { b: {} } }, seed: -1 }), /seed/);

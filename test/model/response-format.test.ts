@@ -197,6 +197,27 @@ describe('response formats', () => {
     for (const schema of [cyclic, deep, wide]) {
       assert.throws(() => model.compileResponseFormat({ type: 'json_schema', schema }), RangeError);
     }
+    const noJson: [value: unknown, named: RegExp][] = [
+      [Number.NaN, /^schema at #\/properties\/a\/default: NaN is no JSON value$/],
+      [undefined, /: undefined is no/],
+      [7n, /: 7n is no/],
+      [() => 1, /: a function is no/],
+      [new Date(), /: an instance of Date is no/],
+    ];
+    for (const [value, message] of noJson) {
+      const schema = { type: 'object', properties: { a: { default: value } } };
+      const pointer = '#/properties/a/default';
+      assert.throws(() => model.compileResponseFormat({ type: 'json_schema', schema }), {
+        name: 'TypeError',
+        message,
+        pointer,
+      });
+    }
+    const shared = { type: 'null' };
+    model.compileResponseFormat({ type: 'json_schema', schema: { properties: { a: shared, b: shared } } });
+    const named = JSON.parse('{"properties": {"__proto__": {"type": "null"}}, "required": ["__proto__"]}');
+    model.compileResponseFormat({ type: 'json_schema', schema: named });
+    assert.equal(({} as { type?: string }).type, undefined);
   });
 
   it('a model without a tokenizer has none', async (t) => {

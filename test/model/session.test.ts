@@ -113,6 +113,61 @@ for (const device of devices) {
       }
     });
 
+    it("turns without controls keep the first turn's, others than those are refused", async (t) => {
+      const model = await textModel(t, device);
+      const mixture = await twoGroups(model, 'sequence');
+      const routing = { deny: ['a'], bias: { z: 1 } };
+      const session = mixture.createSession();
+      await session.complete('Hello', { ...exact, routing });
+      const same = { bias: { z: 1 }, deny: ['a'], allow: undefined };
+      for (const given of [undefined, {}, same]) {
+        const turn = await session.complete('And now', { ...exact, trace: true, ...(given && { routing: given }) });
+        for (const layer of turn.routing?.layers ?? []) assert.deepEqual(layer.groupWeights, [0, 1]);
+      }
+      const other = session.complete('And now', { ...exact, routing: { deny: ['a'] } });
+      await assert.rejects(other, hasCode('ERR_AT_MOE_ROUTING'));
+    });
+
+    it('with token scope fixed weights hold for their turn alone', async (t) => {
+      const model = await textModel(t, device);
+      const session = (await twoGroups(model, 'token')).createSession();
+      await session.complete('Hello', { ...exact, routing: { only: 'z' } });
+      const { routing } = await session.complete('And now', { ...exact, trace: true });
+      assert.equal(routing?.scope, 'token');
+      await session.complete('And then', { ...exact, routing: { only: 'x' } });
+    });
+
+    it('dispose ends the turn that runs and frees its keys', async (t) => {
+      const model = await textModel(t, device);
+      const disposed = hasCode('ERR_AT_MOE_DISPOSED');
+      const options = { maxTokens: 60, ignoreEos: true };
+      const read = model.createSession();
+      const pieces = read.generate('Where is the cat?', options);
+      await pieces.next();
+      read.dispose();
+      await assert.rejects(pieces.next(), disposed);
+      const whole = model.createSession();
+      await whole.complete('Where is the cat?', exact);
+      const turn = whole.complete('And the dog?', options);
+      whole.dispose();
+      await assert.rejects(turn, disposed);
+      await assert.rejects(whole.generate('What?').next(), disposed);
+      assert.deepEqual(whole.messages.length, 2);
+      const { kvFreeTokens, kvTokens } = await model.memory();
+      assert.equal(kvFreeTokens, kvTokens);
+    });
+
+    it('a turn goes on when its mixture is disposed, the next one does not', async (t) => {
+      const model = await textModel(t, device);
+      const mixture = await twoGroups(model, 'sequence');
+      const session = mixture.createSession();
+      const turn = session.complete('Hello', exact);
+      mixture.dispose();
+      assert.equal((await turn).tokens.length, exact.maxTokens);
+      await assert.rejects(session.complete('And now', exact), hasCode('ERR_AT_MOE_DISPOSED'));
+      session.dispose();
+    });
+
     it('an empty turn is refused', async (t) => {
       const session = (await textModel(t, device)).createSession();
       await assert.rejects(session.complete(''), hasCode('ERR_AT_MOE_EMPTY_PROMPT'));

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
-import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import type { Model } from '../../lib/index.js';
+import { createServer } from '../../lib/server/index.js';
 import {
   assertFields,
   errorOf,
@@ -40,7 +41,9 @@ before(async () => {
 });
 
 const load = (body: object) => running.post('/v1/adapters', body);
-const unload = (name: string) => fetch(`${running.url}/v1/adapters/${name}`, { method: 'DELETE' });
+/** As clients do it that name the type of every body. */
+const unload = (name: string) =>
+  fetch(`${running.url}/v1/adapters/${name}`, { method: 'DELETE', headers: { 'content-type': 'application/json' } });
 const freed = () => until(async () => (await model.memory()).mixtures === atRest);
 
 async function write(name: string): Promise<string | undefined> {
@@ -179,4 +182,31 @@ test('without a root nothing is loaded or unloaded', async () => {
   assert.equal(choices[0]?.text, await alone('first'));
   await closed.server.close();
   await freed();
+});
+
+test('what is odd about a mixture is said once, however often it is replaced', async () => {
+  const file = join(root, 'mixture', 'mixture.json');
+  const saved = readFileSync(file, 'utf8');
+  const { base, ...rest } = JSON.parse(saved);
+  const warnings: string[] = [];
+  const write = (line: string) => void (JSON.parse(line).level === 40 && warnings.push(JSON.parse(line).msg));
+  const own = await start(model, { adaptersRoot: root, logger: { level: 'warn', stream: { write } } });
+  try {
+    writeFileSync(file, JSON.stringify({ ...rest, base: { ...base, sha256: '0'.repeat(64) } }));
+    const body = { name: 'odd', path: 'mixture', replace: true };
+    for (let i = 0; i < 3; i++) assert.ok((await own.post('/v1/adapters', body)).ok);
+    assert.equal(warnings.length, 1, warnings.join('\n'));
+  } finally {
+    writeFileSync(file, saved);
+  }
+});
+
+test('a server keeps what is pinned on the device', async () => {
+  const pinned = async () => (await model.stats()).adaptersPinned;
+  const adapters = { a: join(root, 'first'), m: join(root, 'mixture') };
+  const server = await createServer(model, { adapters, pinned: ['m'] });
+  assert.equal(await pinned(), 1);
+  await server.close();
+  assert.equal(await pinned(), 0);
+  await assert.rejects(createServer(model, { adapters, pinned: ['b'] }), RangeError);
 });

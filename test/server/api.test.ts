@@ -269,6 +269,49 @@ test('parameters that change nothing, and those that are ignored, are taken', as
   assert.equal(response.status, 200);
 });
 
+const worded: [body: object, message: string][] = [
+  [{ prompt: undefined }, 'prompt: must be a text, an array of texts, an array of token ids, or an array of those'],
+  [{ model: undefined }, 'model: must be a text'],
+  [{ max_tokens: 1.5 }, 'max_tokens: must be an integer'],
+  [{ n: 500 }, 'n: must be at most 128'],
+  [{ top_p: 0 }, 'top_p: must be more than 0'],
+  [{ stream: 'yes' }, 'stream: must be true or false'],
+  [{ stop: Array(17).fill('a') }, 'stop: must be a text, or must have at most 16 elements'],
+  [{ routing: { deny: 'a' } }, 'routing.deny: must be an array'],
+  [{ response_format: { type: 'json_schema', json_schema: 3 } }, 'response_format.json_schema: must be an object'],
+];
+for (const [body, message] of worded) {
+  test(`refused in words: ${message}`, async () => {
+    const error = await errorOf(await running.post('/v1/completions', { model: 'base', prompt: text, ...body }));
+    assertFields(error, { message, param: message.slice(0, message.indexOf(':')) });
+  });
+}
+
+test('a conversation with tool calls goes on, and what a client sends beside it is taken where it changes nothing', async () => {
+  const call = { id: 'c1', type: 'function' as const, function: { name: 'look_up', arguments: '{"word":"cough"}' } };
+  const called: OpenAI.ChatCompletionMessageParam[] = [
+    ...messages,
+    { role: 'assistant', content: null, tool_calls: [call] },
+    { role: 'tool', tool_call_id: 'c1', content: 'a symptom' },
+  ];
+  const without = { tools: [], tool_choice: 'none' as const, parallel_tool_calls: false };
+  const answer = await client.chat.completions.create({ model: 'base', messages: called, max_tokens: 2, ...without });
+  assert.equal(answer.usage?.completion_tokens, 2);
+  const nothing = { model: 'base', messages: [{ role: 'user', content: null }] };
+  const { param } = await errorOf(await running.post('/v1/chat/completions', nothing));
+  assert.equal(param, 'messages[0].content');
+  const tools = [{ type: 'function', function: { name: 'a' } }];
+  const refused = await running.post('/v1/chat/completions', { model: 'base', messages, tools });
+  assert.equal((await errorOf(refused)).param, 'tools');
+});
+
+test('max_tokens beside max_completion_tokens is refused', async () => {
+  const both = { model: 'base', messages, max_tokens: 3, max_completion_tokens: 3 };
+  const response = await running.post('/v1/chat/completions', both);
+  assert.equal(response.status, 400);
+  assert.equal((await errorOf(response)).param, 'max_tokens');
+});
+
 test('a deadline ends a request, before and in a stream', async () => {
   const long = { model: 'base', prompt: text, max_tokens: 3500, ignore_eos: true, timeout_ms: 40 };
   const whole = await running.post('/v1/completions', long);

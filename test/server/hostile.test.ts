@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { request } from 'node:http';
 import { after, afterEach, before, test } from 'node:test';
+import { gzipSync } from 'node:zlib';
 import { type Dialled, dial, errorOf, openModel, type Running, start } from './support.js';
 
 let running: Running;
@@ -37,7 +38,9 @@ test('invalid UTF-8', async () => {
 test('keys that reach for a prototype', async () => {
   for (const key of ['__proto__', 'constructor']) {
     const body = `{"model":"base","prompt":"a","${key}":{"prototype":{"polluted":true}}}`;
-    await refused(running.post('/v1/completions', body), 400);
+    const answer = running.post('/v1/completions', body);
+    assert.match((await errorOf((await answer).clone())).message, /__proto__|unknown parameter/);
+    await refused(answer, 400);
   }
   assert.equal(({} as { polluted?: boolean }).polluted, undefined);
 });
@@ -84,6 +87,26 @@ test('another content type, an unknown route, a wrong method', async () => {
   const response = await fetch(`${running.url}/v1/completions`);
   assert.equal(response.headers.get('allow'), 'POST');
   await refused(Promise.resolve(response), 405, 'method_not_allowed');
+});
+
+test('a body that is compressed', async () => {
+  const zipped = gzipSync(JSON.stringify(complete));
+  await refused(running.post('/v1/completions', zipped, { 'content-encoding': 'gzip' }), 415, 'unsupported_encoding');
+  const plain = await running.post('/v1/completions', complete, { 'content-encoding': 'identity' });
+  assert.equal(plain.status, 200);
+});
+
+test('an unknown route and a wrong method, with a body of any kind', async () => {
+  for (const method of ['POST', 'PUT', 'PATCH', 'DELETE']) {
+    for (const body of ['', '{"a":', '{}']) {
+      const headers = { 'content-type': 'application/json' };
+      await refused(fetch(`${running.url}/v1/nothing`, { method, headers, body }), 404, 'unknown_url');
+      const response = await fetch(`${running.url}/v1/models`, { method, headers, body });
+      assert.equal(response.headers.get('allow'), 'GET');
+      await refused(Promise.resolve(response), 405, 'method_not_allowed');
+    }
+  }
+  await refused(fetch(`${running.url}/v1/nothing`, { method: 'POST', body: 'text' }), 404, 'unknown_url');
 });
 
 const dialled: Dialled[] = [];

@@ -45,6 +45,10 @@ test('close lets streams finish and takes nothing new', async () => {
   const { server, post, url } = await start(model);
   const stream = await post('/v1/completions', { ...streamed, max_tokens: 300 });
   const closing = server.close();
+  const health = await fetch(`${url}/healthz`);
+  assert.equal(health.status, 503);
+  assert.equal((await errorOf(health)).code, 'shutting_down');
+  assert.equal((await post('/v1/completions', { ...long, max_tokens: 1 })).status, 503);
   const text = await stream.text();
   assert.match(text, /"finish_reason":"length"[\s\S]*\[DONE\]/);
   await closing;
@@ -79,6 +83,16 @@ test('a request on an old connection after close is refused, and idle connection
   await stream.text();
   await closing;
   await Promise.all([idleOne.closed, old.closed]);
+});
+
+test('a mixture that its owner disposes of is gone for its requests alone', async () => {
+  const mixture = await openMixture(model);
+  const { post } = await start(model, { adapters: { medical: mixture } });
+  mixture.dispose();
+  const answer = await post('/v1/completions', { ...long, model: 'medical', max_tokens: 2 });
+  assert.equal(answer.status, 503);
+  assert.equal((await errorOf(answer)).code, 'model_disposed');
+  assert.equal((await post('/v1/completions', { ...long, max_tokens: 2 })).status, 200);
 });
 
 test('a failed start leaves nothing open', async () => {

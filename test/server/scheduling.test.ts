@@ -32,6 +32,22 @@ test('a full queue is 429 with a time to come back', async () => {
   await idle(model);
 });
 
+test('several prompts of which the queue has no room for all are refused before a stream begins', async () => {
+  const model = await openModel({ maxBatch: 2, maxQueue: 1 });
+  const { post } = await start(model);
+  for (const stream of [false, true]) {
+    for (const more of [{ prompt: [text, text, text, text] }, { n: 4 }, { prompt: [text, text], n: 2 }]) {
+      const refused = await post('/v1/completions', { ...long, ...more, max_tokens: 5, stream });
+      assert.equal(refused.status, 429);
+      assert.equal((await errorOf(refused)).code, 'queue_full');
+    }
+    const taken = await post('/v1/completions', { ...long, prompt: [text, text, text], max_tokens: 5, stream });
+    assert.equal(taken.status, 200);
+    await taken.text();
+  }
+  await idle(model);
+});
+
 test('a higher priority goes first', async () => {
   const model = await openModel({ maxBatch: 1 });
   const { post } = await start(model);
@@ -84,7 +100,7 @@ test('errors of the engine: a deadline is 504, a lost device a fault without det
 test('metrics of an engine, and none when it has failed', async () => {
   const read = async (model: Model) => {
     const text = await new Metrics(model, 'base', () => 0).registry.metrics();
-    const names = /^at_moe_(?:kv|sequences|batch|engine|prefix|preemptions)/;
+    const names = /^at_moe_(?:kv|sequences|batch|engine|prefix|adapter|preemptions)/;
     return text.split('\n').filter((line) => names.test(line));
   };
   const counts = {
@@ -95,6 +111,14 @@ test('metrics of an engine, and none when it has failed', async () => {
     lookedUpTokens: 100,
     hitTokens: 60,
     preemptions: 5,
+    adapterBudget: 4096,
+    adapterBytes: 1024,
+    adaptersResident: 2,
+    adaptersPinned: 1,
+    adapterHits: 30,
+    adapterMisses: 12,
+    adapterLoads: 11,
+    adapterEvictions: 8,
   };
   const played = {
     memory: async () => ({ kvTokens: 64, kvFreeTokens: 16 }),
@@ -112,6 +136,14 @@ test('metrics of an engine, and none when it has failed', async () => {
     'at_moe_engine_requests_total{result="expired"} 6',
     'at_moe_prefix_cache_tokens_total{result="looked_up"} 100',
     'at_moe_prefix_cache_tokens_total{result="hit"} 60',
+    'at_moe_adapter_bytes{kind="held"} 1024',
+    'at_moe_adapter_bytes{kind="budget"} 4096',
+    'at_moe_adapters{state="resident"} 2',
+    'at_moe_adapters{state="pinned"} 1',
+    'at_moe_adapter_requests_total{result="hit"} 30',
+    'at_moe_adapter_requests_total{result="miss"} 12',
+    'at_moe_adapter_loads_total 11',
+    'at_moe_adapter_evictions_total 8',
     'at_moe_preemptions_total 5',
   ]);
   const failed = { ...played, memory: () => Promise.reject(new Error('lost')) } as unknown as Model;

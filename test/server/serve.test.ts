@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { type AddressInfo, createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { cli, main } from '../helpers/cli.js';
@@ -42,11 +43,30 @@ test('wrong use of serve exits 2 with one line', async () => {
     [baseDir, '--mixture', 'folder'],
     [baseDir, '--mixture', 'a=x', '--adapter', 'a=y'],
     [baseDir, '--api-key-env', 'NOT_SET_AT_ALL'],
+    [baseDir, '--mixture', 'base=folder'],
   ];
   const results = await Promise.all(wrong.map((args) => cli(['serve', ...args])));
   for (const [i, { status, stdout, stderr }] of results.entries()) {
     assert.equal(status, 2, `${wrong[i]?.join(' ')}: ${stderr}`);
     assert.equal(stdout, '');
     assert.match(stderr, /^at-moe serve: [^\n]+\n$/);
+  }
+});
+
+test('what is not there, or taken, exits 1 with one line and its code', async () => {
+  const taken = createServer().listen(0, '127.0.0.1');
+  await once(taken, 'listening');
+  const { port } = taken.address() as AddressInfo;
+  const wrong: [args: string[], message: RegExp][] = [
+    [[baseDir, '--mixture', 'a=/nowhere'], /^error: there is no folder \/nowhere \[ERR_AT_MOE_NOT_FOUND\]\n$/],
+    [[baseDir, '--adapters-root', '/nowhere'], /^error: there is no folder \/nowhere \[ERR_AT_MOE_NOT_FOUND\]\n$/],
+    [[baseDir, '--port', String(port), '--kv-tokens', '2048'], /^error: listen EADDRINUSE[^\n]* \[EADDRINUSE\]\n$/],
+  ];
+  const results = await Promise.all(wrong.map(([args]) => cli(['serve', ...args])));
+  taken.close();
+  for (const [i, { status, stdout, stderr }] of results.entries()) {
+    assert.equal(status, 1, stderr);
+    assert.equal(stdout, '');
+    assert.match(stderr, wrong[i]?.[1] as RegExp);
   }
 });

@@ -7,8 +7,9 @@ import { mixtureDescriptor, openEngine } from '../helpers/engine.js';
 export async function withEngine(
   options: Partial<LoadOptions>,
   body: (engine: NativeEngine) => Promise<void>,
+  device = 'cpu',
 ): Promise<void> {
-  const engine = await openEngine(options);
+  const engine = await openEngine(options, device);
   try {
     await body(engine);
     const { pagesUsed, running, queued, stalled } = await engine.stats();

@@ -1,6 +1,6 @@
 // acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] straight from packed weights, which are read once, for 1 to 6 rows. P panels
 // are P streams of memory and, times R rows, the independent chains that hide the latency of the multiply-add; more rows
-// leave registers for fewer panels. From 4 rows on the loop body is long enough for software prefetch to pay.
+// leave registers for fewer panels. Prefetch bridges the pages that the processor's own does not cross.
 #include <hwy/cache_control.h>
 
 #include "cpu/simd/widen.h"
@@ -9,8 +9,6 @@ HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
-
-constexpr int64_t kPrefetchBytes = 1024;
 
 constexpr int panels_for(int rows) {
   if (kLanes == 16) return rows == 1 ? 8 : 4;
@@ -26,9 +24,9 @@ using LineOf = typename Step<S>::Line[kVectors];
 template <Storage S>
 using ScaleOf = typename Step<S>::Scale[kVectors];
 
-template <Storage S, int R>
+template <Storage S>
 HWY_INLINE void load_line(LineOf<S>& line, const char* w) {
-  if constexpr (R >= 4) hwy::Prefetch(w + kPrefetchBytes);
+  hwy::Prefetch(w + kPrefetchBytes);
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) line[v] = Step<S>::load(w, v);
 }
@@ -60,7 +58,7 @@ HWY_INLINE void add_line(Sums<R, P>& acc, const char* w, int64_t w_panel, const 
     // By inputs: four inputs' activations of many rows would not fit the registers, which panel by panel shares.
     LineOf<S> lines[P];
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) load_line<S, R>(lines[p], w + p * w_panel);
+    for (int p = 0; p < P; ++p) load_line<S>(lines[p], w + p * w_panel);
 #pragma GCC unroll 4
     for (int i = 0; i < I; ++i) {
       if (!whole && i == count) break;
@@ -71,7 +69,7 @@ HWY_INLINE void add_line(Sums<R, P>& acc, const char* w, int64_t w_panel, const 
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
       LineOf<S> line;
-      load_line<S, R>(line, w + p * w_panel);
+      load_line<S>(line, w + p * w_panel);
 #pragma GCC unroll 2
       for (int i = 0; i < I; ++i) {
         if (!whole && i == count) break;
@@ -117,15 +115,22 @@ void block(const Lines& l) {
 
 template <Storage S, int R>
 void all_panels(const Lines& all) {
-  constexpr int P = panels_for(R);
+  constexpr int P = panels_for(R), kHalf = (P + 1) / 2;
   Lines l = all;
   for (int64_t p = 0; p < all.panels;) {
     l.w = all.w + p * all.w_panel;
     l.acc = all.acc + p * 16;
-    const bool whole = all.panels - p >= P;
-    if (whole) block<S, R, P>(l);
-    else block<S, R, 1>(l);
-    p += whole ? P : 1;
+    const int64_t left = all.panels - p;
+    if (left >= P) {
+      block<S, R, P>(l);
+      p += P;
+    } else if (left >= kHalf) {
+      block<S, R, kHalf>(l);
+      p += kHalf;
+    } else {
+      block<S, R, 1>(l);
+      ++p;
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 // acc[r][16 p + c] += Σ_k a[r][k] b[p][k][c]. A tile of R rows by P panels lives in registers while k runs: 6 x 1 with
-// AVX2 (12 of 16 registers), 8 x 3 with AVX-512 and 6 x 1 with NEON (24 of 32), 2 x 1 with SSE4. Rows are spread evenly
-// over the tiles, since a tile of one or two rows waits for the latency of its few chains.
+// AVX2 (12 of 16 registers), 6 x 4 with AVX-512 and 6 x 1 with NEON (24 of 32), 2 x 1 with SSE4; up to 8 x 3 with AVX-512
+// where fewer panels are left. Rows are spread evenly over the tiles, since a tile of one or two rows waits for the latency
+// of its few chains.
 #include "cpu/simd/vector.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -8,8 +9,12 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-constexpr int kRows = kLanes == 16 ? 8 : (kLanes == 8 || HWY_TARGET == HWY_NEON) ? 6 : 2;
-constexpr int kPanels = kLanes == 16 ? 3 : 1;
+constexpr int kPanels = kLanes == 16 ? 4 : 1;
+
+constexpr int64_t rows_for(int64_t panels) {
+  if (kLanes == 16) return panels == 4 ? 6 : 8;
+  return kLanes == 8 || HWY_TARGET == HWY_NEON ? 6 : 2;
+}
 
 template <int R, int P>
 void tile(const Tile& t) {
@@ -59,20 +64,27 @@ void any_rows(const Tile& t) {
     case 6: return tile<6, P>(t);
 #endif
 #if HWY_MAX_BYTES >= 64
-    case 7: return tile<7, P>(t);
-    case 8: return tile<8, P>(t);
+    case 7:
+      if constexpr (P < 4) return tile<7, P>(t);
+      break;
+    case 8:
+      if constexpr (P < 4) return tile<8, P>(t);
+      break;
 #endif
   }
 }
 
 }  // namespace
 
+extern const double kMultiplyRate;
+const double kMultiplyRate = kLanes * 3.5e9;  // a little over one vector a cycle of two
 extern const int64_t kTilePanels;
 const int64_t kTilePanels = kPanels;
 
 void multiply(const Tile& all) {
-  const int64_t groups = (all.rows + kRows - 1) / kRows;
   for (int64_t p = 0; p < all.panels; p += kPanels) {
+    const int64_t panels = all.panels - p < kPanels ? all.panels - p : kPanels;
+    const int64_t groups = (all.rows + rows_for(panels) - 1) / rows_for(panels);
     for (int64_t g = 0, row = 0; g < groups; ++g) {
       const int64_t end = all.rows * (g + 1) / groups;
       Tile t = all;
@@ -80,11 +92,12 @@ void multiply(const Tile& all) {
       t.a += row * t.a_row;
       t.b += p * t.b_panel;
       t.acc += row * t.acc_row + p * t.acc_panel;
-      switch (all.panels - p < kPanels ? all.panels - p : kPanels) {
+      switch (panels) {
         case 1: any_rows<1>(t); break;
 #if HWY_MAX_BYTES >= 64
         case 2: any_rows<2>(t); break;
         case 3: any_rows<3>(t); break;
+        case 4: any_rows<4>(t); break;
 #endif
       }
       row = end;

@@ -1,4 +1,6 @@
 // What the processor and its memory can do at best, for the benchmarks.
+#include <hwy/cache_control.h>
+
 #include "cpu/simd/vector.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -14,6 +16,7 @@ float read(const char* data, int64_t bytes) {
 #pragma GCC unroll 8
     for (int s = 0; s < kStreams; ++s) {
       const float* line = reinterpret_cast<const float*>(data + s * part + i);
+      hwy::Prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[s] = hn::Add(sum[s], hn::Load(d, line + v * kLanes));
     }

@@ -2,6 +2,7 @@
 
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
+extern const double kMultiplyRate;
 extern const int64_t kTilePanels, kLineRows;
 void multiply(const Tile&);
 template <Storage S>
@@ -17,11 +18,16 @@ ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last);
 void softmax_backward(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta);
 void blend(float* out, const float* in, int64_t n, float keep, float take);
 float dot(const float* a, const float* b, int64_t n);
+void swiglu(const float* gate, const float* up, float* y, int64_t n);
+void swiglu_backward(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n);
+double exp_sum(const float* l, int64_t n, float largest);
+void exp_scaled(float* l, int64_t n, float largest, float log_sum, float weight);
 float read(const char* data, int64_t bytes);
 int64_t spin_fma(int64_t count, float* keep);
 
 const Kernels& kernels() {
   static const Kernels table = {
+      kMultiplyRate,
       kTilePanels,
       kLineRows,
       multiply,
@@ -35,6 +41,10 @@ const Kernels& kernels() {
       softmax_backward,
       blend,
       dot,
+      swiglu,
+      swiglu_backward,
+      exp_sum,
+      exp_scaled,
       read,
       spin_fma,
   };

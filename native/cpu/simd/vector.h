@@ -12,6 +12,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 inline constexpr int kLanes = HWY_MAX_BYTES / 4 < 16 ? HWY_MAX_BYTES / 4 : 16;
 inline constexpr int kVectors = 16 / kLanes;  // of a line of 16 outputs
+inline constexpr int64_t kPrefetchBytes = 1024;
 
 using F32 = hn::FixedTag<float, kLanes>;
 using U32 = hn::FixedTag<uint32_t, kLanes>;
