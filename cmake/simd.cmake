@@ -3,14 +3,19 @@
 #
 # Inline functions of shared headers are emitted by every set, and the linker keeps the first copy it sees. The sets are
 # therefore linked after all other objects, lowest first: no code can be bound to a copy from a set above its own.
+#
+# Sets that differ from another by instructions for products of bytes alone are those products alone.
 add_library(at_moe_simd INTERFACE)
 set(AT_MOE_SIMD_OBJECTS "")
 at_moe_layer_sources(simd_sources cpu/simd)
 
-function(at_moe_add_simd_set name)
+set(integer_sources ${simd_sources})
+list(FILTER integer_sources INCLUDE REGEX "/(dots|integers)\\.cc$")
+
+function(at_moe_add_simd_objects name sources)
   string(TOUPPER ${name} upper)
   target_compile_definitions(at_moe_simd INTERFACE AT_MOE_HAVE_${upper}=1)
-  add_library(at_moe_simd_${name} OBJECT ${simd_sources})
+  add_library(at_moe_simd_${name} OBJECT ${sources})
   target_link_libraries(at_moe_simd_${name} PRIVATE at_moe_options at_moe_highway)
   target_compile_options(at_moe_simd_${name} PRIVATE ${ARGN})
   target_compile_definitions(at_moe_simd_${name} PRIVATE AT_MOE_SIMD_NS=${name} AT_MOE_SIMD_${upper}=1)
@@ -18,13 +23,30 @@ function(at_moe_add_simd_set name)
   set(AT_MOE_SIMD_OBJECTS "${AT_MOE_SIMD_OBJECTS}" PARENT_SCOPE)
 endfunction()
 
+macro(at_moe_add_simd_set name)
+  at_moe_add_simd_objects(${name} "${simd_sources}" ${ARGN})
+endmacro()
+
+macro(at_moe_add_integer_set name)
+  at_moe_add_simd_objects(${name} "${integer_sources}" ${ARGN})
+endmacro()
+
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   # Highway would ask for AES in every set; no kernel uses it. The run-time check of a set is its psABI level:
   # __builtin_cpu_supports("x86-64-v3") and its like (gcc 12, clang 17), or the features listed there.
   target_compile_definitions(at_moe_highway INTERFACE HWY_DISABLE_PCLMUL_AES)
   at_moe_add_simd_set(base -march=x86-64-v2) # HWY_SSE4
   at_moe_add_simd_set(avx2 -march=x86-64-v3) # HWY_AVX2, with FMA, F16C, BMI2
+  at_moe_add_integer_set(avxvnni -march=x86-64-v3 -mavxvnni)
   at_moe_add_simd_set(avx512 -march=x86-64-v4) # HWY_AVX3: AVX-512 F, BW, CD, DQ, VL
+  at_moe_add_integer_set(avx512vnni -march=x86-64-v4 -mavx512vnni)
 else()
   at_moe_add_simd_set(base) # NEON on arm64, else what the compiler's defaults allow
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+    at_moe_add_integer_set(dotprod -march=armv8.2-a+dotprod)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # Its scheduler would load all activations of a tile ahead, and spill most of the tile's sums for them.
+      set_source_files_properties(${integer_sources} PROPERTIES COMPILE_OPTIONS -fno-schedule-insns)
+    endif()
+  endif()
 endif()

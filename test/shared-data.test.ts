@@ -7,6 +7,7 @@ import { readSafetensorsHeader, readTensor } from '../lib/formats/safetensors.js
 import { AtMoeError, loadModel, type Model, type WeightFormat } from '../lib/index.js';
 import type { RoutingRequest } from '../lib/native-mixture-types.js';
 import { devices } from './helpers/devices.js';
+import { setVariable } from './helpers/environment.js';
 import { type Device, difference } from './model/support.js';
 import { readShared, sharedData, unlessPresent } from './text/shared-data.js';
 
@@ -93,8 +94,12 @@ for (const device of devices) {
         const scores = await Promise.all(stories.map((part) => model.score('\n', part)));
         return -scores.flatMap(({ logProbs }) => [...logProbs]).reduce((sum, value) => sum + value, 0);
       };
-      const [plain, small] = [await loss('bf16'), await loss('q8')];
-      assert.ok(Math.abs(small / plain - 1) < 5e-3, `${plain} in bf16, ${small} in 8 bits`);
+      const plain = await loss('bf16');
+      for (const activations of device === 'cpu' ? ['quantised', 'f32'] : ['']) {
+        const restore = setVariable('AT_MOE_CPU_Q8', activations);
+        const small = await loss('q8').finally(restore);
+        assert.ok(Math.abs(small / plain - 1) < 5e-3, `${plain} in bf16, ${small} in 8 bits ${activations}`);
+      }
     });
   }
 

@@ -1,5 +1,6 @@
 #include "cpu/backend.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <string>
@@ -29,6 +30,12 @@ constexpr int64_t kCopyGrain = int64_t{1} << 20;
        free < 0 ? std::string() : concat(", ", free, " bytes are free"));
 }
 
+// AT_MOE_CPU_Q8=f32: products with weights of q8 read activations as they are, not quantised; slower, and the reference.
+bool wants_integers() {
+  const char* wanted = std::getenv("AT_MOE_CPU_Q8");
+  return !wanted || std::string(wanted) != "f32";
+}
+
 }  // namespace
 
 Buffer allocate_aligned(size_t bytes) {
@@ -50,7 +57,10 @@ Buffer allocate_aligned(size_t bytes) {
 }
 
 CpuBackend::CpuBackend(int threads, const std::vector<int>& affinity)
-    : pool_(threads, affinity), kernels_(cpu::best_kernels()), worker_scratch_(pool_.workers()) {}
+    : pool_(threads, affinity),
+      kernels_(cpu::best_kernels().kernels),
+      integers_(wants_integers() ? &cpu::best_kernels().integers : nullptr),
+      worker_scratch_(pool_.workers()) {}
 
 double CpuBackend::multiply_rate() const { return kernels_.multiply_rate * pool_.workers(); }
 

@@ -12,7 +12,9 @@ namespace at_moe {
 
 namespace cpu {
 struct Kernels;
+struct IntegerKernels;
 struct BlockedRows;
+struct QuantizedRows;
 struct Product;
 struct GradientProduct;
 }  // namespace cpu
@@ -92,6 +94,7 @@ class CpuBackend : public Backend {
   void accumulate(std::span<const cpu::GradientProduct> products);
   void add_gradients(const LinearBackward& args);
   cpu::BlockedRows block_rows(int slot, const Matrix& x);
+  cpu::QuantizedRows quantize_rows(int slot, const Matrix& x);
 
   static void* grow(Buffer& buffer, size_t bytes);
 
@@ -99,6 +102,7 @@ class CpuBackend : public Backend {
   MemoryMeter meter_;
   Pool pool_;
   const cpu::Kernels& kernels_;
+  const cpu::IntegerKernels* integers_;  // null: activations are never quantised
   std::vector<Buffer> worker_scratch_;
   Buffer shared_scratch_[kSharedSlots];
 };

@@ -4,20 +4,40 @@
 #include "core/status.h"
 #include "cpu/kernels.h"
 
+#if AT_MOE_HAVE_DOTPROD && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace at_moe::cpu {
 
+#define AT_MOE_DECLARE_INTEGERS(set)       \
+  namespace set {                          \
+  const IntegerKernels& integer_kernels(); \
+  }
 #define AT_MOE_DECLARE_SET(set) \
   namespace set {               \
   const Kernels& kernels();     \
-  }
+  }                             \
+  AT_MOE_DECLARE_INTEGERS(set)
 AT_MOE_DECLARE_SET(base)
 #if AT_MOE_HAVE_AVX2
 AT_MOE_DECLARE_SET(avx2)
 #endif
+#if AT_MOE_HAVE_AVXVNNI
+AT_MOE_DECLARE_INTEGERS(avxvnni)
+#endif
 #if AT_MOE_HAVE_AVX512
 AT_MOE_DECLARE_SET(avx512)
 #endif
+#if AT_MOE_HAVE_AVX512VNNI
+AT_MOE_DECLARE_INTEGERS(avx512vnni)
+#endif
+#if AT_MOE_HAVE_DOTPROD
+AT_MOE_DECLARE_INTEGERS(dotprod)
+#endif
 #undef AT_MOE_DECLARE_SET
+#undef AT_MOE_DECLARE_INTEGERS
 
 namespace {
 
@@ -27,33 +47,61 @@ namespace {
 bool has_v2() { return __builtin_cpu_supports("sse4.2"); }
 [[maybe_unused]] bool has_v3() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 [[maybe_unused]] bool has_v4() { return has_v3() && __builtin_cpu_supports("avx512vl"); }
+[[maybe_unused]] bool has_avxvnni() { return false; }
 #else
 bool has_v2() { return __builtin_cpu_supports("x86-64-v2"); }
 [[maybe_unused]] bool has_v3() { return __builtin_cpu_supports("x86-64-v3"); }
 [[maybe_unused]] bool has_v4() { return __builtin_cpu_supports("x86-64-v4"); }
+[[maybe_unused]] bool has_avxvnni() { return __builtin_cpu_supports("avxvnni"); }
 #endif
+[[maybe_unused]] bool has_avx512vnni() { return __builtin_cpu_supports("avx512vnni"); }
 #endif
 
-const Kernels& choose() {
+#if AT_MOE_HAVE_DOTPROD
+bool has_dotprod() {
+#if defined(__APPLE__)
+  return true;  // of every arm64 Mac
+#elif defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+KernelSet choose() {
   // AT_MOE_SIMD names a lower set than the best, for tests.
   const char* wanted = std::getenv("AT_MOE_SIMD");
   [[maybe_unused]] const auto allowed = [&](const char* set) { return !wanted || std::string(wanted) == set; };
+#if AT_MOE_HAVE_AVX512VNNI
+  if (allowed("avx512vnni") && has_v4() && has_avx512vnni()) {
+    return {"avx512vnni", avx512::kernels(), avx512vnni::integer_kernels()};
+  }
+#endif
 #if AT_MOE_HAVE_AVX512
-  if (allowed("avx512") && has_v4()) return avx512::kernels();
+  if (allowed("avx512") && has_v4()) return {"avx512", avx512::kernels(), avx512::integer_kernels()};
+#endif
+#if AT_MOE_HAVE_AVXVNNI
+  if (allowed("avxvnni") && has_v3() && has_avxvnni()) {
+    return {"avxvnni", avx2::kernels(), avxvnni::integer_kernels()};
+  }
 #endif
 #if AT_MOE_HAVE_AVX2
-  if (allowed("avx2") && has_v3()) return avx2::kernels();
+  if (allowed("avx2") && has_v3()) return {"avx2", avx2::kernels(), avx2::integer_kernels()};
+#endif
+#if AT_MOE_HAVE_DOTPROD
+  if (allowed("dotprod") && has_dotprod()) return {"dotprod", base::kernels(), dotprod::integer_kernels()};
 #endif
 #if defined(__x86_64__)
   if (!has_v2()) fail(Code::kUnsupported, "this processor lacks SSE4.2");
 #endif
-  return base::kernels();
+  return {"base", base::kernels(), base::integer_kernels()};
 }
 
 }  // namespace
 
-const Kernels& best_kernels() {
-  static const Kernels& best = choose();
+const KernelSet& best_kernels() {
+  static const KernelSet best = choose();
   return best;
 }
 

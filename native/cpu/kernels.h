@@ -33,6 +33,19 @@ struct Lines {
   int64_t acc_row = 0;
 };
 
+// acc[r][16 p + c] += Σ_b s[r][b] t[p][b][c] Σ_i a[r][b][i] q[p][b][c][i]: rows quantised by IntegerKernels::quantize by
+// packed panels of q8, from block `begin` of 32 inputs on. The inner sum is one of integers; a block joins the
+// accumulator as fma(sum · s, t, acc), blocks ascending.
+struct Dots {
+  int64_t rows = 0, panels = 0, begin = 0, blocks = 0;
+  const char* w = nullptr;
+  int64_t w_panel = 0;  // bytes
+  const char* a = nullptr;
+  int64_t a_block = 0;  // bytes
+  float* acc = nullptr;
+  int64_t acc_row = 0;
+};
+
 // One row of attention scores against a run of keys. Entries [first, last) are visible, of [0, keys); keys and the
 // rows' starts are multiples of 16.
 struct ScoreRow {
@@ -40,7 +53,6 @@ struct ScoreRow {
 };
 
 struct Kernels {
-  const char* name;
   double multiply_rate;            // multiply-adds a second of a thread, rather too few
   int64_t tile_panels;             // panels that `multiply` takes at once
   int64_t line_rows;               // most rows of `lines`
@@ -77,7 +89,24 @@ struct Kernels {
   int64_t (*spin_fma)(int64_t count, float* keep);
 };
 
+// Products of bytes, which some processors of a set have instructions for. All agree bit for bit where multiply-adds are
+// fused.
+struct IntegerKernels {
+  int64_t row_bytes;  // of a row's block
+  // A row of `cols` values into blocks `out_block` bytes apart, each with a scale s and 32 integers a, zeros past the end:
+  //   s = max |x| / 127      a = x · (127 / max |x|), to the nearest, ties to even
+  // A block is zeros where max |x| < 2^-119. One that holds a value that is not finite has s = NaN.
+  void (*quantize)(const float* x, int64_t cols, char* out, int64_t out_block);
+  void (*multiply)(const Dots&);  // any number of rows and panels
+};
+
+struct KernelSet {
+  const char* name;
+  const Kernels& kernels;
+  const IntegerKernels& integers;
+};
+
 // The best set that this processor runs; fails with kUnsupported when it runs none.
-const Kernels& best_kernels();
+const KernelSet& best_kernels();
 
 }  // namespace at_moe::cpu

@@ -15,11 +15,12 @@ namespace at_moe {
 using cpu::Block;
 using cpu::BlockedRows;
 using cpu::Product;
+using cpu::QuantizedRows;
 using cpu::Term;
 
 namespace {
 
-constexpr int kInputSlot = 0, kShrinkSlot = 1;
+constexpr int kInputSlot = 0, kShrinkSlot = 1, kQuantizedSlot = 2;
 
 const CpuWeight* packed(const Weight* weight) { return static_cast<const CpuWeight*>(weight); }
 
@@ -88,13 +89,19 @@ void CpuBackend::forward(const LinearForward& args) {
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
-  const BlockedRows blocked = rows > 2 * kernels_.line_rows ? block_rows(kInputSlot, args.x) : BlockedRows();
+  const auto quantizes = [&](const LinearModule& module) { return integers_ && is_blocks(module.weight->storage()); };
+  const bool all = std::all_of(args.modules.begin(), args.modules.end(), quantizes);
+  const bool some = std::any_of(args.modules.begin(), args.modules.end(), quantizes);
+  const bool many = rows > 2 * kernels_.line_rows, shrinks = !segments.empty();
+  const QuantizedRows quantized = some ? quantize_rows(kQuantizedSlot, args.x) : QuantizedRows();
+  const BlockedRows blocked =
+      many && (!all || (shrinks && !args.shrink_x)) ? block_rows(kInputSlot, args.x) : BlockedRows();
 
-  if (!segments.empty()) {
+  if (shrinks) {
     require(args.hg && args.routing, "linear: adapters need hg and routing");
     const Matrix& x = args.shrink_x ? args.shrink_x : args.x;
     BlockedRows shrink_blocked = blocked;
-    if (args.shrink_x && rows > 2 * kernels_.line_rows) shrink_blocked = block_rows(kShrinkSlot, x);
+    if (args.shrink_x && many) shrink_blocked = block_rows(kShrinkSlot, x);
     std::vector<Product> products;
     products.reserve(segments.size());
     for (const AdapterSegment& segment : segments) products.push_back(shrink(args, segment, x, shrink_blocked));
@@ -111,6 +118,7 @@ void CpuBackend::forward(const LinearForward& args) {
     product.end = rows;
     product.cols = module.weight->rows();
     product.terms.push_back(base_term(module.weight, 0, rows, args.x, blocked));
+    if (quantizes(module)) product.terms.back().quantized = quantized;
     for (size_t s = 0; s < segments.size(); ++s) {
       const AdapterStack::Module& adapter = segments[s].stack->modules[m];
       if (!adapter.b) continue;

@@ -37,7 +37,7 @@ double best_rate(Work&& work) {
 
 double measure_read_rate(int threads, size_t bytes) {
   Pool pool(threads);
-  const cpu::Kernels& kernels = cpu::best_kernels();
+  const cpu::Kernels& kernels = cpu::best_kernels().kernels;
   const Buffer memory = allocate_aligned(bytes);
   std::memset(memory.as<char>(), 0, bytes);  // its own pages, not the shared page of zeros
   const int64_t part = static_cast<int64_t>(bytes) / pool.workers() / 64 * 64;
@@ -68,7 +68,7 @@ double measure_product_rate(int threads, Storage storage) {
 
 double measure_fma_rate(int threads) {
   Pool pool(threads);
-  const cpu::Kernels& kernels = cpu::best_kernels();
+  const cpu::Kernels& kernels = cpu::best_kernels().kernels;
   std::atomic<int64_t> products{0};
   pool.begin_step();
   return best_rate([&] {

@@ -1,7 +1,8 @@
 // A task is a block of at most kRowBlock rows by a group of panels of 16 outputs; its accumulators stay in the second-level
 // cache. Few rows: the packed panels are streamed once (Kernels::lines). Many rows: a panel of kBlockK inputs is widened to
-// f32 and all rows of the block pass over it (Kernels::multiply). Both add the same values in the same order. Tasks of one
-// weight follow each other, so that row blocks find it in the shared cache.
+// f32 and all rows of the block pass over it (Kernels::multiply). Both add the same values in the same order. Weights of q8
+// meet rows that were quantised before, whatever their number (IntegerKernels). Tasks of one weight follow each other, so
+// that row blocks find it in the shared cache.
 #include "cpu/product.h"
 
 #include <algorithm>
@@ -14,11 +15,14 @@ namespace at_moe {
 
 using cpu::Block;
 using cpu::BlockedRows;
+using cpu::Dots;
 using cpu::GradientProduct;
+using cpu::IntegerKernels;
 using cpu::kBlockK;
 using cpu::Kernels;
 using cpu::Lines;
 using cpu::Product;
+using cpu::QuantizedRows;
 using cpu::Range;
 using cpu::RowFilter;
 using cpu::Term;
@@ -176,6 +180,21 @@ void add_all(const Kernels& kernels, const Term& term, const Block& block, const
   });
 }
 
+void add_dots(const IntegerKernels& kernels, const Term& term, const Block& block, int64_t begin, int64_t end) {
+  const CpuWeight& w = *term.weight;
+  Dots dots;
+  dots.rows = end - begin;
+  dots.panels = divide_up(block.cols, kPanel);
+  dots.blocks = q8_blocks(w.cols());
+  dots.w = w.panel(block.col / kPanel);
+  dots.w_panel = w.panel_bytes();
+  dots.a = term.quantized.data + begin * kernels.row_bytes;
+  dots.a_block = term.quantized.block;
+  dots.acc = block.at(begin);
+  dots.acc_row = block.stride;
+  kernels.multiply(dots);
+}
+
 // Rows of a block: all, or the ones listed.
 struct Selection {
   bool all = true;
@@ -276,6 +295,10 @@ void CpuBackend::multiply(std::span<const Product> products) {
       for (const Term& term : product.terms) {
         const int64_t begin = std::max(block.row, term.begin), end = std::min(block.row + block.rows, term.end);
         if (begin >= end) continue;
+        if (term.quantized.data) {
+          add_dots(*integers_, term, part, begin, end);
+          continue;
+        }
         for (const Range& range : term.ranges) {
           Selection own;
           if (wanted.all) select(range.rows, begin, end, few_rows, &own);
@@ -301,6 +324,23 @@ BlockedRows CpuBackend::block_rows(int slot, const Matrix& x) {
     }
   });
   return {data, x.rows * kBlockK};
+}
+
+QuantizedRows CpuBackend::quantize_rows(int slot, const Matrix& x) {
+  constexpr int64_t kPiece = 32 * kQ8Block, kGrain = 4;
+  const IntegerKernels& kernels = *integers_;
+  // An odd number of cache lines, so that the blocks of a row lie in different sets.
+  const int64_t block = (divide_up(x.rows * kernels.row_bytes, 64) | 1) * 64;
+  char* data = shared_scratch<char>(slot, q8_blocks(x.cols) * block);
+  const int64_t pieces = divide_up(x.cols, kPiece);
+  pool_.run_ranges(x.rows * pieces, kGrain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t row = piece / pieces, from = piece % pieces * kPiece;
+      kernels.quantize(x.row(row) + from, std::min(kPiece, x.cols - from),
+                       data + from / kQ8Block * block + row * kernels.row_bytes, block);
+    }
+  });
+  return {data, block};
 }
 
 namespace {

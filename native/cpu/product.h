@@ -19,6 +19,12 @@ struct BlockedRows {
   int64_t block = 0;
 };
 
+// Rows quantised by IntegerKernels::quantize: the block of 32 inputs b of row n at data + b * block + n * row_bytes.
+struct QuantizedRows {
+  const char* data = nullptr;
+  int64_t block = 0;
+};
+
 // Rows whose routing record has one of the gates; no gates: all rows.
 struct RowFilter {
   Matrix routing;
@@ -40,13 +46,15 @@ struct Range {
   RowFilter rows = {};
 };
 
-// acc[n] += a[n] · Wᵀ (or a[n] · W when transposed) for n in [begin, end).
+// acc[n] += a[n] · Wᵀ (or a[n] · W when transposed) for n in [begin, end). With quantised rows it is they that are multiplied,
+// over all of k; the weight is of q8 then.
 struct Term {
   const CpuWeight* weight = nullptr;
   bool transposed = false;
   int64_t begin = 0, end = 0;
-  Matrix a;                   // [N, k] row-major; row 0 is row 0 of the product
-  BlockedRows blocked;        // the same values, when there is a copy
+  Matrix a;             // [N, k] row-major; row 0 is row 0 of the product
+  BlockedRows blocked;  // the same values, when there is a copy
+  QuantizedRows quantized;
   std::vector<Range> ranges;  // ascending: the rest of `a` is known to be zero
 
   int64_t reduction() const { return transposed ? weight->rows() : weight->cols(); }

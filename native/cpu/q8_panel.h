@@ -10,6 +10,12 @@ struct Q8Panel {
   static constexpr int64_t kScales = 64;   // two blocks' scales
   static constexpr int64_t kValues = 512;  // a block's lines
   static constexpr int64_t kPair = kScales + 2 * kValues;
+  // A value q is stored as the byte q ^ kFlip: on x86, whose byte products take one operand without sign, that is q + 128.
+#if defined(__x86_64__)
+  static constexpr uint8_t kFlip = 0x80;
+#else
+  static constexpr uint8_t kFlip = 0;
+#endif
 
   static constexpr int64_t bytes(int64_t cols) {
     const int64_t blocks = q8_blocks(cols);

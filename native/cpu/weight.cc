@@ -34,8 +34,9 @@ void pack_block_lanes(const CpuWeight& weight, int64_t row, int64_t count, const
       const Q8Rows own = source.from_row(r);
       std::memcpy(panel + Q8Panel::scales(begin) + 2 * (lane + r), own.scales + begin / kQ8Block, 2);
       for (int64_t i = begin; i < end; i += 4) {
-        const auto inputs = static_cast<size_t>(std::min<int64_t>(4, end - i));
-        std::memcpy(panel + Q8Panel::line(i) + 4 * (lane + r), own.values + i, inputs);
+        char* stored = panel + Q8Panel::line(i) + 4 * (lane + r);
+        const int64_t inputs = std::min<int64_t>(4, end - i);
+        for (int64_t at = 0; at < inputs; ++at) stored[at] = static_cast<char>(own.values[i + at] ^ Q8Panel::kFlip);
       }
     }
   }

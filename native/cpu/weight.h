@@ -3,7 +3,8 @@
 //   f16, f32  [rows/16][cols][16]
 //   q8        [rows/16][cols/64]{scales [2][16] f16, values [2][8][16][4]}   two blocks of 32 inputs (core/q8.h), their
 //             scales in one line in front of their lines, so that one stream is read; four inputs of an output are
-//             neighbours, the form of the 8-bit dot instructions. An odd last block comes alone, behind a whole line.
+//             neighbours, the form of the 8-bit dot instructions. An odd last block comes alone, behind a whole line. Bytes
+//             are those of q8_panel.h.
 // Rows are padded to 16, and columns to 2 in bf16 and to 32 in q8, with zeros.
 #pragma once
 
@@ -17,7 +18,8 @@ namespace at_moe {
 inline constexpr int64_t kPanel = 16;
 
 // Of files of packed weights: another one for every change of what is said above.
-inline constexpr const char* kPanelLayout = "cpu panels of 16, version 1";
+inline constexpr const char* kPanelLayout =
+    Q8Panel::kFlip ? "cpu panels of 16, q8 + 128, version 1" : "cpu panels of 16, version 1";
 
 class CpuWeight : public Weight {
  public:

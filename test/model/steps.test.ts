@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
-import { describe, it, type TestContext } from 'node:test';
+import { describe, it } from 'node:test';
 import type { DeviceWork } from '../../lib/native-types.js';
 import type { RoutingControls } from '../../lib/routing-controls.js';
 import { devices } from '../helpers/devices.js';
+import { setVariable } from '../helpers/environment.js';
 import { bits, exact, expertDir, type LoadedCase, loadCase } from './support.js';
 
 const gpus = devices.filter((device) => device !== 'cpu'); // a CPU works inside the calls: nothing is sent
@@ -24,15 +25,6 @@ async function workOf(
   const routing = controls ? mixture.requestRouting(controls).request : { kind: 'base' as const };
   const { work } = await model.core.engine.bench({ kind: 'decode', rows, context, steps, routing, interleave: true });
   return work;
-}
-
-function setVariable(t: TestContext, name: string, value: string): void {
-  const before = process.env[name];
-  process.env[name] = value;
-  t.after(() => {
-    if (before === undefined) delete process.env[name];
-    else process.env[name] = before;
-  });
 }
 
 for (const device of gpus) {
@@ -75,7 +67,7 @@ for (const device of gpus) {
         return (await Promise.all(requests)).map(bits);
       };
       const expected = await generate(await loadCase(t, 'qwen2-token-topk', device));
-      setVariable(t, 'AT_MOE_CUDA_GRAPH', 'off');
+      t.after(setVariable('AT_MOE_CUDA_GRAPH', 'off'));
       const loaded = await loadCase(t, 'qwen2-token-topk', device);
       assert.deepEqual(await generate(loaded), expected);
       assert.equal((await workOf(loaded, 2)).graphs, 0);

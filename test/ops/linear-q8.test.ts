@@ -1,9 +1,13 @@
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { setVariable } from '../helpers/environment.js';
 import type { Matrix } from '../helpers/ops.js';
 import { run } from '../helpers/ops.js';
 import { gateColumns, groupOf, type Shape, slice } from './linear-groups.js';
 import { type Group, linear, linearGradients } from './reference/linear.js';
-import { quantized } from './reference/q8.js';
+import { quantized, quantizedRows } from './reference/q8.js';
 import { close, matrix, onDevices, Random, sameBits } from './support.js';
 
 /** The group with its weights as q8, and with the values that q8 stands for. */
@@ -20,10 +24,21 @@ const identity = (size: number) =>
     Float32Array.from({ length: size * size }, (_, i) => (i % (size + 1) === 0 ? 1 : 0)),
   );
 
+/** On the CPU with activations as they are (AT_MOE_CPU_Q8), which a backend decides when it is made. */
+function runUnquantized(op: string, device: string, args: object) {
+  if (device !== 'cpu') return run(op, device, args);
+  const restore = setVariable('AT_MOE_CPU_Q8', 'f32');
+  try {
+    return run(op, 'cpu/f32', args);
+  } finally {
+    restore();
+  }
+}
+
 /** The values a device keeps of a weight, row by row: what comes out for single inputs of 1. */
 function stored(device: string, weight: Matrix): Float32Array {
   const group = { x: identity(weight.cols), modules: [{ weight, dtype: 'q8' }], stacks: [], segments: [] };
-  const out = run('linearForward', device, { ...group, floats: true }).y0 as Float32Array;
+  const out = runUnquantized('linearForward', device, { ...group, floats: true }).y0 as Float32Array;
   return weight.data.map((_, i) => out[(i % weight.cols) * weight.rows + Math.floor(i / weight.cols)]!);
 }
 
@@ -108,12 +123,20 @@ const shapes: Shape[] = [
   { rows: 0, cols: 8, outputs: [4], ranks: [[2]] },
 ];
 
+const firstRows = (group: Group, end: number) => ({
+  ...group,
+  x: slice(group.x, 0, end),
+  routing: slice(group.routing, 0, end),
+  segments: [{ begin: 0, end, stack: 0 }],
+});
+
 onDevices('q8: forward of a group with adapters', (device, tolerance) => {
   const random = new Random(23);
   for (const shape of shapes) {
     const { blocks, exact } = both(groupOf(random, shape));
     const out = run('linearForward', device, { ...blocks, pad: 3 });
-    linear(exact).forEach((y, m) => {
+    const baseX = device === 'cpu' ? quantizedRows(exact.x) : exact.x;
+    linear({ ...exact, baseX }).forEach((y, m) => {
       close(out[`y${m}`], y, tolerance, `y${m} of ${JSON.stringify(shape)}`);
     });
   }
@@ -184,25 +207,97 @@ onDevices('q8: the gradient of a weight is refused', (device) => {
   assert.throws(() => run('linearBackward', device, args), /module 0 has a weight of q8, which is not trained/);
 });
 
-onDevices('q8: where activations are f32, the bits of f32 weights of the same values', (device) => {
+onDevices('q8: where activations are f32 and not quantised, the bits of f32 weights of the same values', (device) => {
   if (device.includes('/')) return;
   const random = new Random(41);
   const { blocks, exact } = both(groupOf(random, { rows: 45, cols: 200, outputs: [70], ranks: [[8]], bias: true }));
   for (const end of [1, 6, 45]) {
-    const cut = { segments: [{ begin: 0, end, stack: 0 }] };
-    const rows = (group: Group) => ({
-      ...group,
-      ...cut,
-      x: slice(group.x, 0, end),
-      routing: slice(group.routing, 0, end),
-    });
-    sameBits(
-      run('linearForward', device, rows(blocks)).y0,
-      run('linearForward', device, rows(exact)).y0,
-      `${end} rows`,
-    );
+    const own = runUnquantized('linearForward', device, firstRows(blocks, end)).y0;
+    sameBits(own, run('linearForward', device, firstRows(exact, end)).y0, `${end} rows`);
   }
   const { dy, args } = backwardOf(device, blocks, random, {});
   const modules = exact.modules.map((module, m) => ({ ...module, dy: dy[m] }));
   sameBits(run('linearBackward', device, args).dx, run('linearBackward', device, { ...args, modules }).dx, 'dx');
+});
+
+test('q8 on the CPU: quantised activations give what unquantised ones do, up to their rounding', () => {
+  const random = new Random(42);
+  for (const shape of shapes) {
+    const group = { ...both(groupOf(random, shape)).blocks, pad: 2 };
+    const [own, unquantized] = [run('linearForward', 'cpu', group), runUnquantized('linearForward', 'cpu', group)];
+    shape.outputs.forEach((_, m) => {
+      close(own[`y${m}`], unquantized[`y${m}`], 2e-2, `y${m} of ${JSON.stringify(shape)}`);
+    });
+    assert.deepEqual(own.h, unquantized.h);
+  }
+  // Integers up to 127 are quantised to themselves, and all these sums are exact.
+  const [cols, rows] = [100, 30];
+  const integers = (length: number, most: number) =>
+    Float32Array.from({ length }, (_, i) => (i % 32 === 0 ? most : random.integer(2 * most + 1) - most));
+  const x = matrix(rows, cols, Array.from({ length: rows }, () => [...integers(cols, 127)]).flat());
+  const weight = matrix(40, cols, Array.from({ length: 40 }, () => [...integers(cols, 127)]).flat());
+  const group = { x, modules: [{ weight, dtype: 'q8' }], stacks: [], segments: [] };
+  sameBits(run('linearForward', 'cpu', group).y0, runUnquantized('linearForward', 'cpu', group).y0, 'integers');
+});
+
+test('q8 on the CPU: blocks of zeros, of tiny, huge and non-finite activations', () => {
+  const random = new Random(43);
+  const cols = 70;
+  const weight = random.matrix(20, cols, 0.5);
+  const inputs: ((i: number) => number)[] = [
+    () => 0,
+    (i) => (i % 2 ? -0 : 1e-40),
+    () => 2 ** -120, // below the smallest scale
+    () => 2 ** -118,
+    (i) => (i % 32 === 7 ? 1e30 : random.uniform()),
+    (i) => (i < 32 ? 0 : random.uniform() - 0.5),
+    (i) => (i === 69 ? Number.NaN : 1),
+    (i) => (i === 3 ? Number.POSITIVE_INFINITY : 1),
+    (i) => (i === 40 ? Number.NEGATIVE_INFINITY : 1),
+    () => random.uniform() - 0.5,
+  ];
+  const x = matrix(
+    inputs.length,
+    cols,
+    inputs.flatMap((input) => Array.from({ length: cols }, (_, i) => input(i))),
+  );
+  const group = { x, modules: [{ weight, dtype: 'q8' }], stacks: [], segments: [] };
+  const y = run('linearForward', 'cpu', group).y0 as Float32Array;
+  const expected = linear({
+    ...group,
+    modules: [{ weight: quantized(weight).weights }],
+    baseX: quantizedRows(x),
+    routing: matrix(0, 0, []),
+  })[0]!;
+  inputs.forEach((_, n) => {
+    const own = y.slice(n * 20, (n + 1) * 20);
+    if (x.data.slice(n * cols, (n + 1) * cols).every(Number.isFinite)) {
+      close(own, expected.slice(n * 20, (n + 1) * 20), 1e-5, `row ${n}`, 0);
+    } else {
+      assert.ok(own.every(Number.isNaN), `row ${n}: ${own}`);
+    }
+  });
+});
+
+describe('q8 on the CPU: the same bits with every set of instructions that fuses multiply-adds', () => {
+  const child = fileURLToPath(new URL('./q8-child.js', import.meta.url));
+  const compute = (set?: string): { set: string; parts: string[] } => {
+    const { AT_MOE_SIMD: _, ...env } = process.env;
+    const output = execFileSync(process.execPath, [child], { env: { ...env, ...(set && { AT_MOE_SIMD: set }) } });
+    return JSON.parse(output.toString());
+  };
+  const best = compute();
+  const floats = (part: string) => new Float32Array(new Uint8Array(Buffer.from(part, 'base64')).buffer);
+  for (const set of ['avx512vnni', 'avx512', 'avxvnni', 'avx2', 'dotprod', 'base']) {
+    const found = compute(set);
+    const skip = found.set !== set && `this processor or build does not run ${set}`;
+    test(`${set} beside ${best.set}`, { skip }, () => {
+      const fuses = set !== 'base' || process.arch === 'arm64';
+      found.parts.forEach((part, i) => {
+        const [own, expected] = [floats(part), floats(best.parts[i]!)];
+        if (fuses) sameBits(own, expected, `part ${i}`);
+        else close(own, expected, 1e-5, `part ${i}`);
+      });
+    });
+  }
 });

@@ -11,7 +11,11 @@
 // mixtures share a call. Where a row's gate is 0 its h, hg and dh are 0, and its dgate gets nothing: no gradient flows
 // through the choice of the router. So products may skip such columns, row by row: adding 0 changes no bits.
 //
-// A W of q8 (core/q8.h) is its exact values s q. Where activations are f32 they are multiplied as such, in the same chain.
+// A W of q8 (core/q8.h) is its exact values s q. On the CPU, x is quantised for it, once for all its modules: in blocks of 32
+// inputs t = max |x| / 127 and a = x · (127 / max |x|) rounded to the nearest, ties to even (zeros where max |x| < 2^-119, t
+// is NaN where x is not finite), and a block joins the accumulator as fma(Σ a q · t, s, ·), the sum one of integers. So it is
+// for any number of rows, training included; adapters read x itself, and backward is that of the x which was given. With
+// AT_MOE_CPU_Q8=f32 there, and on other devices where activations are f32, s q is multiplied as such, in the same chain.
 // Where they are f16 or bf16, which do not hold s q but do hold q, each block of 32 inputs is summed from zero, over q
 // alone, and joins the accumulator in f32 as s · sum. dx = g W takes W rounded to the type of the activations. A stack's
 // weights are not of q8, and dW of a W that is cannot be asked for.

@@ -47,6 +47,12 @@ HWY_INLINE uint16_t quantize_block(const char* from, int64_t count, int8_t* code
   return scale;
 }
 
+void flip(int8_t (&codes)[16][kPair]) {
+  for (int8_t(&row)[kPair] : codes) {
+    for (int8_t& code : row) code = static_cast<int8_t>(code ^ Q8Panel::kFlip);
+  }
+}
+
 // fill(row, first input, number of inputs, codes) -> scale, for each block of each row.
 template <typename Fill>
 HWY_INLINE void pack_pairs(int64_t cols, char* panel, Fill&& fill) {
@@ -57,12 +63,15 @@ HWY_INLINE void pack_pairs(int64_t cols, char* panel, Fill&& fill) {
       const int64_t first = begin + block * kQ8Block, count = cols - first < kQ8Block ? cols - first : kQ8Block;
       for (int64_t r = 0; r < 16; ++r) pair.scales[block][r] = fill(r, first, count, pair.codes[r] + block * kQ8Block);
     }
+    if (blocks == 1) {
+      for (int8_t(&row)[kPair] : pair.codes) std::memset(row + kQ8Block, 0, kQ8Block);
+    }
+    flip(pair.codes);
     if (blocks == 2) {
       std::memcpy(panel, pair.scales, sizeof(pair.scales));
       transpose16(pair.codes, 16, panel + Q8Panel::kScales, 16);
     } else {
       alignas(64) char lines[16 * 64];
-      for (int8_t(&row)[kPair] : pair.codes) std::memset(row + kQ8Block, 0, kQ8Block);
       transpose16(pair.codes, 16, lines, 16);
       std::memcpy(panel, pair.scales[0], sizeof(pair.scales[0]));
       std::memcpy(panel + Q8Panel::kScales, lines, Q8Panel::kValues);

@@ -1,8 +1,5 @@
 #include "cpu/kernels.h"
 
-#define AT_MOE_NAME(set) AT_MOE_NAME_(set)
-#define AT_MOE_NAME_(set) #set
-
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 extern const double kMultiplyRate;
@@ -32,7 +29,6 @@ int64_t spin_fma(int64_t count, float* keep);
 
 const Kernels& kernels() {
   static const Kernels table = {
-      AT_MOE_NAME(AT_MOE_SIMD_NS),
       kMultiplyRate,
       kTilePanels,
       kLineRows,

@@ -91,7 +91,8 @@ struct Step<Storage::q8> {
         {kNone, 3, kNone, kNone, kNone, 7, kNone, kNone, kNone, 11, kNone, kNone, kNone, 15, kNone, kNone}};
     const hn::Repartition<uint8_t, U32> bytes;
     const auto one = hn::TableLookupBytesOr0(hn::BitCast(bytes, line), hn::LoadDup128(bytes, kPlaces[i]));
-    const auto number = hn::Xor(hn::BitCast(U32(), one), hn::Set(U32(), 0x47008000u));
+    constexpr uint32_t kNumber = 0x47008000u ^ uint32_t { Q8Panel::kFlip } << 8;
+    const auto number = hn::Xor(hn::BitCast(U32(), one), hn::Set(U32(), kNumber));
     const Vec shifted = hn::BitCast(F32(), number);
     if (HWY_NATIVE_FMA) return hn::MulAdd(shifted, scale.step, scale.shift);
     return hn::Mul(hn::Sub(shifted, hn::Set(F32(), 32896.0f)), scale.step);

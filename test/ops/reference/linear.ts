@@ -12,6 +12,8 @@ export interface Stack {
 export interface Group {
   x: Matrix;
   shrinkX?: Matrix;
+  /** What the modules' own weights read instead of x. */
+  baseX?: Matrix;
   modules: { weight: Matrix; bias?: Float32Array }[];
   stacks: Stack[];
   segments: { begin: number; end: number; stack: number }[];
@@ -23,6 +25,7 @@ export interface Group {
 export function linear(group: Group): Float64Array[] {
   const { x, routing } = group;
   const seen = group.shrinkX ?? x;
+  const read = group.baseX ?? x;
   const stackOf = (n: number) => group.stacks[group.segments.find((s) => s.begin <= n && n < s.end)?.stack ?? -1];
   return group.modules.map(({ weight, bias }, m) => {
     const y = new Float64Array(x.rows * weight.rows);
@@ -37,7 +40,7 @@ export function linear(group: Group): Float64Array[] {
       });
       for (let o = 0; o < weight.rows; ++o) {
         let sum = (bias?.[o] ?? 0) + (group.residual?.data[n * weight.rows + o] ?? 0);
-        for (let i = 0; i < x.cols; ++i) sum += weight.data[o * x.cols + i]! * x.data[n * x.cols + i]!;
+        for (let i = 0; i < x.cols; ++i) sum += weight.data[o * x.cols + i]! * read.data[n * x.cols + i]!;
         for (let j = 0; j < gated.length; ++j) sum += own!.b!.data[o * own!.b!.cols + j]! * gated[j]!;
         y[n * weight.rows + o] = sum;
       }

@@ -1,4 +1,4 @@
-/** Weights of 8 bits in plain double arithmetic, block by block: core/q8.h says what they are. */
+/** Weights and activations of 8 bits in plain double arithmetic, block by block: core/q8.h says what they are. */
 import type { Matrix } from '../../helpers/ops.js';
 
 export const block = 32;
@@ -52,4 +52,22 @@ export function quantized({ rows, cols, data }: Matrix): Quantized {
     }
   }
   return { values, scales, weights: { rows, cols, data: weights } };
+}
+
+/** The values that a quantised row of activations stands for (backend/ops/linear.h); all are finite. */
+export function quantizedRows({ rows, cols, data }: Matrix): Matrix {
+  const values = new Float32Array(rows * cols);
+  for (let row = 0; row < rows; row++) {
+    for (let first = row * cols; first < (row + 1) * cols; first += block) {
+      const own = data.subarray(first, Math.min(first + block, (row + 1) * cols));
+      const largest = own.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+      if (largest < 2 ** -119) continue;
+      const steps = Math.fround(127 / largest);
+      const scale = Math.fround(largest / 127);
+      own.forEach((x, i) => {
+        values[first + i] = roundToEven(Math.fround(x * steps)) * scale;
+      });
+    }
+  }
+  return { rows, cols, data: values };
 }
