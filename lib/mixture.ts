@@ -1,6 +1,6 @@
 import { Adapter as AdapterModel } from './adapter.js';
-import { freshRouter, routerValues, withValues } from './adapter-tensors.js';
-import { checkFolder, checkSeed } from './arguments.js';
+import { routerValues, withValues } from './adapter-tensors.js';
+import { checkFolder } from './arguments.js';
 import type { ExampleSource } from './data/rows.js';
 import { AtMoeError } from './errors.js';
 import { type ExpertSpec, makeAdapter } from './expert-spec.js';
@@ -15,49 +15,19 @@ import {
 } from './formats/mixture-folder.js';
 import type { RequestRouting } from './generation.js';
 import { Lifetime } from './lifetime.js';
+import { freshMixture, type MixtureOptions, mixtureDescriptor } from './mixture-data.js';
 import type { ModelCore } from './model-core.js';
-import type { MixtureDescriptor, MixtureHandle } from './native-mixture-types.js';
+import type { MixtureHandle } from './native-mixture-types.js';
 import { Pinning } from './pinning.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
-import {
-  expertWeights,
-  type RoutingControls,
-  RoutingNames,
-  routerControls,
-  routerOptions,
-} from './routing-controls.js';
-import { parseRoutingOptions, type RoutingOptions } from './routing-options.js';
+import { expertWeights, type RoutingControls, RoutingNames, routerControls, routerOptions } from './routing-controls.js';
+import type { RoutingOptions } from './routing-options.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
 import { finishing } from './training/finishing.js';
 import type { EvaluationOptions, TrainingOptions } from './training/options.js';
 import { parseTrainingOptions } from './training/options.js';
 import { type EvaluationResult, evaluateLoss, runTraining, type TrainingProgress } from './training/run.js';
-
-export interface MixtureOptions {
-  /** group name -> expert name -> expert. */
-  groups: Record<string, Record<string, ExpertSpec>>;
-  /** A general adapter beside the mixture. */
-  general?: ExpertSpec;
-  /** Keys as in mixture.json. */
-  routing?: Partial<RoutingOptions>;
-  /** Of fresh experts; default 0. */
-  seed?: number;
-}
-
-/** The engine's form of a mixture. */
-export function mixtureDescriptor(data: MixtureData): MixtureDescriptor {
-  return {
-    groups: data.groups.map(({ experts }) => experts.length),
-    experts: data.groups.flatMap(({ experts }) => experts.map(({ adapter }) => adapter.modules)),
-    ...(data.general && { general: data.general.adapter.modules }),
-    scope: data.routing.scope,
-    options: routerOptions(data.routing),
-    balance: data.routing.general_balance,
-    scale: data.routing.output_scale,
-    router: data.router,
-  };
-}
 
 /** Groups of LoRA experts over a base model, and the router that weighs them in every layer. */
 export class Mixture extends TextGenerator {
@@ -84,32 +54,7 @@ export class Mixture extends TextGenerator {
 
   /** @internal */
   static async create(core: ModelCore, options: MixtureOptions): Promise<Mixture> {
-    const unknown = Object.keys(options).find((key) => !['groups', 'general', 'routing', 'seed'].includes(key));
-    if (unknown) throw new TypeError(`createMixture: Unrecognized key: ${JSON.stringify(unknown)}`);
-    checkSeed(options.seed ?? 0);
-    const general = options.general;
-    const routing = parseRoutingOptions(options.routing ?? {}, general !== undefined);
-    const specs = Object.entries(options.groups).map(([name, experts]) => ({ name, experts: Object.entries(experts) }));
-    const problem = nameProblem({
-      groups: specs.map(({ name, experts }) => ({ name, experts: experts.map(([expert]) => expert) })),
-      general: general ? 'general' : null,
-    });
-    if (problem) throw new RangeError(problem);
-    let seed = (options.seed ?? 0) * 65536;
-    const groups: MixtureData['groups'] = [];
-    for (const { name, experts } of specs) {
-      const made = [];
-      for (const [expert, spec] of experts) made.push({ name: expert, adapter: await makeAdapter(core, spec, seed++) });
-      groups.push({ name, experts: made });
-    }
-    const generalAdapter = general ? { name: 'general', adapter: await makeAdapter(core, general, seed) } : null;
-    const sizes = groups.map(({ experts }) => experts.length);
-    return await Mixture.from(core, {
-      groups,
-      general: generalAdapter,
-      routing,
-      router: freshRouter(sizes, routing, core.descriptor.config),
-    });
+    return await Mixture.from(core, await freshMixture(core, options));
   }
 
   /** @internal */

@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { type LoraOptions, loraConfig } from '../formats/lora-options.js';
 import type { LoraConfig } from '../formats/lora-targets.js';
 import { nameProblem } from '../formats/mixture-folder.js';
-import type { MixtureOptions } from '../mixture.js';
+import type { MixtureOptions } from '../mixture-data.js';
 import type { RoutingOptions } from '../routing-options.js';
 import type { TrainingOptions } from '../training/options.js';
 import { exampleFlags, exampleOptions } from './example-flags.js';

@@ -1,6 +1,6 @@
 import { f32Source } from '../adapter-tensors.js';
 import type { AdapterModule } from '../descriptors.js';
-import { mixtureDescriptor } from '../mixture.js';
+import { mixtureDescriptor } from '../mixture-data.js';
 import type { MixtureHandle, RoutingRequest } from '../native-mixture-types.js';
 import type { TrainTarget } from '../native-training-types.js';
 import type { NativeEngine } from '../native-types.js';

@@ -1,4 +1,4 @@
-import { mixtureDescriptor } from '../mixture.js';
+import { mixtureDescriptor } from '../mixture-data.js';
 import type { ExpectedTensor, GoldenCase } from './case.js';
 
 /**

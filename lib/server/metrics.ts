@@ -227,13 +227,19 @@ function addEngine(registry: Registry, model: Model): void {
     ],
     ['result'],
   );
-  counter('at_moe_adapter_loads_total', 'Mixtures and adapters brought to the device', ({ stats: { adapterLoads } }) => [
-    [{}, adapterLoads],
-  ]);
-  counter('at_moe_adapter_evictions_total', 'Those that gave their room to others', ({ stats: { adapterEvictions } }) => [
-    [{}, adapterEvictions],
-  ]);
-  counter('at_moe_preemptions_total', 'Sequences that lost their place to another one', ({ stats: { preemptions } }) => [
-    [{}, preemptions],
-  ]);
+  counter(
+    'at_moe_adapter_loads_total',
+    'Mixtures and adapters brought to the device',
+    ({ stats: { adapterLoads } }) => [[{}, adapterLoads]],
+  );
+  counter(
+    'at_moe_adapter_evictions_total',
+    'Those that gave their room to others',
+    ({ stats: { adapterEvictions } }) => [[{}, adapterEvictions]],
+  );
+  counter(
+    'at_moe_preemptions_total',
+    'Sequences that lost their place to another one',
+    ({ stats: { preemptions } }) => [[{}, preemptions]],
+  );
 }

@@ -5,7 +5,7 @@ import type { ModelDescriptor, TensorSource } from '../../lib/descriptors.js';
 import { fromFloat32 } from '../../lib/formats/float-types.js';
 import { modelDescriptor, modulePath } from '../../lib/formats/model-folder.js';
 import { readCase } from '../../lib/golden/case.js';
-import { mixtureDescriptor } from '../../lib/mixture.js';
+import { mixtureDescriptor } from '../../lib/mixture-data.js';
 import { createEngine } from '../../lib/native.js';
 import type { MixtureDescriptor } from '../../lib/native-mixture-types.js';
 import type { MicroBatch, NamedTensor, TrainOptions } from '../../lib/native-training-types.js';

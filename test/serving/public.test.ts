@@ -118,7 +118,13 @@ describe('a model that serves', () => {
     const wrong = [{ priority: 0.5 }, { priority: '1' }, { timeoutMs: 0 }, { timeoutMs: -1 }, { n: 0 }, { n: 1.5 }];
     for (const options of wrong)
       await assert.rejects(model.complete('x', options as object), /TypeError|RangeError|generate/);
-    for (const options of [{ maxQueue: -1 }, { stepTokens: 0 }, { hostKvBytes: 0.5 }, { adapterBytes: 0 }, { prefixCache: 1 }])
+    for (const options of [
+      { maxQueue: -1 },
+      { stepTokens: 0 },
+      { hostKvBytes: 0.5 },
+      { adapterBytes: 0 },
+      { prefixCache: 1 },
+    ])
       await assert.rejects(loadModel(goldenBase, options as object), /loadModel/);
     await assert.rejects(model.score([1], [2], { maxTokens: 5 } as object), TypeError);
   });

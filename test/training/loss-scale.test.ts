@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { readCase } from '../../lib/golden/case.js';
-import { mixtureDescriptor } from '../../lib/mixture.js';
+import { mixtureDescriptor } from '../../lib/mixture-data.js';
 import { createEngine } from '../../lib/native.js';
 import type { MicroBatch } from '../../lib/native-training-types.js';
 import type { EngineOptions } from '../../lib/native-types.js';
