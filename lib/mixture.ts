@@ -20,7 +20,13 @@ import type { ModelCore } from './model-core.js';
 import type { MixtureHandle } from './native-mixture-types.js';
 import { Pinning } from './pinning.js';
 import { addRouterRows, dropRouterRows } from './router-rows.js';
-import { expertWeights, type RoutingControls, RoutingNames, routerControls, routerOptions } from './routing-controls.js';
+import {
+  expertWeights,
+  type RoutingControls,
+  RoutingNames,
+  routerControls,
+  routerOptions,
+} from './routing-controls.js';
 import type { RoutingOptions } from './routing-options.js';
 import { TextGenerator } from './text-generator.js';
 import type { TrainingContext } from './training/context.js';
