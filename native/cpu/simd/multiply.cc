@@ -63,14 +63,10 @@ void any_rows(const Tile& t) {
     case 5: return tile<5, P>(t);
     case 6: return tile<6, P>(t);
 #endif
-#if HWY_MAX_BYTES >= 64
-    case 7:
-      if constexpr (P < 4) return tile<7, P>(t);
-      break;
-    case 8:
-      if constexpr (P < 4) return tile<8, P>(t);
-      break;
-#endif
+  }
+  if constexpr (kLanes == 16 && P < 4) {
+    if (t.rows == 7) return tile<7, P>(t);
+    if (t.rows == 8) return tile<8, P>(t);
   }
 }
 
