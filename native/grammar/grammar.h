@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "grammar/set_tokens.h"
+#include "grammar/character_set.h"
 
 namespace at_moe {
 

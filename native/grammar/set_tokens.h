@@ -7,16 +7,10 @@
 #include <memory>
 #include <vector>
 
+#include "grammar/character_set.h"
 #include "grammar/vocabulary.h"
 
 namespace at_moe {
-
-struct CharacterRange {
-  int32_t first = 0, last = 0;  // code points, both included
-  bool operator==(const CharacterRange&) const = default;
-};
-
-using CharacterSet = std::vector<CharacterRange>;  // in ascending order, apart
 
 class SetTokens {
  public:

@@ -175,8 +175,9 @@ describe('response formats', () => {
 
   it('the deadline counts from the call, however long the format takes', async (t) => {
     const model = await textModel(t, 'cpu');
-    const schema = { type: 'string', pattern: '^.{1,299}x$' };
-    const late = model.complete(prompt, { responseFormat: { type: 'json_schema', schema }, timeoutMs: 0.001 });
+    const pattern = (i: number) => ({ type: 'string', pattern: `^.{${i},${i + 50}}x$` });
+    const schema = { anyOf: Array.from({ length: 20 }, (_, i) => pattern(i + 1)) };
+    const late = model.complete(prompt, { responseFormat: { type: 'json_schema', schema }, timeoutMs: 5, maxTokens: 1 });
     await assert.rejects(late, hasCode('ERR_AT_MOE_DEADLINE'));
   });
 
