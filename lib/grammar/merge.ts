@@ -25,11 +25,11 @@ function commonTypes(a: Json, b: Json): TypeName[] {
 }
 
 const schemaKeywords = new Set(['items', 'additionalProperties', 'propertyNames']);
+const sorted = (_: string, part: Json): Json =>
+  isObject(part) ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1))) : part;
+
 /** JSON whose members are in the order of their names: equal values have the same. */
-const canonical = (value: Json): string =>
-  JSON.stringify(value, (_, part: Json) =>
-    isObject(part) ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1))) : part,
-  );
+const canonical = (value: Json): string => JSON.stringify(value, typeof value === 'object' ? sorted : undefined);
 
 function commonValues(a: Json[], b: Json[]): Json[] {
   const others = new Set(b.map(canonical));

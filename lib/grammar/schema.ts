@@ -102,7 +102,10 @@ class Compiler {
     for (const place of references ?? []) this.#graph.call(from, this.#ruleOf(place), to);
     if (references) return;
     const alternatives = yield* this.#expand({ schema, pointer }, []);
-    for (const constraints of alternatives) yield* this.#addTypes(from, to, constraints, pointer);
+    for (const constraints of alternatives) {
+      yield* this.#addTypes(from, to, constraints, pointer);
+      yield;
+    }
   }
 
   /** What a schema that is a $ref or a choice and nothing else leads to. */
@@ -147,20 +150,23 @@ class Compiler {
     const path = [...within, schema];
     const { $ref, allOf, anyOf, oneOf, const: constant, ...own } = constraintsOf(schema, pointer);
     let alternatives: JsonObject[] = [own];
-    const combine = (others: JsonObject[]) => {
+    const combine = function* (others: JsonObject[]): Steps<void> {
       if (alternatives.length * others.length > limits.alternatives)
         exceeds(pointer, `it merges to more than ${limits.alternatives} alternatives`);
-      alternatives = alternatives.flatMap((a) =>
-        others.map((b) => merge(a, b, pointer)).filter((one) => one !== undefined),
-      );
+      const merged: JsonObject[] = [];
+      for (const a of alternatives) {
+        merged.push(...others.map((b) => merge(a, b, pointer)).filter((one) => one !== undefined));
+        yield;
+      }
+      alternatives = merged;
     };
-    if (constant !== undefined) combine([{ enum: [constant] }]);
-    if ($ref !== undefined) combine(yield* this.#expand(this.#resolve($ref as string, pointer), path));
+    if (constant !== undefined) yield* combine([{ enum: [constant] }]);
+    if ($ref !== undefined) yield* combine(yield* this.#expand(this.#resolve($ref as string, pointer), path));
     const placesOf = (name: string, parts: Json | undefined): Place[] =>
       ((parts ?? []) as Schema[]).map((part, i) => ({ schema: part, pointer: below(pointer, name, i) }));
-    for (const place of placesOf('allOf', allOf)) combine(yield* this.#expand(place, path));
-    if (anyOf) combine(yield* this.#expandAll(placesOf('anyOf', anyOf), path));
-    if (oneOf) combine(yield* this.#expandAll(placesOf('oneOf', oneOf), path));
+    for (const place of placesOf('allOf', allOf)) yield* combine(yield* this.#expand(place, path));
+    if (anyOf) yield* combine(yield* this.#expandAll(placesOf('anyOf', anyOf), path));
+    if (oneOf) yield* combine(yield* this.#expandAll(placesOf('oneOf', oneOf), path));
     return alternatives;
   }
 
@@ -196,11 +202,15 @@ class Compiler {
     const others = Object.keys(constraints).filter((name) => name !== 'enum' && name !== 'type');
     if (others.length > 0)
       refuse(below(pointer, others[0] as string), `"${others[0]}" beside "enum" or "const" is not supported`);
-    const texts = (constraints.enum as Json[])
-      .filter((value) => hasType(value, types))
-      .map((value) => JSON.stringify(value));
-    if (texts.some((text) => /\\ud[89a-f]/.test(text))) refuse(pointer, 'a string of "enum" is not valid Unicode');
-    yield* this.#graph.literals(from, new Set(texts), to);
+    const texts = new Set<string>();
+    for (const [i, value] of (constraints.enum as Json[]).entries()) {
+      if (i % 512 === 511) yield;
+      if (!hasType(value, types)) continue;
+      const text = JSON.stringify(value);
+      if (/\\ud[89a-f]/.test(text)) refuse(pointer, 'a string of "enum" is not valid Unicode');
+      texts.add(text);
+    }
+    yield* this.#graph.literals(from, texts, to);
   }
 
   *#addObject(from: number, to: number, constraints: JsonObject, pointer: string): Steps<void> {
