@@ -152,7 +152,10 @@ export class Submission<P = never> {
     const asked = performance.now();
     const prepared = this.#prepare && (await this.#prepare());
     const waited = this.#prepare ? performance.now() - asked : 0;
-    const calls = this.#parts.map(({ texts, request }) => ({ request: request(prepared, waited), listener: texts.tell }));
+    const calls = this.#parts.map(({ texts, request }) => ({
+      request: request(prepared, waited),
+      listener: texts.tell,
+    }));
     const firsts = this.#engine.submit(calls);
     for (const [i, { texts }] of this.#parts.entries()) texts.begin(firsts[i] as number);
   }

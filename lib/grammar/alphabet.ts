@@ -1,3 +1,4 @@
+import type { Steps } from '../turns.js';
 import { jsonBytes, type Range } from './characters.js';
 
 /**
@@ -21,9 +22,14 @@ export class Alphabet {
   readonly classes: Range[][];
   /** The last is the root. */
   readonly nodes: ByteNode[] = [];
-  readonly #bySet = new Map<string, number[]>();
+  readonly #bySet: ReadonlyMap<string, number[]>;
 
-  constructor(sets: Iterable<readonly Range[]>) {
+  private constructor(classes: Range[][], bySet: ReadonlyMap<string, number[]>) {
+    this.classes = classes;
+    this.#bySet = bySet;
+  }
+
+  static *of(sets: Iterable<readonly Range[]>): Steps<Alphabet> {
     const distinct = new Map<string, readonly Range[]>();
     for (const set of sets) distinct.set(keyOf(set), set);
     const bounds = new Set<number>();
@@ -31,12 +37,16 @@ export class Alphabet {
     const starts = Int32Array.from(bounds).sort();
     const at = new Map(Array.from(starts, (start, i) => [start, i]));
     const intervals = [...distinct.values()].map((set) => intervalsOf(set, at));
+    yield;
     const classAt = refine(starts.length, intervals);
-    this.classes = classRanges(starts, classAt);
-    for (const [i, key] of [...distinct.keys()].entries()) {
-      this.#bySet.set(key, [...new Set((intervals[i] as number[]).map((interval) => classAt[interval] as number))]);
-    }
-    this.#addNode(bytesTree(this.classes), new Map());
+    const classesOf = (own: readonly number[]) => [...new Set(own.map((interval) => classAt[interval] as number))];
+    const keys = [...distinct.keys()];
+    const bySet = new Map(intervals.map((own, i) => [keys[i] as string, classesOf(own)]));
+    const alphabet = new Alphabet(classRanges(starts, classAt), bySet);
+    const tree = yield* bytesTree(alphabet.classes);
+    yield;
+    alphabet.#addNode(tree, new Map());
+    return alphabet;
   }
 
   /** The classes of one of the sets. */
@@ -110,9 +120,10 @@ function classRanges(starts: Int32Array, classAt: Int32Array): Range[][] {
 type Tree = Map<number, { low: number; high: number; to: Tree | number }>;
 
 /** Byte ranges of different characters are the same or disjoint: more than one byte before the last means all that may follow. */
-function bytesTree(classes: readonly Range[][]): Tree {
+function* bytesTree(classes: readonly Range[][]): Steps<Tree> {
   const root: Tree = new Map();
   for (const [one, ranges] of classes.entries()) {
+    if (one % 32 === 31) yield;
     for (const bytes of ranges.flatMap(jsonBytes)) {
       let tree = root;
       for (const [i, [low, high]] of bytes.entries()) {

@@ -133,9 +133,9 @@ class Nondeterministic {
 /** A deterministic automaton over classes of characters. */
 export interface Deterministic {
   alphabet: Alphabet;
-  /** By state, then class: the next state; -1 for none. The first state is the start. */
-  next: Int32Array[];
-  /** By state: whether a text may end there, and whether anything may follow. */
+  /** By state, then class: the next state. The first state is the start. */
+  next: ReadonlyMap<number, number>[];
+  /** By state: whether a text may end there, and whether anything may follow, which `next` does not say. */
   ends: { text: boolean; free: boolean }[];
 }
 
@@ -149,7 +149,7 @@ class Subsets {
   readonly #members: number[][] = []; // by state
   readonly #byMembers = new Map<string, number>();
   readonly #byTargets = new Map<string, number>(); // by what leads there, without what follows of itself
-  readonly #next: (Int32Array | undefined)[] = [];
+  readonly #next: (ReadonlyMap<number, number> | undefined)[] = [];
 
   /** Its first state is that of `start`. */
   constructor(automaton: Nondeterministic, start: number, effort: Effort) {
@@ -166,8 +166,8 @@ class Subsets {
     return this.#members[state]?.[0] === free;
   }
 
-  /** By class, the next state; -1 for none. */
-  next(state: number): Int32Array {
+  /** By class, the next state; none where anything may follow. */
+  next(state: number): ReadonlyMap<number, number> {
     const next = this.#next[state] ?? this.#transitions(state);
     this.#next[state] = next;
     return next;
@@ -187,23 +187,20 @@ class Subsets {
     return state;
   }
 
-  #transitions(state: number): Int32Array {
-    const { classes: all } = this.#automaton.alphabet;
-    this.#effort.spend(all.length);
-    if (this.isFree(state)) return new Int32Array(all.length).fill(state);
-    const targets: number[][] = []; // by class
+  #transitions(state: number): ReadonlyMap<number, number> {
+    const targets = new Map<number, number[]>(); // by class
     for (const member of this.#members[state] as number[]) {
       for (const { classes, target } of this.#automaton.at(member).edges) {
         this.#effort.spend(classes.length);
         for (const one of classes) {
-          const known = targets[one];
+          const known = targets.get(one);
           if (known) known.push(target);
-          else targets[one] = [target];
+          else targets.set(one, [target]);
         }
       }
     }
-    const next = new Int32Array(all.length).fill(-1);
-    for (const [one, own] of targets.entries()) if (own) next[one] = this.#stateOf(own);
+    const next = new Map<number, number>();
+    for (const [one, own] of targets) next.set(one, this.#stateOf(own));
     return next;
   }
 }
@@ -211,7 +208,7 @@ class Subsets {
 /** What all of these patterns match. Error: RangeError for patterns that take too many states or too long. */
 export function* determine(patterns: readonly Alternative[][], effort: Effort): Steps<Deterministic> {
   const sets = patterns.flat().flatMap(({ body }) => [...setsOf(body)]);
-  const automaton = new Nondeterministic(new Alphabet([...sets, ...setsOf(anything)]), effort);
+  const automaton = new Nondeterministic(yield* Alphabet.of([...sets, ...setsOf(anything)]), effort);
   yield;
   const parts: Subsets[] = [];
   for (const alternatives of patterns) {
@@ -243,14 +240,15 @@ function* product(alphabet: Alphabet, parts: readonly Subsets[], effort: Effort)
     const isFree = parts.map((part, i) => part.isFree(tuple[i] as number));
     const text = parts.every((part, i) => isFree[i] || part.mayEnd(tuple[i] as number));
     found.ends.push({ text, free: isFree.every(Boolean) });
+    const next = new Map<number, number>();
+    const bound = parts.findIndex((_, i) => !isFree[i]); // it says which characters may follow at most
     const after = parts.map((part, i) => part.next(tuple[i] as number)); // by part, then class
-    const next = new Int32Array(alphabet.classes.length).fill(-1);
-    effort.spend(next.length * (parts.length - 1));
-    for (let one = 0; one < next.length; one++) {
-      if (after.some((own) => (own[one] as number) < 0)) continue;
-      const reached = after.map((own) => own[one] as number);
+    for (const one of after[bound]?.keys() ?? []) {
+      effort.spend(parts.length - 1);
+      const reached = after.map((own, i) => (isFree[i] ? (tuple[i] as number) : (own.get(one) ?? -1)));
+      if (reached.includes(-1)) continue;
       const key = asText(reached);
-      next[one] = known.get(key) ?? stateOf(reached, key);
+      next.set(one, known.get(key) ?? stateOf(reached, key));
     }
     found.next.push(next);
     yield* effort.pause();

@@ -328,7 +328,9 @@ export class Graph {
       empty: Int32Array.from(empty),
       calls: Int32Array.from(calls),
       rules: Int32Array.from(kept, (rule) => number(this.startOf(rule))),
-      sets: Int32Array.from([...this.#sets.values()].flatMap((set) => set.ranges.flatMap((range) => [set.number, ...range]))),
+      sets: Int32Array.from(
+        [...this.#sets.values()].flatMap((set) => set.ranges.flatMap((range) => [set.number, ...range])),
+      ),
       spans: Int32Array.from(spans),
     };
   }

@@ -43,8 +43,8 @@ function liveStates({ next, ends }: Deterministic): Uint8Array {
   const before: number[][] = next.map(() => []);
   for (const [state, targets] of next.entries()) {
     let last = -1;
-    for (const target of targets) {
-      if (target >= 0 && target !== last) (before[target] as number[]).push(state);
+    for (const target of targets.values()) {
+      if (target !== last) (before[target] as number[]).push(state);
       last = target;
     }
   }
@@ -76,9 +76,10 @@ class Characters {
 
   /** Adds those from a state. */
   add(state: number): void {
-    const nodeOf = (next: number) => (next < 0 ? -1 : (this.#nodes[next] as number));
-    const targets = (this.#automaton.next[state] as Int32Array).map(nodeOf);
-    this.#addEdges(this.#automaton.alphabet.root, targets, this.#nodes[state] as number);
+    const { alphabet, next } = this.#automaton;
+    const targets = new Int32Array(alphabet.classes.length).fill(-1);
+    for (const [one, to] of next[state] as ReadonlyMap<number, number>) targets[one] = this.#nodes[to] as number;
+    this.#addEdges(alphabet.root, targets, this.#nodes[state] as number);
   }
 
   #addEdges({ edges }: ByteNode, targets: Int32Array, from: number): void {
@@ -97,9 +98,10 @@ class Characters {
   /** The node inside a character; -1 where no character goes on. */
   #nodeOf(index: number, targets: Int32Array): number {
     const inside = this.#automaton.alphabet.nodes[index] as ByteNode;
-    const led = inside.classes.map((one) => targets[one] as number);
-    if (led.every((target) => target < 0)) return -1;
-    const key = `${index} ${led.join(' ')}`;
+    let led = '';
+    for (const one of inside.classes) if ((targets[one] as number) >= 0) led += ` ${one}>${targets[one]}`;
+    if (led === '') return -1;
+    const key = `${index}${led}`;
     const known = this.#shared.get(key);
     if (known !== undefined) return known;
     const node = this.#graph.node();

@@ -7,7 +7,7 @@ import type { Graph } from './graph.js';
 const fewest = 16;
 /** Sets of characters of one pattern that spans are made of. */
 const mostSets = 8;
-/** Classes of all states that are looked at for one pattern; without spans masks are the same. */
+/** Classes that are looked at for one pattern, those of all states; without spans masks are the same. */
 const mostWork = 1 << 18;
 
 interface Span {
@@ -26,11 +26,11 @@ export function* addSpans(graph: Graph, automaton: Deterministic, nodes: Int32Ar
   let work = 0;
   for (const state of next.keys()) {
     const classes = reader.steadyClasses(state);
+    work += (next[state] as ReadonlyMap<number, number>).size ** 2;
     const key = classes.join(' ');
     const span = spans.get(key) ?? { classes, states: [] };
     span.states.push(state);
     if (classes.length > 0) spans.set(key, span);
-    work += alphabet.classes.length;
     if (work > mostWork) return;
     if (state % 64 === 63) yield;
   }
@@ -63,8 +63,8 @@ class Reader {
 
   /** The state that a class leads to; -1 for none. */
   #after(state: number, one: number): number {
-    const to = (this.#automaton.next[state] as Int32Array)[one] as number;
-    return to >= 0 && (this.#nodes[to] as number) >= 0 ? to : -1;
+    const to = this.#automaton.next[state]?.get(one);
+    return to !== undefined && (this.#nodes[to] as number) >= 0 ? to : -1;
   }
 
   #isFree(state: number): boolean {
@@ -74,14 +74,16 @@ class Reader {
   /** Classes after which at least the characters may follow that do now; none from where anything may. */
   steadyClasses(state: number): number[] {
     if ((this.#nodes[state] as number) < 0 || this.#isFree(state)) return [];
-    const all = this.#automaton.alphabet.classes;
-    const isSteady = new Map<number, boolean>([[-1, false]]); // by the state after
-    return [...all.keys()].filter((one) => {
+    const own = [...(this.#automaton.next[state] as ReadonlyMap<number, number>).keys()].filter(
+      (one) => this.#after(state, one) >= 0,
+    );
+    own.sort((a, b) => a - b);
+    const isSteady = new Map<number, boolean>(); // by the state after
+    return own.filter((one) => {
       const to = this.#after(state, one);
       const known = isSteady.get(to);
       if (known !== undefined) return known;
-      const goesOn = (other: number) => this.#after(state, other) < 0 || this.#after(to, other) >= 0;
-      const steady = to === state || this.#isFree(to) || [...all.keys()].every(goesOn);
+      const steady = to === state || this.#isFree(to) || own.every((other) => this.#after(to, other) >= 0);
       isSteady.set(to, steady);
       return steady;
     });

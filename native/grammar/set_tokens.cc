@@ -4,7 +4,8 @@
 
 namespace at_moe {
 
-SetTokens::SetTokens(const Vocabulary& vocabulary, CharacterSet set) : set_(std::move(set)), tokens_(vocabulary.size()) {
+SetTokens::SetTokens(const Vocabulary& vocabulary, CharacterSet set)
+    : set_(std::move(set)), tokens_(vocabulary.size()) {
   read_trie(vocabulary.all());
 }
 

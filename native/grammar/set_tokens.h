@@ -39,7 +39,8 @@ class SetTokens {
 
   CharacterSet set_;
   TokensByLength tokens_;
-  std::vector<uint8_t> most_;  // by node: characters of the longest token at and below it; kOther: not all are of the set
+  std::vector<uint8_t>
+      most_;  // by node: characters of the longest token at and below it; kOther: not all are of the set
 };
 
 // Those of the sets that were used last, of one vocabulary. One thread's.

@@ -84,7 +84,23 @@ describe('sets of allowed tokens', () => {
     const vocabulary = vocabularyOf([
       ...singleBytes,
       ...lengths.flatMap((n) => ['y'.repeat(n), `${'y'.repeat(n)}"`, 'é'.repeat(n), 'aZ9_'.repeat(n)]),
-      ...[' the', 'abc', 'x"', 'xx', 'ax"', 'ab\n', 'ab\\n', '\\n', '\\"', '\\u00e9', '\\u0041', 'a\\', 'a"b', '", "', 'a,b'],
+      ...[
+        ' the',
+        'abc',
+        'x"',
+        'xx',
+        'ax"',
+        'ab\n',
+        'ab\\n',
+        '\\n',
+        '\\"',
+        '\\u00e9',
+        '\\u0041',
+        'a\\',
+        'a"b',
+        '", "',
+        'a,b',
+      ],
       ...['日本', '日本語x', 'é日😀', '😀😀', 'a😀"', '\x7f', 'a\u2028', 'a b', 'a.b@c', '@mail.', 'é1', '12', '1a'],
       ...['61e6', 'e697', 'a5', '97a5', 'c3', 'a961', 'f09f', '98806f', 'eda080', '61c080', 'ff61'].map((hex) =>
         Buffer.from(hex, 'hex'),
@@ -99,7 +115,10 @@ describe('sets of allowed tokens', () => {
       [{ pattern: 'a\\dx' }, '"é日a1x"'],
       [{ pattern: '^[\\u0800-\\u{10ffff}a]{1,9}$' }, '"日本語😀😀日本a'],
       [{ pattern: '^\\w+$', minLength: 3, maxLength: 18 }, '"aZ9_aZ9_yyyyyy'],
-      [{ anyOf: [{ pattern: '^.{1,9}x$' }, { pattern: '^[a-z ]{3,12}$' }, { type: 'string', maxLength: 4 }] }, '"ab the'],
+      [
+        { anyOf: [{ pattern: '^.{1,9}x$' }, { pattern: '^[a-z ]{3,12}$' }, { type: 'string', maxLength: 4 }] },
+        '"ab the',
+      ],
       [{ format: 'email' }, '"abc.abc@mail.the'],
       [{ type: 'object', propertyNames: { pattern: '^[a-z]{2,6}$' } }, '{"abc": "日'],
     ];

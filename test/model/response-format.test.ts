@@ -125,7 +125,10 @@ describe('response formats', () => {
     assert.ok(compiled instanceof CompiledResponseFormat);
     assert.equal(await model.compileResponseFormat(structuredClone(responseFormat)), compiled);
     assert.equal(model.compileResponseFormatSync(structuredClone(responseFormat)), compiled);
-    assert.notEqual(await model.compileResponseFormat({ ...responseFormat, strict: false } as ResponseFormat), compiled);
+    assert.notEqual(
+      await model.compileResponseFormat({ ...responseFormat, strict: false } as ResponseFormat),
+      compiled,
+    );
     const given = await model.complete(prompt, { responseFormat: compiled, seed: 1 });
     assert.equal((await model.complete(prompt, { responseFormat, seed: 1 })).text, given.text);
     // More formats than are kept: the first is made again, under way or not.
@@ -177,7 +180,11 @@ describe('response formats', () => {
     const model = await textModel(t, 'cpu');
     const pattern = (i: number) => ({ type: 'string', pattern: `^.{${i},${i + 50}}x$` });
     const schema = { anyOf: Array.from({ length: 20 }, (_, i) => pattern(i + 1)) };
-    const late = model.complete(prompt, { responseFormat: { type: 'json_schema', schema }, timeoutMs: 5, maxTokens: 1 });
+    const late = model.complete(prompt, {
+      responseFormat: { type: 'json_schema', schema },
+      timeoutMs: 5,
+      maxTokens: 1,
+    });
     await assert.rejects(late, hasCode('ERR_AT_MOE_DEADLINE'));
   });
 

@@ -53,7 +53,7 @@ test('wrong use of serve exits 2 with one line', async () => {
     assert.equal(status, 2, `${wrong[i]?.join(' ')}: ${stderr}`);
     assert.equal(stdout, '');
     assert.match(stderr, /^at-moe serve: [^\n]+\n$/);
-    const [flag, value] = wrong[i]?.slice(-2) as [string, string];
+    const [flag = '', value = ''] = (wrong[i] ?? []).slice(-2);
     if (/^[-\d]/.test(value)) assert.ok(stderr.includes(`${flag} is at `), stderr);
   }
 });
