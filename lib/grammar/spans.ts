@@ -25,13 +25,13 @@ export function* addSpans(graph: Graph, automaton: Deterministic, nodes: Int32Ar
   const spans = new Map<string, Span>(); // by their classes
   let work = 0;
   for (const state of next.keys()) {
-    const classes = reader.steadyClasses(state);
     work += (next[state] as ReadonlyMap<number, number>).size ** 2;
+    if (work > mostWork) return;
+    const classes = reader.steadyClasses(state);
     const key = classes.join(' ');
     const span = spans.get(key) ?? { classes, states: [] };
     span.states.push(state);
     if (classes.length > 0) spans.set(key, span);
-    if (work > mostWork) return;
     if (state % 64 === 63) yield;
   }
   const broad = [...spans.values()].filter((span) => charactersOf(span, alphabet.classes) >= fewest);
