@@ -2,8 +2,8 @@ import type { Steps } from '../turns.js';
 import { jsonBytes, type Range } from './characters.js';
 
 /**
- * Where a byte of a character leads: to another node (its index), or to the end of a character of a class (~class). Edges
- * are in the order of their bytes and do not overlap.
+ * Where a byte of a character leads: to another node (its index), or to the end of a character of a class (~class).
+ * Edges are in the order of their bytes and do not overlap.
  */
 export interface ByteNode {
   edges: { low: number; high: number; to: number }[];
@@ -14,8 +14,8 @@ export interface ByteNode {
 const keyOf = (ranges: readonly Range[]): string => ranges.join(' ');
 
 /**
- * The characters that sets tell apart, in classes: a set has all characters of a class or none. And their bytes in a JSON
- * string as one deterministic tree, equal parts of which are one node.
+ * The characters that sets tell apart, in classes: a set has all characters of a class or none. And their bytes in a
+ * JSON string as one deterministic tree, equal parts of which are one node.
  */
 export class Alphabet {
   /** Ranges of each class, in ascending order. */
@@ -119,7 +119,9 @@ function classRanges(starts: Int32Array, classAt: Int32Array): Range[][] {
 /** By their range of bytes, what follows: more of them, or the class. */
 type Tree = Map<number, { low: number; high: number; to: Tree | number }>;
 
-/** Byte ranges of different characters are the same or disjoint: more than one byte before the last means all that may follow. */
+/**
+ * Byte ranges at one place are the same or disjoint: behind a range of more than one byte, all bytes that may follow do.
+ */
 function* bytesTree(classes: readonly Range[][]): Steps<Tree> {
   const root: Tree = new Map();
   for (const [one, ranges] of classes.entries()) {

@@ -52,8 +52,8 @@ function mergedProperties(a: JsonObject, b: JsonObject): JsonObject {
 }
 
 /**
- * The constraints of two schemas in one, without $ref, allOf, anyOf and oneOf; several patterns are a list. Undefined when
- * no value meets both.
+ * The constraints of two schemas in one, without $ref, allOf, anyOf and oneOf; several patterns are a list. Undefined
+ * when no value meets both.
  * Error: TypeError for two values of a keyword that cannot be put into one.
  */
 export function merge(a: JsonObject, b: JsonObject, pointer: string): JsonObject | undefined {

@@ -6,8 +6,8 @@ import type { Alternative } from './regex.js';
 import { addSpans } from './spans.js';
 
 /**
- * Adds the JSON strings whose text all of these patterns match, from behind the opening quote to behind the closing one. The
- * automaton is deterministic, and where all that follows is free it is an ordinary string.
+ * Adds the JSON strings whose text all of these patterns match, from behind the opening quote to behind the closing one.
+ * The automaton is deterministic, and where all that follows is free it is an ordinary string.
  * Error: RangeError for patterns that take too many states or too long, before anything is added.
  */
 export function* addPatterns(

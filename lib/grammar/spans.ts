@@ -16,8 +16,8 @@ interface Span {
 }
 
 /**
- * Tells the graph from which states texts of certain characters go on, whichever these are, and up to which length: a mask
- * takes the tokens made of them as a whole. The characters are those after which at least the same may follow.
+ * Tells the graph from which states texts of certain characters go on, whichever these are, and up to which length: a
+ * mask takes the tokens made of them as a whole. The characters are those after which at least the same may follow.
  */
 export function* addSpans(graph: Graph, automaton: Deterministic, nodes: Int32Array): Steps<void> {
   const { alphabet, next } = automaton;
