@@ -38,18 +38,16 @@ const command = {
       choices: ['f32', 'f16', 'bf16', 'q8'],
       help: 'storage of base and adapters (beside q8: bf16); default bf16',
     },
-    experts: { type: 'integer', least: 1, help: 'default 8' },
-    groups: { type: 'integer', least: 1, help: 'default 2, 1 for a single expert' },
-    rank: { type: 'integer', least: 1, help: 'of every expert, on all linears; default 16' },
-    batch: { type: 'integer', least: 1, help: 'sequences of a step; default 1; serve: streams at once, 8' },
+    experts: { type: 'integer', help: 'default 8' },
+    groups: { type: 'integer', help: 'default 2, 1 for a single expert' },
+    rank: { type: 'integer', help: 'of every expert, on all linears; default 16' },
+    batch: { type: 'integer', help: 'sequences of a step; default 1; serve: streams at once, 8' },
     context: {
       type: 'integer',
-      least: 1,
       help: 'decode: tokens before the step; else of each sequence; default 128, prefill 256',
     },
     steps: {
       type: 'integer',
-      least: 1,
       help: 'of each variant; default 24 for decode, 8 for prefill and train, 100 for idle; serve: requests of a stream, 3',
     },
     threads: { type: 'integer', help: 'default all cores; event-loop: cores - 1' },
@@ -73,11 +71,16 @@ type Kind = (typeof kinds)[number];
 
 const defaultSteps = { decode: 24, prefill: 8, train: 8, load: 1, 'event-loop': 1, idle: 100, soak: 1, serve: 3 };
 
+function atLeastOne(name: string, value: number): number {
+  if (value < 1) throw new UsageError(`--${name} is at least 1`);
+  return value;
+}
+
 async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signal: AbortSignal): Promise<BenchOptions> {
   const shape = values.shape ?? 'llama-160m';
   const cores = availableParallelism();
-  const experts = values.experts ?? 8;
-  const groups = values.groups ?? Math.min(2, experts);
+  const experts = atLeastOne('experts', values.experts ?? 8);
+  const groups = atLeastOne('groups', values.groups ?? Math.min(2, experts));
   if (groups > experts) throw new UsageError('--groups is at most --experts');
   const threads = values.threads ?? (kind === 'event-loop' ? Math.max(1, cores - 1) : cores);
   return {
@@ -86,10 +89,10 @@ async function optionsOf(kind: Kind, values: Values<typeof command.flags>, signa
     weights: (values.weights ?? 'bf16') as WeightFormat,
     experts,
     groups,
-    rank: values.rank ?? 16,
-    batch: values.batch ?? (kind === 'serve' ? 8 : 1),
-    context: values.context ?? (kind === 'prefill' ? 256 : 128),
-    steps: values.steps ?? defaultSteps[kind],
+    rank: atLeastOne('rank', values.rank ?? 16),
+    batch: atLeastOne('batch', values.batch ?? (kind === 'serve' ? 8 : 1)),
+    context: atLeastOne('context', values.context ?? (kind === 'prefill' ? 256 : 128)),
+    steps: atLeastOne('steps', values.steps ?? defaultSteps[kind]),
     threads: checkArgument('--threads', threadsSchema, threads),
     device: (values.device ?? 'auto') as BenchOptions['device'],
     signal,
