@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { checkArgument } from './arguments.js';
 import type { SamplingOptions, Scheduling } from './native-types.js';
-import type { CompiledResponseFormat, ResponseFormat, ResponseFormats } from './response-format.js';
+import type { AskedFormat, CompiledResponseFormat, ResponseFormat, ResponseFormats } from './response-format.js';
 import { checkControls, type RoutingControls } from './routing-controls.js';
 import type { ChatMessage } from './text/chat-template.js';
 
@@ -76,7 +76,7 @@ export interface CheckedOptions {
   stop: string[];
   ignoreEos: boolean;
   /** Absent for free text. */
-  responseFormat: CompiledResponseFormat | undefined;
+  responseFormat: AskedFormat | undefined;
   routing: RoutingControls;
   trace: boolean;
   logProbs: boolean;
@@ -86,19 +86,18 @@ export interface CheckedOptions {
   n: number | undefined;
 }
 
-/** Fills in the defaults. Errors: TypeError, RangeError; those of `formats` for the response format. */
+/** Fills in the defaults. Errors: TypeError, RangeError; those of `formats.check` for the response format. */
 export function checkGenerateOptions(options: GenerateOptions, formats: ResponseFormats): CheckedOptions {
   const checked = checkArgument('generate', schema, options);
   const { temperature, topK, topP, minP, repetitionPenalty, stop, routing = {}, ...rest } = checked;
   checkControls(routing);
-  const format = rest.responseFormat === undefined ? undefined : formats.compile(rest.responseFormat);
   const seed = rest.seed ?? Math.floor(Math.random() * 2 ** 48);
   return {
     maxTokens: rest.maxTokens,
     sampling: { temperature, topK, topP, minP, repetitionPenalty, seed },
     stop: typeof stop === 'string' ? [stop] : stop,
     ignoreEos: rest.ignoreEos,
-    responseFormat: format?.grammar && format,
+    responseFormat: rest.responseFormat === undefined ? undefined : formats.check(rest.responseFormat),
     routing,
     trace: rest.trace,
     logProbs: rest.logProbs,

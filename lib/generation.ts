@@ -1,9 +1,11 @@
+import { joinSignals } from './abort.js';
 import { AtMoeError } from './errors.js';
 import type { CheckedOptions } from './generation-options.js';
 import type { Lifetime } from './lifetime.js';
 import type { ModelCore } from './model-core.js';
 import type { RoutingRequest } from './native-mixture-types.js';
-import type { Usage as EngineUsage, GenerateRequest, SessionRequest } from './native-types.js';
+import type { Usage as EngineUsage, GenerateRequest, Scheduling, SessionRequest } from './native-types.js';
+import type { CompiledResponseFormat } from './response-format.js';
 import type { RoutingNames } from './routing-controls.js';
 import { buildTrace, type RoutingTrace, type TraceRecords } from './routing-trace.js';
 import { type DoneEvent, type RunningTexts, Submission } from './submission.js';
@@ -121,9 +123,20 @@ export interface SequenceRun {
   onDropped?: () => void;
 }
 
-/** The requests of one call with these options. */
-export function newSubmission({ engine, formats }: ModelCore, { responseFormat }: CheckedOptions): Submission {
-  return new Submission(engine, responseFormat && (() => formats.prepare()));
+/** The requests of one call with these options; their format is compiled when they are posted. */
+export function newSubmission(
+  { engine, formats, life }: ModelCore,
+  { responseFormat, signal }: CheckedOptions,
+): Submission<CompiledResponseFormat> {
+  if (!responseFormat) return new Submission(engine);
+  return new Submission(engine, async () => {
+    const end = joinSignals(signal, ...life.signals);
+    try {
+      return await formats.prepare(responseFormat, end.signal);
+    } finally {
+      end.release();
+    }
+  });
 }
 
 /**
@@ -143,10 +156,11 @@ export function runSequence(
     for (const signal of signals) signal?.throwIfAborted();
   };
   let routing: RequestRouting | undefined;
-  const texts = submission.add(options.n ?? 1, () => {
+  const texts = submission.add(options.n ?? 1, (format, waitedMs) => {
     check();
     routing = route();
-    return request(core, run, routing, options);
+    const grammar = format?.grammar && { grammar: core.formats.handleOf(format) };
+    return { ...request(core, run, routing, options), ...grammar, ...schedule(options, waitedMs) };
   });
   const begin = async () => {
     check();
@@ -210,15 +224,19 @@ function request(core: ModelCore, run: SequenceRun, routing: RequestRouting, opt
     maxTokens: options.maxTokens,
     stopTokens: options.ignoreEos ? new Int32Array(0) : core.stopTokens,
     sampling: options.sampling,
-    ...(options.responseFormat && { grammar: core.formats.handleOf(options.responseFormat) }),
     routing: routing.request,
     trace: options.trace,
     logProbs: options.logProbs,
-    ...options.scheduling,
     ...(options.n !== undefined && { n: options.n }),
     ...(!run.whole && { maxUnread: mostUnread }),
     ...(run.session && { session: run.session }),
   };
+}
+
+/** What is left of the deadline counts from now. */
+function schedule({ scheduling }: CheckedOptions, waitedMs: number): Scheduling {
+  const { timeoutMs } = scheduling;
+  return timeoutMs === undefined ? scheduling : { ...scheduling, timeoutMs: Math.max(timeoutMs - waitedMs, 1e-3) };
 }
 
 function checkEnd(end: DoneEvent, { stop }: Transcript): void {

@@ -262,14 +262,24 @@ export class Model extends TextGenerator {
   }
 
   /**
-   * Compiles a response format once for many requests. Formats given as they are to `generate` are compiled too, and the
-   * last 64 are kept by their JSON.
+   * Compiles a response format once for many requests, in turns of a few milliseconds with the event loop. Formats given as
+   * they are to `generate` are compiled in the same way; the last 64 are kept by their JSON, and who asks for one that is
+   * being compiled waits for it.
    * @throws TypeError, RangeError with `code` ERR_AT_MOE_SCHEMA and the `pointer` of what is wrong or not supported;
-   * AtMoeError ERR_AT_MOE_UNSUPPORTED without a tokenizer that spells bytes.
+   * AtMoeError ERR_AT_MOE_UNSUPPORTED without a tokenizer that spells bytes; the signal's reason.
    */
-  compileResponseFormat(format: ResponseFormat): CompiledResponseFormat {
+  async compileResponseFormat(
+    format: ResponseFormat,
+    { signal }: { signal?: AbortSignal } = {},
+  ): Promise<CompiledResponseFormat> {
     this.#core.check();
-    return this.#core.formats.compile(format);
+    return await this.#core.formats.compile(format, signal);
+  }
+
+  /** The same at once: nothing else runs meanwhile, up to a few tenths of a second for a schema at the limits. */
+  compileResponseFormatSync(format: ResponseFormat): CompiledResponseFormat {
+    this.#core.check();
+    return this.#core.formats.compileSync(format);
   }
 
   /** A new mixture: fresh experts (B = 0) or PEFT adapters in groups, and a router that weighs all groups alike. */

@@ -112,6 +112,10 @@ export interface GrammarDescription {
   calls: Int32Array;
   /** First nodes; the first rule is the root. */
   rules: Int32Array;
+  /** [set, first, last character] each: sets of characters, in the order of their numbers, then of their ranges. */
+  sets: Int32Array;
+  /** [node, set, most] each: from the node every text of up to `most` (-1: any number) of the set's characters goes on. */
+  spans: Int32Array;
 }
 
 export interface SessionRequest {

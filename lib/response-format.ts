@@ -1,11 +1,15 @@
+import { orAborted } from './abort.js';
+import { Compilations } from './compilations.js';
 import { AtMoeError } from './errors.js';
 import { isSchema, type Schema } from './grammar/keywords.js';
 import { limits } from './grammar/limits.js';
-import { compileSchema } from './grammar/schema.js';
+import { schemaSteps } from './grammar/schema.js';
 import { below, exceeds, refuse } from './grammar/schema-error.js';
 import type { GrammarDescription, GrammarHandle, NativeEngine } from './native-types.js';
+import { Recent } from './recent.js';
 import { checkSpelling, tokenBytes } from './text/token-bytes.js';
 import type { Tokenizer } from './text/tokenizer.js';
+import type { Steps } from './turns.js';
 
 /** What an answer must be: free text, a JSON object, or a JSON value of a schema. */
 export type ResponseFormat =
@@ -42,6 +46,8 @@ const formatKeys: Record<ResponseFormat['type'], readonly string[]> = {
   json_schema: ['type', 'schema', 'strict'],
 };
 
+const freeText = JSON.stringify({ type: 'text' });
+
 /** The format as JSON, by which it is known. */
 function canonicalText(format: ResponseFormat): string {
   if (typeof format !== 'object' || format === null) throw new TypeError('responseFormat must be an object');
@@ -60,30 +66,40 @@ function canonicalText(format: ResponseFormat): string {
   return text;
 }
 
+/** A value and where it was found. */
+interface Found {
+  value: unknown;
+  key: string;
+  holder: Found | undefined;
+}
+
+function pointerOf({ key, holder }: Found): string {
+  return holder ? below(pointerOf(holder), key) : '#';
+}
+
+function containsItself({ value, holder }: Found): boolean {
+  for (let at = holder; at; at = at.holder) if (at.value === value) return true;
+  return false;
+}
+
 /** Before anything goes through the schema by recursion: it is JSON, and no deeper nor larger than it may be. */
 function checkJson(schema: unknown): void {
-  interface Found {
-    value: unknown;
-    pointer: string;
-    within: readonly unknown[];
-  }
-  let level: Found[] = [{ value: schema, pointer: '#', within: [] }];
+  let level: Found[] = [{ value: schema, key: '', holder: undefined }];
   let count = 0;
   for (let depth = 0; level.length > 0; depth++) {
     if (depth > limits.depth) exceeds('#', `it is more than ${limits.depth} levels deep`);
     count += level.length;
     if (count > limits.text) exceeds('#', `it has more than ${limits.text} values`);
-    level = level.flatMap(({ value, pointer, within }) => {
-      if (typeof value === 'object' && value !== null && within.includes(value)) exceeds(pointer, 'it contains itself');
-      if (!isJson(value)) refuse(pointer, `${describe(value)} is no JSON value`);
-      if (typeof value !== 'object' || value === null) return [];
-      const path = [...within, value];
-      return Object.entries(value).map(([key, child]) => ({
-        value: child,
-        pointer: below(pointer, key),
-        within: path,
-      }));
-    });
+    const next: Found[] = [];
+    for (const found of level) {
+      const { value } = found;
+      const isHolder = typeof value === 'object' && value !== null;
+      if (isHolder && containsItself(found)) exceeds(pointerOf(found), 'it contains itself');
+      if (!isJson(value)) refuse(pointerOf(found), `${describe(value)} is no JSON value`);
+      if (!isHolder) continue;
+      for (const [key, child] of Object.entries(value)) next.push({ value: child, key, holder: found });
+    }
+    level = next;
   }
 }
 
@@ -102,41 +118,23 @@ function describe(value: unknown): string {
   return typeof value === 'object' ? `an instance of ${value?.constructor?.name}` : `a ${typeof value}`;
 }
 
-function compile(text: string): CompiledResponseFormat {
+function* compile(text: string): Steps<CompiledResponseFormat> {
   const { type, schema, strict } = JSON.parse(text) as { type: string; schema: Schema; strict: boolean };
   if (type === 'text') return new CompiledResponseFormat(text, undefined);
-  const grammar = type === 'json_object' ? compileSchema({ type: 'object' }, false) : compileSchema(schema, strict);
-  return new CompiledResponseFormat(text, grammar);
+  yield;
+  const steps = type === 'json_object' ? schemaSteps({ type: 'object' }, false) : schemaSteps(schema, strict);
+  return new CompiledResponseFormat(text, yield* steps);
 }
 
-/** Values by key, of which those used last are kept. */
-class Recent<V> {
-  readonly #entries = new Map<string, V>();
-
-  constructor(
-    readonly size: number,
-    readonly onDrop: (value: V) => void = () => {},
-  ) {}
-
-  get(key: string, make: () => V): V {
-    const value = this.#entries.get(key) ?? make();
-    this.#entries.delete(key);
-    this.#entries.set(key, value);
-    const [oldest] = this.#entries;
-    if (oldest && this.#entries.size > this.size) {
-      this.#entries.delete(oldest[0]);
-      this.onDrop(oldest[1]);
-    }
-    return value;
-  }
-}
+/** A format as a request has it: of the right form, and compiled when the request is posted. */
+export type AskedFormat = { readonly text: string } | CompiledResponseFormat;
 
 /** The response formats of one model. */
 export class ResponseFormats {
   readonly #engine: NativeEngine;
   readonly #tokenizer: Tokenizer | undefined;
   readonly #vocabSize: number;
-  readonly #compiled = new Recent<CompiledResponseFormat>(64);
+  readonly #compiled = new Compilations(64, compile);
   readonly #handles: Recent<GrammarHandle>;
   #vocabulary: Promise<void> | undefined;
 
@@ -148,28 +146,44 @@ export class ResponseFormats {
   }
 
   /**
-   * @throws TypeError, RangeError (see SchemaError); AtMoeError ERR_AT_MOE_UNSUPPORTED for a model without a tokenizer, or
-   * with one whose tokens do not spell bytes.
+   * The format, undefined for free text, when there is nothing wrong that is seen at once.
+   * @throws TypeError; RangeError for a schema that is too large or too deep; AtMoeError ERR_AT_MOE_UNSUPPORTED for a model
+   * without a tokenizer, or with one whose tokens do not spell bytes.
    */
-  compile(format: ResponseFormat | CompiledResponseFormat): CompiledResponseFormat {
-    if (format instanceof CompiledResponseFormat) return format;
-    const text = canonicalText(format);
-    const compiled = this.#compiled.get(text, () => compile(text));
-    if (compiled.grammar) checkSpelling(this.#neededTokenizer());
-    return compiled;
+  check(format: ResponseFormat | CompiledResponseFormat): AskedFormat | undefined {
+    const asked = format instanceof CompiledResponseFormat ? format : { text: canonicalText(format) };
+    if (asked.text === freeText) return undefined;
+    checkSpelling(this.#neededTokenizer());
+    return asked;
   }
 
-  /** Gives the engine the vocabulary, once. @throws AtMoeError ERR_AT_MOE_UNSUPPORTED. */
-  prepare(): Promise<void> {
+  /** In turns with the event loop. @throws as check(); TypeError, RangeError (see SchemaError); the signal's reason. */
+  async compile(format: ResponseFormat, signal?: AbortSignal): Promise<CompiledResponseFormat> {
+    return await this.#compiled.get(this.check(format)?.text ?? freeText, signal);
+  }
+
+  /** At once. @throws as compile(). */
+  compileSync(format: ResponseFormat): CompiledResponseFormat {
+    return this.#compiled.getNow(this.check(format)?.text ?? freeText);
+  }
+
+  /** Compiles the format, and gives the engine the vocabulary, once. @throws as compile(). */
+  async prepare(asked: AskedFormat, signal?: AbortSignal): Promise<CompiledResponseFormat> {
     this.#vocabulary ??= tokenBytes(this.#neededTokenizer(), this.#vocabSize).then((vocabulary) =>
       this.#engine.loadVocabulary(vocabulary),
     );
-    return this.#vocabulary;
+    const compiled = asked instanceof CompiledResponseFormat ? asked : this.#compiled.get(asked.text, signal);
+    const [prepared] = await Promise.all([compiled, orAborted(this.#vocabulary, signal)]);
+    return prepared;
   }
 
   /** What the engine knows the grammar by; good for a request that is posted at once. */
   handleOf({ text, grammar }: CompiledResponseFormat): GrammarHandle {
-    return this.#handles.get(text, () => this.#engine.createGrammar(grammar as GrammarDescription));
+    const known = this.#handles.get(text);
+    if (known !== undefined) return known;
+    const handle = this.#engine.createGrammar(grammar as GrammarDescription);
+    this.#handles.set(text, handle);
+    return handle;
   }
 
   #neededTokenizer(): Tokenizer {

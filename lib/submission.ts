@@ -119,21 +119,24 @@ export class RunningTexts {
   }
 }
 
+/** Makes a request of what was prepared, if anything, for which it has waited so long. */
+type MakeRequest<P> = (prepared: P | undefined, waitedMs: number) => GenerateRequest;
+
 /** The requests of one call, which the engine takes together, or refuses together when its queue has no room for all. */
-export class Submission {
+export class Submission<P = never> {
   readonly #engine: NativeEngine;
-  readonly #prepare: (() => Promise<void>) | undefined;
-  readonly #parts: { texts: RunningTexts; request: () => GenerateRequest }[] = [];
+  readonly #prepare: (() => Promise<P>) | undefined;
+  readonly #parts: { texts: RunningTexts; request: MakeRequest<P> }[] = [];
   #posted: Promise<void> | undefined;
 
-  /** `prepare`: what the engine must be given before. */
-  constructor(engine: NativeEngine, prepare?: () => Promise<void>) {
+  /** `prepare`: what the requests need before. */
+  constructor(engine: NativeEngine, prepare?: () => Promise<P>) {
     this.#engine = engine;
     this.#prepare = prepare;
   }
 
   /** One more request, for `count` texts. `request` makes it when the call is posted; its errors are those of the call. */
-  add(count: number, request: () => GenerateRequest): RunningTexts {
+  add(count: number, request: MakeRequest<P>): RunningTexts {
     const texts = new RunningTexts(this.#engine, count);
     this.#parts.push({ texts, request });
     return texts;
@@ -146,8 +149,13 @@ export class Submission {
   }
 
   async #post(): Promise<void> {
-    if (this.#prepare) await this.#prepare();
-    const calls = this.#parts.map(({ texts, request }) => ({ request: request(), listener: texts.tell }));
+    const asked = performance.now();
+    const prepared = this.#prepare && (await this.#prepare());
+    const waited = this.#prepare ? performance.now() - asked : 0;
+    const calls = this.#parts.map(({ texts, request }) => ({
+      request: request(prepared, waited),
+      listener: texts.tell,
+    }));
     const firsts = this.#engine.submit(calls);
     for (const [i, { texts }] of this.#parts.entries()) texts.begin(firsts[i] as number);
   }

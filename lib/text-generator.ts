@@ -51,8 +51,8 @@ export abstract class TextGenerator {
    * Text as it is generated; the iterator's return value is the result as `complete` gives it. Wrong arguments throw at
    * the call.
    * @throws TypeError, RangeError; AtMoeError ERR_AT_MOE_EMPTY_PROMPT, ERR_AT_MOE_CONTEXT_LENGTH, ERR_AT_MOE_ROUTING,
-   * ERR_AT_MOE_UNKNOWN_NAME. The iterator rejects with ERR_AT_MOE_QUEUE_FULL, ERR_AT_MOE_DEADLINE, the signal's reason, or
-   * an AtMoeError of the engine.
+   * ERR_AT_MOE_UNKNOWN_NAME. The iterator rejects with ERR_AT_MOE_QUEUE_FULL, ERR_AT_MOE_DEADLINE, the signal's reason, an
+   * AtMoeError of the engine, or ERR_AT_MOE_SCHEMA for a schema that cannot be followed.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, GenerateResult> {
     const [pieces] = this.streams([prompt], options);

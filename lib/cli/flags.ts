@@ -13,6 +13,9 @@ export interface Flag {
   choices?: readonly string[];
   /** Values that are taken beside the choices. */
   unlisted?: RegExp;
+  /** Bounds of a number, both included. */
+  least?: number;
+  most?: number;
 }
 
 export type Flags = Record<string, Flag>;
@@ -53,9 +56,15 @@ function parseNumber(name: string, text: string, integer: boolean): number {
   return value;
 }
 
+function checkBounds(name: string, value: number, { least = -Infinity, most = Infinity }: Flag): number {
+  if (value < least) throw new UsageError(`--${name} is at least ${least}, not ${value}`);
+  if (value > most) throw new UsageError(`--${name} is at most ${most}, not ${value}`);
+  return value;
+}
+
 function flagValue(name: string, flag: Flag, given: string | boolean | string[]): unknown {
   if (flag.type === 'number' || flag.type === 'integer') {
-    return parseNumber(name, given as string, flag.type === 'integer');
+    return checkBounds(name, parseNumber(name, given as string, flag.type === 'integer'), flag);
   }
   if (flag.type === 'list') return (given as string[]).flatMap((part) => part.split(',')).filter((part) => part !== '');
   if (flag.choices && !flag.choices.includes(given as string) && !flag.unlisted?.test(given as string)) {

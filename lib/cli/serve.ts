@@ -9,6 +9,9 @@ import { modelFlags, openModel } from './open.js';
 
 const logLevels = ['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'] as const;
 
+/** Of a timer: 2^31 - 1 milliseconds. */
+const mostSeconds = 2_147_483;
+
 const command = {
   name: 'serve',
   usage: '[MODEL] [--mixture NAME=DIR ...] [--adapter NAME=DIR ...] [flags]',
@@ -22,20 +25,46 @@ const command = {
     adapter: { type: 'each', value: 'NAME=DIR', help: 'a PEFT LoRA adapter as the model NAME' },
     name: { type: 'string', help: 'of the base model; default base' },
     host: { type: 'string', help: 'default 127.0.0.1' },
-    port: { type: 'integer', help: 'default 8080; 0: any that is free' },
+    port: { type: 'integer', least: 0, most: 65_535, help: 'default 8080; 0: any that is free' },
     'api-key-env': { type: 'string', value: 'VARIABLE', help: 'environment variable with the keys, by commas' },
     'adapters-root': { type: 'string', value: 'DIR', help: 'clients may load adapters from there, and unload them' },
-    'max-adapters': { type: 'integer', help: 'most adapters and mixtures at once; default 64' },
-    'adapter-bytes': { type: 'integer', help: 'device memory for experts, others wait in host memory; default any' },
+    'max-adapters': { type: 'integer', least: 1, help: 'most adapters and mixtures at once; default 64' },
+    'adapter-bytes': {
+      type: 'integer',
+      least: 1,
+      help: 'device memory for experts, others wait in host memory; default any',
+    },
     pin: { type: 'each', value: 'NAME', help: 'a mixture or adapter that stays on the device' },
-    'max-batch': { type: 'integer', help: 'most sequences worked on at once; default 16' },
-    'max-queue': { type: 'integer', help: 'texts that may wait for a place, others get 429; default any number' },
-    'kv-tokens': { type: 'integer', help: 'tokens of the KV cache, all sequences together' },
-    'max-tokens': { type: 'integer', help: 'most new tokens of a text; default the context length' },
-    'body-limit': { type: 'integer', help: 'bytes of a request; default 2097152' },
-    'request-timeout': { type: 'number', value: 'SECONDS', help: 'for sending a request; default 30' },
-    'stall-timeout': { type: 'number', value: 'SECONDS', help: 'for reading what was sent; default 60' },
-    grace: { type: 'number', value: 'SECONDS', help: 'open requests get it to finish at the end; default 10' },
+    'max-batch': { type: 'integer', least: 1, help: 'most sequences worked on at once; default 16' },
+    'max-queue': {
+      type: 'integer',
+      least: 0,
+      help: 'texts that may wait for a place, others get 429; default any number',
+    },
+    'kv-tokens': { type: 'integer', least: 1, help: 'tokens of the KV cache, all sequences together' },
+    'max-tokens': { type: 'integer', least: 1, help: 'most new tokens of a text; default the context length' },
+    'body-limit': { type: 'integer', least: 1, help: 'bytes of a request; default 2097152' },
+    'request-timeout': {
+      type: 'number',
+      least: 0.001,
+      most: mostSeconds,
+      value: 'SECONDS',
+      help: 'for sending a request; default 30',
+    },
+    'stall-timeout': {
+      type: 'number',
+      least: 0.001,
+      most: mostSeconds,
+      value: 'SECONDS',
+      help: 'for reading what was sent; default 60',
+    },
+    grace: {
+      type: 'number',
+      least: 0,
+      most: mostSeconds,
+      value: 'SECONDS',
+      help: 'open requests get it to finish at the end; default 10',
+    },
     'log-level': { type: 'string', choices: logLevels, help: 'default info: a line for each request' },
   },
   examples: [

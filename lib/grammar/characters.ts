@@ -89,5 +89,10 @@ function utf8Ranges(low: number, high: number): ByteRanges[] {
   return [first.map((byte, i): Range => [byte, last[i] as number])];
 }
 
-const encoder = new TextEncoder();
-const utf8 = (point: number): number[] => [...encoder.encode(String.fromCodePoint(point))];
+function utf8(point: number): number[] {
+  const rest = (shift: number) => 0x80 | ((point >> shift) & 0x3f);
+  if (point <= 0x7f) return [point];
+  if (point <= 0x7ff) return [0xc0 | (point >> 6), rest(0)];
+  if (point <= 0xffff) return [0xe0 | (point >> 12), rest(6), rest(0)];
+  return [0xf0 | (point >> 18), rest(12), rest(6), rest(0)];
+}

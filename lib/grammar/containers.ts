@@ -1,3 +1,4 @@
+import type { Steps } from '../turns.js';
 import { normalized, type Range } from './characters.js';
 import type { Graph } from './graph.js';
 
@@ -20,17 +21,17 @@ function addSeparator(graph: Graph, from: number, separator: string): number {
 export interface Others {
   rule: number;
   /** Adds keys from behind the opening quote to behind the closing one. */
-  addKeys?: (from: number, to: number) => void;
+  addKeys?: (from: number, to: number) => Steps<void>;
 }
 
 /** Adds objects with these properties in this order, and then any number of others. */
-export function addObject(
+export function* addObject(
   graph: Graph,
   from: number,
   to: number,
   properties: readonly Property[],
   others: Others | undefined,
-): void {
+): Steps<void> {
   // Nothing before the key, or a separator: at its own node each, up to which the object has been written.
   let first = graph.literal(from, '{');
   let separated = graph.node();
@@ -50,6 +51,7 @@ export function addObject(
     graph.empty(addSeparator(graph, written, ','), nextSeparated);
     if (index + 1 >= optionalFrom) graph.edge(written, 0x7d, 0x7d, to);
     [first, separated] = [nextFirst, nextSeparated];
+    if (index % 64 === 63) yield;
   }
   graph.edge(first, 0x7d, 0x7d, to);
   if (!others) return;
@@ -58,7 +60,7 @@ export function addObject(
   graph.empty(separated, quote);
   const key = graph.node();
   const letters = graph.literal(quote, '"');
-  if (others.addKeys) others.addKeys(letters, key);
+  if (others.addKeys) yield* others.addKeys(letters, key);
   else addOtherKeys(graph, letters, key, new Set(properties.map(({ name }) => name)));
   graph.call(addSeparator(graph, key, ':'), others.rule, written);
   graph.empty(addSeparator(graph, written, ','), quote);

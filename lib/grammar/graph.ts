@@ -1,12 +1,23 @@
 import type { GrammarDescription } from '../native-types.js';
+import type { Steps } from '../turns.js';
+import type { Range } from './characters.js';
 import { limits } from './limits.js';
 import { exceeds } from './schema-error.js';
 
 const encoder = new TextEncoder();
 
+/** Nodes, or bytes, between two pauses. */
+const pause = 1 << 10;
+
 interface Rule {
   start: number;
   end: number;
+}
+
+/** Texts of up to `most` characters of a set; -1: of any number. */
+interface Span {
+  set: number;
+  most: number;
 }
 
 interface StringNode {
@@ -51,13 +62,25 @@ class Rows {
       rows[next[value] as number] = row;
       next[value] = (next[value] as number) + 1;
     }
-    return { of: (value) => rows.subarray(first[value], first[value + 1]) };
+    return new Index(first, rows);
   }
 }
 
-interface Index {
+/** Rows by a value. */
+class Index {
+  readonly #first: Int32Array; // by value, the place of its first row
+  readonly #rows: Int32Array;
+
+  constructor(first: Int32Array, rows: Int32Array) {
+    this.#first = first;
+    this.#rows = rows;
+  }
+
   /** The rows with a value, in their order. */
-  of(value: number): Int32Array;
+  each(value: number, use: (row: number) => void): void {
+    const end = this.#first[value + 1] as number;
+    for (let i = this.#first[value] as number; i < end; i++) use(this.#rows[i] as number);
+  }
 }
 
 /** Rules under construction: nodes joined by ranges of bytes, by calls of rules and by steps without a byte. */
@@ -68,6 +91,8 @@ export class Graph {
   readonly #calls = new Rows(3); // from, rule, target
   readonly #strings = new Map<number, StringNode>();
   readonly #rules: Rule[] = [];
+  readonly #sets = new Map<string, { number: number; ranges: readonly Range[] }>();
+  readonly #spans = new Map<number, Span>(); // by node
 
   node(): number {
     if (this.#nodes === limits.nodes) exceeds('#', `it compiles to more than ${limits.nodes} nodes`);
@@ -119,37 +144,59 @@ export class Graph {
   }
 
   /** One of several texts; what they begin with alike is shared. */
-  literals(from: number, texts: Iterable<string>, to: number): void {
-    const known = new Map<string, number>(); // nodes by where they come from
+  *literals(from: number, texts: Iterable<string>, to: number): Steps<void> {
+    const known = new Map<number, number>(); // nodes by where they come from, and the byte
+    let read = 0;
     for (const text of texts) {
       let at = from;
-      for (const byte of encoder.encode(text)) {
-        const key = `${at} ${byte}`;
+      const bytes = encoder.encode(text);
+      for (const byte of bytes) {
+        const key = 256 * at + byte;
         const next = known.get(key) ?? this.node();
-        if (!known.has(key)) this.edge(at, byte, byte, next);
-        known.set(key, next);
+        if (!known.has(key)) {
+          this.edge(at, byte, byte, next);
+          known.set(key, next);
+        }
         at = next;
       }
       this.empty(at, to);
+      read += bytes.length;
+      if (read < pause) continue;
+      read = 0;
+      yield;
     }
+  }
+
+  /** The number of a set of characters, for spans; equal ones share one. Its ranges are in ascending order. */
+  characters(ranges: readonly Range[]): number {
+    const key = ranges.join(' ');
+    const known = this.#sets.get(key) ?? { number: this.#sets.size, ranges };
+    this.#sets.set(key, known);
+    return known.number;
+  }
+
+  /** From a node of its own every text of up to `most` characters of a set goes on; -1: of any number. */
+  span(node: number, set: number, most: number): void {
+    this.#spans.set(node, { set, most });
   }
 
   /**
    * The finished grammar of texts that `root` reads, without what leads nowhere. Undefined when there is no such text.
    * `onLeftRecursion` is told of a rule that begins with itself.
    */
-  finish(root: number, onLeftRecursion: (rule: number) => never): GrammarDescription | undefined {
+  *finish(root: number, onLeftRecursion: (rule: number) => never): Steps<GrammarDescription | undefined> {
     const start = this.rule();
     this.call(this.startOf(start), root, this.endOf(start));
-    const live = this.#liveNodes();
+    const live = yield* this.#liveNodes();
     if (!live[this.startOf(start)]) return undefined;
-    const rules = this.#orderedRules(live, onLeftRecursion);
-    return this.#pack(live, [start, ...rules.filter((rule) => rule !== start)]);
+    const rules = yield* this.#orderedRules(live, onLeftRecursion);
+    return yield* this.#pack(live, [start, ...rules.filter((rule) => rule !== start)]);
   }
 
   /** Nodes from which their rule can end. */
-  #liveNodes(): Uint8Array {
+  *#liveNodes(): Steps<Uint8Array> {
     const edges = this.#edges.by(3, this.#nodes);
+    yield;
     const empty = this.#empty.by(1, this.#nodes);
     const callsTo = this.#calls.by(2, this.#nodes);
     const callsOf = this.#calls.by(1, this.#rules.length);
@@ -164,25 +211,30 @@ export class Graph {
       live[node] = 1;
       open.push(node);
     };
+    const reachEdge = (edge: number) => reach(this.#edges.at(edge, 0));
     const reachCall = (call: number) => {
-      const [from, rule, target] = [0, 1, 2].map((column) => this.#calls.at(call, column)) as [number, number, number];
-      if (live[target] && live[this.startOf(rule)]) reach(from);
+      const callee = this.startOf(this.#calls.at(call, 1));
+      if (live[this.#calls.at(call, 2)] && live[callee]) reach(this.#calls.at(call, 0));
     };
     for (const { end } of this.#rules) reach(end);
+    let done = 0;
+    yield;
     for (let node = open.pop(); node !== undefined; node = open.pop()) {
-      for (const row of edges.of(node)) reach(this.#edges.at(row, 0));
-      for (const row of empty.of(node)) reach(this.#empty.at(row, 0));
-      for (const row of stringsTo.of(node)) reach(strings.at(row, 1));
-      callsTo.of(node).forEach(reachCall);
+      edges.each(node, reachEdge);
+      empty.each(node, (row) => reach(this.#empty.at(row, 0)));
+      stringsTo.each(node, (row) => reach(strings.at(row, 1)));
+      callsTo.each(node, reachCall);
       const rule = ruleAt.get(node);
-      if (rule !== undefined) callsOf.of(rule).forEach(reachCall);
+      if (rule !== undefined) callsOf.each(rule, reachCall);
+      if (++done % pause === 0) yield;
     }
     return live;
   }
 
   /** Rules such that each comes before those it may begin with. */
-  #orderedRules(live: Uint8Array, onLeftRecursion: (rule: number) => never): number[] {
+  *#orderedRules(live: Uint8Array, onLeftRecursion: (rule: number) => never): Steps<number[]> {
     const leftCalls = this.#leftCalls(live);
+    yield;
     const order: number[] = [];
     const state = new Uint8Array(this.#rules.length); // 1: on the path, 2: done
     for (const first of this.#rules.keys()) {
@@ -195,6 +247,7 @@ export class Graph {
           state[top.rule] = 2;
           order.push(top.rule);
           path.pop();
+          if (order.length % 64 === 0) yield;
         } else if (state[next] === 1) onLeftRecursion(next);
         else if (!state[next]) {
           state[next] = 1;
@@ -213,17 +266,19 @@ export class Graph {
       const seen = new Set([this.startOf(rule)]);
       const called = new Set<number>();
       for (const node of seen) {
-        for (const row of empty.of(node)) if (live[this.#empty.at(row, 1)]) seen.add(this.#empty.at(row, 1));
-        for (const row of calls.of(node)) {
+        empty.each(node, (row) => {
+          if (live[this.#empty.at(row, 1)]) seen.add(this.#empty.at(row, 1));
+        });
+        calls.each(node, (row) => {
           const other = this.#calls.at(row, 1);
           if (live[this.#calls.at(row, 2)] && live[this.startOf(other)]) called.add(other);
-        }
+        });
       }
       return [...called];
     };
   }
 
-  #pack(live: Uint8Array, rules: number[]): GrammarDescription {
+  *#pack(live: Uint8Array, rules: number[]): Steps<GrammarDescription> {
     const kept = rules.filter((rule) => live[this.startOf(rule)]);
     const ruleNumbers = new Map(kept.map((rule, number) => [rule, number]));
     const ends = new Set(kept.map((rule) => this.endOf(rule)));
@@ -231,27 +286,37 @@ export class Graph {
     let count = 0;
     for (let node = 0; node < this.#nodes; node++) if (live[node]) numbers[node] = count++;
     const number = (node: number) => numbers[node] as number;
+    yield;
     const edgesOf = this.#edges.by(0, this.#nodes);
+    yield;
     const emptyOf = this.#empty.by(0, this.#nodes);
     const callsOf = this.#calls.by(0, this.#nodes);
     const nodes: number[] = [];
     const edges: number[] = [];
     const empty: number[] = [];
     const calls: number[] = [];
+    const spans: number[] = [];
+    const keepEdge = (row: number) => {
+      const target = this.#edges.at(row, 3);
+      if (live[target]) edges.push(this.#edges.at(row, 1), this.#edges.at(row, 2), number(target));
+    };
+    const keepEmpty = (row: number) => {
+      const target = this.#empty.at(row, 1);
+      if (live[target]) empty.push(number(target));
+    };
+    const keepCall = (row: number) => {
+      const called = ruleNumbers.get(this.#calls.at(row, 1));
+      const target = this.#calls.at(row, 2);
+      if (called !== undefined && live[target]) calls.push(called, number(target));
+    };
     for (let node = 0; node < this.#nodes; node++) {
+      if (node % pause === 0) yield;
       if (!live[node]) continue;
-      for (const row of edgesOf.of(node)) {
-        const target = this.#edges.at(row, 3);
-        if (live[target]) edges.push(this.#edges.at(row, 1), this.#edges.at(row, 2), number(target));
-      }
-      for (const row of emptyOf.of(node)) {
-        if (live[this.#empty.at(row, 1)]) empty.push(number(this.#empty.at(row, 1)));
-      }
-      for (const row of callsOf.of(node)) {
-        const called = ruleNumbers.get(this.#calls.at(row, 1));
-        const target = this.#calls.at(row, 2);
-        if (called !== undefined && live[target]) calls.push(called, number(target));
-      }
+      edgesOf.each(node, keepEdge);
+      emptyOf.each(node, keepEmpty);
+      callsOf.each(node, keepCall);
+      const span = this.#spans.get(node);
+      if (span) spans.push(number(node), span.set, span.most);
       const string = this.#strings.get(node);
       nodes.push(edges.length / 3, empty.length, calls.length / 2);
       if (string) nodes.push(2, string.least, string.most, number(string.target));
@@ -263,6 +328,10 @@ export class Graph {
       empty: Int32Array.from(empty),
       calls: Int32Array.from(calls),
       rules: Int32Array.from(kept, (rule) => number(this.startOf(rule))),
+      sets: Int32Array.from(
+        [...this.#sets.values()].flatMap((set) => set.ranges.flatMap((range) => [set.number, ...range])),
+      ),
+      spans: Int32Array.from(spans),
     };
   }
 }

@@ -24,4 +24,6 @@ export const limits = {
   repetitions: 1024,
   /** States of a pattern, before it is made deterministic. */
   patternStates: 1 << 14,
+  /** Steps over states, classes of characters and edges to make a pattern deterministic; some tens of milliseconds. */
+  patternWork: 1 << 19,
 } as const;

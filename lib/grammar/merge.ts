@@ -25,6 +25,17 @@ function commonTypes(a: Json, b: Json): TypeName[] {
 }
 
 const schemaKeywords = new Set(['items', 'additionalProperties', 'propertyNames']);
+const sorted = (_: string, part: Json): Json =>
+  isObject(part) ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1))) : part;
+
+/** JSON whose members are in the order of their names: equal values have the same. */
+const canonical = (value: Json): string => JSON.stringify(value, typeof value === 'object' ? sorted : undefined);
+
+function commonValues(a: Json[], b: Json[]): Json[] {
+  const others = new Set(b.map(canonical));
+  return a.filter((value) => others.has(canonical(value)));
+}
+
 const smaller = new Set(['maximum', 'exclusiveMaximum', 'maxItems', 'maxLength']);
 const larger = new Set(['minimum', 'exclusiveMinimum', 'minItems', 'minLength']);
 
@@ -41,8 +52,8 @@ function mergedProperties(a: JsonObject, b: JsonObject): JsonObject {
 }
 
 /**
- * The constraints of two schemas in one, without $ref, allOf, anyOf and oneOf; several patterns are a list. Undefined when
- * no value meets both.
+ * The constraints of two schemas in one, without $ref, allOf, anyOf and oneOf; several patterns are a list. Undefined
+ * when no value meets both.
  * Error: TypeError for two values of a keyword that cannot be put into one.
  */
 export function merge(a: JsonObject, b: JsonObject, pointer: string): JsonObject | undefined {
@@ -51,8 +62,7 @@ export function merge(a: JsonObject, b: JsonObject, pointer: string): JsonObject
     const own = a[name];
     if (own === undefined) merged[name] = value;
     else if (name === 'type') merged.type = commonTypes(own, value);
-    else if (name === 'enum')
-      merged.enum = asList(own).filter((one) => asList(value).some((two) => isDeepStrictEqual(one, two)));
+    else if (name === 'enum') merged.enum = commonValues(asList(own), asList(value));
     else if (name === 'required') merged.required = [...new Set([...asList(own), ...asList(value)])];
     else if (name === 'pattern') merged.pattern = [...new Set([...asList(own), ...asList(value)])];
     else if (schemaKeywords.has(name)) merged[name] = both(own as Schema, value as Schema);

@@ -1,189 +1,112 @@
-import { type ByteRanges, jsonBytes, type Range } from './characters.js';
+import type { Steps } from '../turns.js';
+import type { ByteNode } from './alphabet.js';
+import { type Deterministic, determine, Effort } from './automaton.js';
 import type { Graph } from './graph.js';
-import { limits } from './limits.js';
-import { type Alternative, anything, type Regex } from './regex.js';
-import { exceeds } from './schema-error.js';
-
-/** Steps over states and edges; some tens of milliseconds. */
-const mostWork = 1 << 19;
-
-interface State {
-  edges: [low: number, high: number, target: number][];
-  empty: number[];
-}
-
-/** The texts of a pattern as a nondeterministic automaton over the bytes of a JSON string. */
-class Automaton {
-  readonly states: State[] = [];
-  readonly #pointer: string;
-  #work = 0;
-
-  constructor(pointer: string) {
-    this.#pointer = pointer;
-  }
-
-  /** Counts what was done: a small pattern may ask for more than there is time for. */
-  spend(work: number): void {
-    this.#work += work;
-    if (this.#work > mostWork) tooLarge(this.#pointer);
-  }
-
-  state(): number {
-    if (this.states.length === limits.patternStates) tooLarge(this.#pointer);
-    return this.states.push({ edges: [], empty: [] }) - 1;
-  }
-
-  empty(from: number, to: number): void {
-    (this.states[from] as State).empty.push(to);
-  }
-
-  add(regex: Regex, from: number): number {
-    this.spend(1);
-    if (regex.kind === 'set') return this.#set(regex.ranges, from);
-    if (regex.kind === 'sequence') return regex.parts.reduce((at, part) => this.add(part, at), from);
-    if (regex.kind === 'choice') {
-      const to = this.state();
-      for (const option of regex.options) this.empty(this.add(option, from), to);
-      return to;
-    }
-    return this.#repeat(regex.part, regex.least, regex.most, from);
-  }
-
-  #set(ranges: Range[], from: number): number {
-    const to = this.state();
-    const before = new Map([['', to]]); // by the bytes that are still to come
-    const reach = (rest: ByteRanges): number => {
-      const key = rest.join(' ');
-      const known = before.get(key);
-      if (known !== undefined) return known;
-      const at = this.state();
-      before.set(key, at);
-      (this.states[at] as State).edges.push([...(rest[0] as Range), reach(rest.slice(1))]);
-      return at;
-    };
-    for (const [first, ...rest] of ranges.flatMap(jsonBytes)) {
-      (this.states[from] as State).edges.push([...(first as Range), reach(rest)]);
-    }
-    return to;
-  }
-
-  #repeat(part: Regex, least: number, most: number, from: number): number {
-    let at = from;
-    for (let i = 0; i < least; i++) at = this.add(part, at);
-    if (most === Number.POSITIVE_INFINITY) {
-      const loop = this.state();
-      this.empty(at, loop);
-      this.empty(this.add(part, loop), loop);
-      return loop;
-    }
-    const to = this.state();
-    for (let i = least; i < most; i++) {
-      this.empty(at, to);
-      at = this.add(part, at);
-    }
-    this.empty(at, to);
-    return to;
-  }
-
-  closure(of: Iterable<number>): number[] {
-    const seen = new Set(of);
-    for (const state of seen) for (const next of (this.states[state] as State).empty) seen.add(next);
-    this.spend(seen.size);
-    return [...seen].sort((a, b) => a - b);
-  }
-}
-
-function tooLarge(pointer: string): never {
-  return exceeds(pointer, `the pattern takes too many states, or too long to make deterministic`);
-}
-
-/** The states that each of several patterns may be in. Where `free` is among them, any text may follow: they are that alone. */
-type States = readonly number[];
-
-/** The ranges of bytes that lead to the same states in all patterns; a pattern that is free goes along with any. */
-function transitions(automaton: Automaton, parts: readonly States[], free: number): [Range, number[][]][] {
-  const edges = parts.map((states) => states.flatMap((state) => (automaton.states[state] as State).edges));
-  const all = edges.flat();
-  const bounds = [...new Set(all.flatMap(([low, high]) => [low, high + 1]))].sort((a, b) => a - b);
-  automaton.spend(all.length * bounds.length);
-  const found: [Range, number[][]][] = [];
-  for (const [i, low] of bounds.entries()) {
-    const targets = edges.map((own, part) =>
-      parts[part]?.[0] === free
-        ? [free]
-        : own.filter(([from, to]) => low >= from && low <= to).map(([, , target]) => target),
-    );
-    if (targets.every((own) => own.length > 0)) found.push([[low, (bounds[i + 1] as number) - 1], targets]);
-  }
-  return found;
-}
-
-/** Of a deterministic automaton, whose first one is where it starts. */
-interface Node {
-  edges: [range: Range, target: number][];
-  /** The text may end here; any may follow. */
-  ends: boolean;
-  free: boolean;
-}
-
-/** The automaton of what all patterns match. Error: RangeError for too many states. */
-function determinized(patterns: readonly Alternative[][], pointer: string): Node[] {
-  const automaton = new Automaton(pointer);
-  const free = automaton.state();
-  const made = patterns.map((alternatives) => {
-    const [start, ended] = [automaton.state(), automaton.state()];
-    for (const { fromStart, toEnd, body } of alternatives) {
-      const first = fromStart ? start : automaton.add(anything, start);
-      automaton.empty(automaton.add(body, first), toEnd ? ended : free);
-    }
-    return { start, ended };
-  });
-  const closure = (states: Iterable<number>): States => {
-    const closed = automaton.closure(states);
-    return closed.includes(free) ? [free] : closed;
-  };
-  const nodes: Node[] = [];
-  const numbers = new Map<string, number>();
-  const open: [node: Node, parts: States[]][] = [];
-  const numberOf = (parts: States[]): number => {
-    const key = parts.map((states) => states.join(' ')).join();
-    const known = numbers.get(key);
-    if (known !== undefined) return known;
-    if (nodes.length === limits.patternStates) tooLarge(pointer);
-    const ends = parts.every((states, i) => states[0] === free || states.includes(made[i]?.ended as number));
-    const node: Node = { edges: [], ends, free: parts.every(([first]) => first === free) };
-    numbers.set(key, nodes.push(node) - 1);
-    if (!node.free) open.push([node, parts]);
-    return nodes.length - 1;
-  };
-  numberOf(made.map(({ start }) => closure([start])));
-  for (let next = open.pop(); next; next = open.pop()) {
-    const [node, parts] = next;
-    for (const [range, targets] of transitions(automaton, parts, free))
-      node.edges.push([range, numberOf(targets.map(closure))]);
-  }
-  return nodes;
-}
+import type { Alternative } from './regex.js';
+import { addSpans } from './spans.js';
 
 /**
- * Adds the JSON strings whose text all of these patterns match, from behind the opening quote to behind the closing one. The
- * automaton is deterministic, and where all that follows is free it is an ordinary string.
- * Error: RangeError for patterns that take too many states, before anything is added.
+ * Adds the JSON strings whose text all of these patterns match, from behind the opening quote to behind the closing one.
+ * The automaton is deterministic, and where all that follows is free it is an ordinary string.
+ * Error: RangeError for patterns that take too many states or too long, before anything is added.
  */
-export function addPatterns(
+export function* addPatterns(
   graph: Graph,
   from: number,
   to: number,
   patterns: readonly Alternative[][],
   pointer: string,
-): void {
-  const found = determinized(patterns, pointer);
-  const nodes = found.map(() => graph.node());
+): Steps<void> {
+  const effort = new Effort(pointer);
+  const automaton = yield* determine(patterns, effort);
+  const live = liveStates(automaton);
+  yield;
+  if (!live[0]) return;
+  const nodes = Int32Array.from(live, (isLive) => (isLive ? graph.node() : -1));
   graph.empty(from, nodes[0] as number);
-  for (const [i, { edges, ends, free }] of found.entries()) {
-    const node = nodes[i] as number;
+  const characters = new Characters(graph, automaton, nodes);
+  for (const [state, { text, free }] of automaton.ends.entries()) {
+    const node = nodes[state] as number;
+    if (node < 0) continue;
     if (free) graph.string(node, 0, -1, to);
-    else if (ends) graph.edge(node, 0x22, 0x22, to);
-    for (const [[low, high], target] of edges) graph.edge(node, low, high, nodes[target] as number);
+    else {
+      if (text) graph.edge(node, 0x22, 0x22, to);
+      characters.add(state);
+    }
+    if (state % 64 === 63) yield;
+  }
+  yield* addSpans(graph, automaton, nodes);
+}
+
+/** States from which a text can end. */
+function liveStates({ next, ends }: Deterministic): Uint8Array {
+  const before: number[][] = next.map(() => []);
+  for (const [state, targets] of next.entries()) {
+    let last = -1;
+    for (const target of targets.values()) {
+      if (target !== last) (before[target] as number[]).push(state);
+      last = target;
+    }
+  }
+  const live = new Uint8Array(next.length);
+  const open = [...ends.keys()].filter((state) => ends[state]?.text || ends[state]?.free);
+  for (const state of open) live[state] = 1;
+  for (let state = open.pop(); state !== undefined; state = open.pop()) {
+    for (const one of before[state] as number[]) {
+      if (live[one]) continue;
+      live[one] = 1;
+      open.push(one);
+    }
+  }
+  return live;
+}
+
+/** The bytes of the characters that lead from state to state. */
+class Characters {
+  readonly #graph: Graph;
+  readonly #automaton: Deterministic;
+  readonly #nodes: Int32Array; // by state; -1: leads nowhere
+  readonly #shared = new Map<string, number>(); // nodes inside characters, by where these lead
+
+  constructor(graph: Graph, automaton: Deterministic, nodes: Int32Array) {
+    this.#graph = graph;
+    this.#automaton = automaton;
+    this.#nodes = nodes;
+  }
+
+  /** Adds those from a state. */
+  add(state: number): void {
+    const { alphabet, next } = this.#automaton;
+    const targets = new Int32Array(alphabet.classes.length).fill(-1);
+    for (const [one, to] of next[state] as ReadonlyMap<number, number>) targets[one] = this.#nodes[to] as number;
+    this.#addEdges(alphabet.root, targets, this.#nodes[state] as number);
+  }
+
+  #addEdges({ edges }: ByteNode, targets: Int32Array, from: number): void {
+    let [low, high, to] = [0, -1, -1]; // of edges that are one
+    for (const edge of edges) {
+      const target = edge.to < 0 ? (targets[~edge.to] as number) : this.#nodeOf(edge.to, targets);
+      if (target === to && edge.low === high + 1) high = edge.high;
+      else {
+        if (to >= 0) this.#graph.edge(from, low, high, to);
+        [low, high, to] = [edge.low, edge.high, target];
+      }
+    }
+    if (to >= 0) this.#graph.edge(from, low, high, to);
+  }
+
+  /** The node inside a character; -1 where no character goes on. */
+  #nodeOf(index: number, targets: Int32Array): number {
+    const inside = this.#automaton.alphabet.nodes[index] as ByteNode;
+    let led = '';
+    for (const one of inside.classes) if ((targets[one] as number) >= 0) led += ` ${one}>${targets[one]}`;
+    if (led === '') return -1;
+    const key = `${index}${led}`;
+    const known = this.#shared.get(key);
+    if (known !== undefined) return known;
+    const node = this.#graph.node();
+    this.#shared.set(key, node);
+    this.#addEdges(inside, targets, node);
+    return node;
   }
 }

@@ -1,3 +1,4 @@
+import type { Steps } from '../turns.js';
 import { complement } from './characters.js';
 import { formats, knownPatterns } from './formats.js';
 import type { Graph } from './graph.js';
@@ -21,7 +22,13 @@ function lengthPattern(least: number, most: number, pointer: string): Alternativ
  * Adds the strings that meet the constraints on strings, from behind the opening quote to behind the closing one. A format
  * that is not known, or that takes too many states together with the patterns, is an annotation where there is a pattern.
  */
-export function addText(graph: Graph, from: number, to: number, constraints: JsonObject, pointer: string): void {
+export function* addText(
+  graph: Graph,
+  from: number,
+  to: number,
+  constraints: JsonObject,
+  pointer: string,
+): Steps<void> {
   const { pattern, format: name, minLength, maxLength } = constraints;
   const [least, most] = [(minLength ?? 0) as number, (maxLength ?? -1) as number];
   if (most >= 0 && most < least) return;
@@ -39,9 +46,9 @@ export function addText(graph: Graph, from: number, to: number, constraints: Jso
   const asked = [...own, ...lengthPattern(least, most, pointer)];
   const format = known === undefined ? [] : [parsePattern(known, at)];
   try {
-    addPatterns(graph, from, to, [...asked, ...format], at);
+    yield* addPatterns(graph, from, to, [...asked, ...format], at);
   } catch (error) {
     if (own.length === 0 || format.length === 0 || !(error instanceof RangeError)) throw error;
-    addPatterns(graph, from, to, asked, at);
+    yield* addPatterns(graph, from, to, asked, at);
   }
 }

@@ -68,6 +68,10 @@ function codeOf(error: unknown): string | undefined {
 /** What a client may know of any error: those that are not its own doing say no more than that there was one. */
 export function toApiError(error: unknown): ApiError {
   if (error instanceof ApiError) return error;
+  if (codeOf(error) === 'ERR_AT_MOE_SCHEMA') {
+    const message = `response_format: ${(error as Error).message}`;
+    return new ApiError(400, message, { code: 'invalid_schema', param: 'response_format', cause: error });
+  }
   const code = codeOf(error) ?? '';
   const known = statusOfCode[code];
   if (known) {
@@ -90,10 +94,7 @@ export function logFault(request: FastifyRequest, error: ApiError): void {
 /** The library's errors of wrong arguments, thrown at a call: the client's doing. */
 export function argumentError(error: unknown): unknown {
   if (!(error instanceof TypeError || error instanceof RangeError)) return error;
-  if (codeOf(error) === 'ERR_AT_MOE_SCHEMA') {
-    const message = `response_format: ${error.message}`;
-    return new ApiError(400, message, { code: 'invalid_schema', param: 'response_format', cause: error });
-  }
+  if (codeOf(error) === 'ERR_AT_MOE_SCHEMA') return error; // told as such wherever it comes from
   const param = error.message.includes('routing') && { param: 'routing' };
   return new ApiError(400, error.message, { code: 'invalid_value', ...param, cause: error });
 }

@@ -13,7 +13,8 @@ namespace {
 std::shared_ptr<Constraint> constraint_of(OpCall& call) {
   const std::shared_ptr<Vocabulary> vocabulary = read_vocabulary(Fields(call.args().Get("vocabulary"), "vocabulary"));
   vocabulary->prepare().run();
-  return std::make_shared<Constraint>(read_grammar(Fields(call.args().Get("grammar"), "grammar")), vocabulary);
+  return std::make_shared<Constraint>(read_grammar(Fields(call.args().Get("grammar"), "grammar")),
+                                      std::make_shared<SetTokensCache>(vocabulary));
 }
 
 bool has(const uint32_t* set, size_t token) { return (set[token / 32] >> (token % 32) & 1) != 0; }

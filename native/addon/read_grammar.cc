@@ -4,8 +4,15 @@ namespace at_moe {
 
 std::shared_ptr<const Grammar> read_grammar(const Fields& from) {
   auto table = [&](const char* name) { return from.required_values<int32_t>(name); };
-  return std::make_shared<const Grammar>(table("nodes"), table("edges"), table("empty"), table("calls"),
-                                         table("rules"));
+  return std::make_shared<const Grammar>(Grammar::Tables{
+      .nodes = table("nodes"),
+      .edges = table("edges"),
+      .empty = table("empty"),
+      .calls = table("calls"),
+      .rules = table("rules"),
+      .sets = table("sets"),
+      .spans = table("spans"),
+  });
 }
 
 std::shared_ptr<Vocabulary> read_vocabulary(const Fields& from) {

@@ -9,7 +9,7 @@ std::shared_ptr<Constraint> Constraints::at(int64_t number) {
   require(found != entries_.end(), "there is no grammar ", number);
   require(has_vocabulary(), "a grammar needs the vocabulary");
   Entry& entry = found->second;
-  if (!entry.constraint) entry.constraint = std::make_shared<Constraint>(entry.grammar, vocabulary_);
+  if (!entry.constraint) entry.constraint = std::make_shared<Constraint>(entry.grammar, tokens_);
   return entry.constraint;
 }
 

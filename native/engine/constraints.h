@@ -11,9 +11,11 @@ namespace at_moe {
 
 class Constraints {
  public:
-  bool has_vocabulary() const { return vocabulary_ != nullptr; }
+  bool has_vocabulary() const { return tokens_ != nullptr; }
   // Prepared.
-  void set_vocabulary(std::shared_ptr<const Vocabulary> vocabulary) { vocabulary_ = std::move(vocabulary); }
+  void set_vocabulary(std::shared_ptr<const Vocabulary> vocabulary) {
+    tokens_ = std::make_shared<SetTokensCache>(std::move(vocabulary));
+  }
   void add(int64_t number, std::shared_ptr<const Grammar> grammar) { entries_[number] = {std::move(grammar), nullptr}; }
   // Sequences that follow it keep it.
   void release(int64_t number) { entries_.erase(number); }
@@ -25,7 +27,7 @@ class Constraints {
     std::shared_ptr<const Grammar> grammar;
     std::shared_ptr<Constraint> constraint;  // made at the first use
   };
-  std::shared_ptr<const Vocabulary> vocabulary_;
+  std::shared_ptr<SetTokensCache> tokens_;
   std::map<int64_t, Entry> entries_;
 };
 

@@ -1,12 +1,14 @@
 #include "grammar/grammar.h"
 
+#include <utility>
+
 #include "core/status.h"
 
 namespace at_moe {
 
 namespace {
 
-constexpr size_t kNodeFields = 7, kEdgeFields = 3, kCallFields = 2;
+constexpr size_t kNodeFields = 7, kEdgeFields = 3, kCallFields = 2, kSetFields = 3, kSpanFields = 3;
 
 void check_index(int32_t index, size_t size) {
   require(index >= 0 && static_cast<size_t>(index) < size, "grammar: index ", index, " of ", size);
@@ -23,9 +25,16 @@ std::span<const T> take(const std::vector<T>& all, int32_t& begin, int32_t end) 
 
 }  // namespace
 
-Grammar::Grammar(std::span<const int32_t> nodes, std::span<const int32_t> edges, std::span<const int32_t> empty,
-                 std::span<const int32_t> calls, std::span<const int32_t> rules)
-    : empty_(empty.begin(), empty.end()), rules_(rules.begin(), rules.end()) {
+Grammar::Grammar(const Tables& tables) : empty_(tables.empty), rules_(tables.rules) {
+  read_nodes(tables);
+  read_spans(tables);
+  require(!rules_.empty(), "grammar: no rules");
+  for (int32_t start : rules_) check_index(start, size());
+  check_starts();
+}
+
+void Grammar::read_nodes(const Tables& tables) {
+  const auto& [nodes, edges, empty, calls, rules, sets, spans] = tables;
   require(nodes.size() % kNodeFields == 0 && edges.size() % kEdgeFields == 0 && calls.size() % kCallFields == 0,
           "grammar: incomplete tables");
   const size_t count = nodes.size() / kNodeFields;
@@ -53,24 +62,42 @@ Grammar::Grammar(std::span<const int32_t> nodes, std::span<const int32_t> edges,
     }
     nodes_.push_back(node);
   }
-  require(!rules_.empty(), "grammar: no rules");
-  for (int32_t start : rules_) check_index(start, count);
-  for (int32_t rule = 0; rule < static_cast<int32_t>(rules_.size()); ++rule) check_start(rule);
 }
 
-void Grammar::check_start(int32_t rule) const {
-  std::vector<bool> seen(nodes_.size());
-  std::vector<int32_t> open{start_of(rule)};
-  while (!open.empty()) {
-    const int32_t at = open.back();
-    open.pop_back();
-    if (seen[static_cast<size_t>(at)]) continue;
-    seen[static_cast<size_t>(at)] = true;
-    require(node(at).kind != Kind::kAccept, "grammar: rule ", rule, " may be empty");
-    for (const Call& call : node(at).calls) {
-      require(call.rule > rule, "grammar: rule ", rule, " begins with rule ", call.rule);
+void Grammar::read_spans(const Tables& tables) {
+  require(tables.sets.size() % kSetFields == 0 && tables.spans.size() % kSpanFields == 0, "grammar: incomplete spans");
+  for (size_t i = 0; i < tables.sets.size(); i += kSetFields) {
+    const int32_t set = tables.sets[i], first = tables.sets[i + 1], last = tables.sets[i + 2];
+    if (set == static_cast<int32_t>(sets_.size())) sets_.emplace_back();
+    require(set + 1 == static_cast<int32_t>(sets_.size()), "grammar: set ", set, " is out of order");
+    CharacterSet& ranges = sets_.back();
+    require(first >= 0 && first <= last && (ranges.empty() || first > ranges.back().last), "grammar: a set's ranges");
+    ranges.push_back({first, last});
+  }
+  for (size_t i = 0; i < tables.spans.size(); i += kSpanFields) {
+    check_index(tables.spans[i], size());
+    check_index(tables.spans[i + 1], sets_.size());
+    Node& node = nodes_[static_cast<size_t>(tables.spans[i])];
+    require(node.kind != Kind::kString && tables.spans[i + 2] >= -1, "grammar: a span of node ", tables.spans[i]);
+    node.set = tables.spans[i + 1], node.span = tables.spans[i + 2];
+  }
+}
+
+void Grammar::check_starts() const {
+  std::vector<int32_t> seen_by(nodes_.size(), -1);
+  std::vector<int32_t> open;
+  for (int32_t rule = 0; rule < static_cast<int32_t>(rules_.size()); ++rule) {
+    open.push_back(start_of(rule));
+    while (!open.empty()) {
+      const int32_t at = open.back();
+      open.pop_back();
+      if (std::exchange(seen_by[static_cast<size_t>(at)], rule) == rule) continue;
+      require(node(at).kind != Kind::kAccept, "grammar: rule ", rule, " may be empty");
+      for (const Call& call : node(at).calls) {
+        require(call.rule > rule, "grammar: rule ", rule, " begins with rule ", call.rule);
+      }
+      open.insert(open.end(), node(at).empty.begin(), node(at).empty.end());
     }
-    open.insert(open.end(), node(at).empty.begin(), node(at).empty.end());
   }
 }
 

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "grammar/character_set.h"
+
 namespace at_moe {
 
 // A node reads a byte by an edge, calls a rule and goes on at the call's target, goes on without a byte (`empty`), ends its
@@ -26,30 +28,39 @@ class Grammar {
     Kind kind = Kind::kPlain;
     int32_t least = 0, most = -1;  // kString: characters; most -1: any number
     int32_t target = -1;           // kString: after the closing quote
+    int32_t set = -1;              // every text of up to `span` of the set's characters goes on; -1: none is known
+    int32_t span = -1;             // -1: any number
     // Nothing happens here before the next byte.
     bool reads_only() const { return kind != Kind::kAccept && empty.empty() && calls.empty(); }
   };
 
   // nodes: [end of edges, end of empty, end of calls, kind, least, most, target] each; edges: [low, high, target] each;
-  // calls: [rule, target] each; rules: first nodes, the root's first. Throws kInternal for anything out of bounds, for a
-  // rule that is empty, and for one that calls itself, or one before it, without a byte in between.
-  Grammar(std::span<const int32_t> nodes, std::span<const int32_t> edges, std::span<const int32_t> empty,
-          std::span<const int32_t> calls, std::span<const int32_t> rules);
+  // calls: [rule, target] each; rules: first nodes, the root's first; sets: [set, first, last character] each, in ascending
+  // order; spans: [node, set, most characters] each. Throws kInternal for anything out of bounds, for a rule that is empty,
+  // and for one that calls itself, or one before it, without a byte in between.
+  struct Tables {
+    std::vector<int32_t> nodes, edges, empty, calls, rules, sets, spans;
+  };
+  explicit Grammar(const Tables& tables);
   Grammar(const Grammar&) = delete;
   Grammar& operator=(const Grammar&) = delete;
 
   const Node& node(int32_t index) const { return nodes_[static_cast<size_t>(index)]; }
   int32_t start_of(int32_t rule) const { return rules_[static_cast<size_t>(rule)]; }
   size_t size() const { return nodes_.size(); }
+  const CharacterSet& set(int32_t index) const { return sets_[static_cast<size_t>(index)]; }
 
  private:
-  void check_start(int32_t rule) const;
+  void read_nodes(const Tables& tables);
+  void read_spans(const Tables& tables);
+  void check_starts() const;
 
   std::vector<Edge> edges_;
   std::vector<int32_t> empty_;
   std::vector<Call> calls_;
   std::vector<Node> nodes_;
   std::vector<int32_t> rules_;
+  std::vector<CharacterSet> sets_;
 };
 
 }  // namespace at_moe

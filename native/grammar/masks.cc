@@ -1,6 +1,7 @@
 #include "grammar/masks.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/status.h"
 #include "grammar/hash.h"
@@ -13,8 +14,8 @@ using Kind = Grammar::Kind;
 
 }  // namespace
 
-Masks::Masks(Automaton& automaton, std::shared_ptr<const Vocabulary> vocabulary)
-    : automaton_(automaton), vocabulary_(std::move(vocabulary)), levels_(vocabulary_->all().longest + 1) {}
+Masks::Masks(Automaton& automaton, std::shared_ptr<SetTokensCache> tokens)
+    : automaton_(automaton), tokens_(std::move(tokens)), levels_(vocabulary().all().longest + 1) {}
 
 size_t Masks::Hash::operator()(const Key& key) const {
   Hasher hash;
@@ -28,7 +29,7 @@ size_t Masks::Hash::operator()(const Key& key) const {
 // Two counts of characters are the same to a mask when no token reaches the least or the most from either.
 Masks::Key Masks::key_of(const Readings& readings) const {
   Key key = readings.items;
-  const auto reach = static_cast<int32_t>(vocabulary_->all().longest);
+  const auto reach = static_cast<int32_t>(vocabulary().all().longest);
   for (Reading& reading : key) {
     const Grammar::Node& node = automaton_.grammar().node(reading.node);
     if (node.kind != Kind::kString) continue;
@@ -66,7 +67,7 @@ void Masks::clear() {
 // Between two characters of a string the plain tokens that fit are known. They are all that continue it, but for the
 // others, when they all fit or when nothing but strings is read.
 std::shared_ptr<const TokenSet> Masks::make(const Readings& readings) {
-  auto mask = std::make_shared<TokenSet>(vocabulary_->size());
+  auto mask = std::make_shared<TokenSet>(vocabulary().size());
   bool strings_alone = true, all_fit = false;
   int32_t room = 0;
   for (const Reading& reading : readings.items) {
@@ -75,14 +76,42 @@ std::shared_ptr<const TokenSet> Masks::make(const Readings& readings) {
       strings_alone = false;
       continue;
     }
-    const int32_t left = node.most < 0 ? vocabulary_->longest_plain() : node.most - reading.characters;
+    const int32_t left = node.most < 0 ? vocabulary().longest_plain() : node.most - reading.characters;
     room = std::max(room, left);
-    all_fit |= left >= vocabulary_->longest_plain();
+    all_fit |= left >= vocabulary().longest_plain();
   }
   const bool plain_known = all_fit || strings_alone;
-  if (plain_known) vocabulary_->add_plain(all_fit ? -1 : room, *mask);
-  walk(plain_known ? vocabulary_->others() : vocabulary_->all(), readings, *mask);
+  if (plain_known) {
+    vocabulary().add_plain(all_fit ? -1 : room, *mask);
+    walk(vocabulary().others(), readings, {}, *mask);
+    return mask;
+  }
+  std::shared_ptr<const SetTokens> of_span;
+  Known known;
+  if (const Grammar::Node* span = broadest_span(readings)) {
+    of_span = tokens_->of(automaton_.grammar().set(span->set));
+    known = {of_span.get(), span->span};
+    of_span->add(known.characters, *mask);
+  }
+  walk(vocabulary().all(), readings, known, *mask);
   return mask;
+}
+
+// That of the most characters, then of the greatest length; null when no reading has one.
+const Grammar::Node* Masks::broadest_span(const Readings& readings) const {
+  const Grammar::Node* broadest = nullptr;
+  std::pair<int64_t, uint32_t> most;
+  for (const Reading& reading : readings.items) {
+    const Grammar::Node& node = automaton_.grammar().node(reading.node);
+    if (node.set < 0) continue;
+    int64_t characters = 0;
+    for (const CharacterRange& range : automaton_.grammar().set(node.set)) characters += range.last - range.first + 1;
+    const std::pair size{characters, static_cast<uint32_t>(node.span)};  // -1 is the greatest
+    if (broadest && size <= most) continue;
+    broadest = &node;
+    most = size;
+  }
+  return broadest;
 }
 
 bool Masks::step(Level& from, uint8_t byte, Level& to) {
@@ -105,21 +134,24 @@ bool Masks::step(Level& from, uint8_t byte, Level& to) {
   return true;
 }
 
-void Masks::walk(const TokenTrie& trie, const Readings& from, TokenSet& to) {
+void Masks::walk(const TokenTrie& trie, const Readings& from, Known known, TokenSet& to) {
   int64_t steps = 0;
   levels_[0].readings = from;
   levels_[0].table = nullptr;
   const auto count = static_cast<int32_t>(trie.size());
   for (int32_t at = 0; at < count;) {
     const TokenTrie::Node& node = trie.nodes[static_cast<size_t>(at)];
+    if (known.tokens && known.tokens->covers(at, known.characters)) {
+      at = node.end;
+      continue;
+    }
     Level& before = levels_[node.depth - 1u];
     if (!before.table) steps += static_cast<int64_t>(before.readings.items.size());
     if (!step(before, node.byte, levels_[node.depth])) {
       at = node.end;
       continue;
     }
-    const int32_t last_token = trie.nodes[static_cast<size_t>(at) + 1].first_token;
-    for (int32_t i = node.first_token; i < last_token; ++i) to.add(trie.tokens[static_cast<size_t>(i)]);
+    for (int32_t token : trie.tokens_at(at)) to.add(token);
     ++at;
     if (steps > kMostSteps) fail(Code::kUnsupported, "the schema's alternatives take too long to tell apart");
   }

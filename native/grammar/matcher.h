@@ -12,9 +12,8 @@ namespace at_moe {
 // A grammar over a vocabulary, shared by the sequences that follow it. One thread's.
 class Constraint {
  public:
-  // The vocabulary is prepared.
-  Constraint(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary)
-      : automaton(std::move(grammar)), masks(automaton, std::move(vocabulary)) {}
+  Constraint(std::shared_ptr<const Grammar> grammar, std::shared_ptr<SetTokensCache> tokens)
+      : automaton(std::move(grammar)), masks(automaton, std::move(tokens)) {}
 
   Automaton automaton;
   Masks masks;

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "core/status.h"
-#include "grammar/json_string.h"
 
 namespace at_moe {
 
@@ -18,7 +17,7 @@ bool TokenSet::empty() const {
 }
 
 Vocabulary::Vocabulary(std::vector<uint8_t> bytes, std::vector<int32_t> offsets)
-    : bytes_(std::move(bytes)), offsets_(std::move(offsets)) {
+    : bytes_(std::move(bytes)), offsets_(std::move(offsets)), plain_(offsets_.empty() ? 0 : offsets_.size() - 1) {
   require(!offsets_.empty() && offsets_.front() == 0 && static_cast<size_t>(offsets_.back()) == bytes_.size() &&
               std::ranges::is_sorted(offsets_),
           "vocabulary: bad offsets");
@@ -51,12 +50,11 @@ int32_t Vocabulary::plain_length(std::span<const uint8_t> bytes) {
 
 Pass Vocabulary::prepare() {
   std::vector<std::pair<uint64_t, int32_t>> by_bytes;  // the first eight, in their order
-  std::vector<std::pair<int32_t, int32_t>> plain;
   for (int32_t token = 0; token < static_cast<int32_t>(size()); ++token) {
     const auto bytes = bytes_of(token);
     if (bytes.empty() || bytes.size() > kLongestToken) continue;
     by_bytes.push_back({first_bytes(bytes), token});
-    if (const int32_t length = plain_length(bytes); length > 0) plain.push_back({length, token});
+    if (const int32_t length = plain_length(bytes); length > 0) plain_.insert(length, token);
   }
   co_await unit_end();
   std::ranges::sort(by_bytes, [this](const auto& a, const auto& b) {
@@ -71,7 +69,7 @@ Pass Vocabulary::prepare() {
   co_await unit_end();
   std::erase_if(sorted, [this](int32_t token) { return plain_length(bytes_of(token)) > 0; });
   co_await lay_out(sorted, others_);
-  sort_plain(std::move(plain));
+  plain_.finish();
 }
 
 Pass Vocabulary::lay_out(std::span<const int32_t> sorted, TokenTrie& trie) const {
@@ -97,19 +95,18 @@ Pass Vocabulary::lay_out(std::span<const int32_t> sorted, TokenTrie& trie) const
   trie.nodes.push_back({0, static_cast<int32_t>(trie.tokens.size())});
 }
 
-void Vocabulary::sort_plain(std::vector<std::pair<int32_t, int32_t>> plain) {
-  std::ranges::sort(plain);
-  longest_plain_ = plain.empty() ? 0 : plain.back().first;
-  TokenSet set(size());
-  auto next = plain.begin();
-  for (int32_t length = 0; length <= kShort; ++length) {
-    for (; next != plain.end() && next->first <= length; ++next) set.add(next->second);
-    short_.push_back(set);
-  }
-  long_.assign(next, plain.end());
+void TokensByLength::insert(int32_t characters, int32_t token) {
+  longest_ = std::max(longest_, characters);
+  if (characters <= kShort) short_[static_cast<size_t>(characters)].add(token);
+  else long_.push_back({characters, token});
 }
 
-void Vocabulary::add_plain(int32_t characters, TokenSet& to) const {
+void TokensByLength::finish() {
+  for (size_t length = 1; length < short_.size(); ++length) short_[length].add(short_[length - 1]);
+  std::ranges::sort(long_);
+}
+
+void TokensByLength::add(int32_t characters, TokenSet& to) const {
   const bool all = characters < 0;
   to.add(short_[static_cast<size_t>(all ? kShort : std::min(characters, kShort))]);
   for (const auto& [length, token] : long_) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/pass.h"
+#include "grammar/json_string.h"
 
 namespace at_moe {
 
@@ -26,6 +27,27 @@ class TokenSet {
   std::vector<uint32_t> words_;
 };
 
+// Tokens, each of a number of characters, as a set of those up to any number.
+class TokensByLength {
+ public:
+  // Of so many tokens in all.
+  explicit TokensByLength(size_t tokens) : short_(kShort + 1, TokenSet(tokens)) {}
+
+  void insert(int32_t characters, int32_t token);
+  // After the last one.
+  void finish();
+  // Adds those of at most so many characters; -1: all.
+  void add(int32_t characters, TokenSet& to) const;
+  int32_t longest() const { return longest_; }  // characters
+
+ private:
+  static constexpr int32_t kShort = 16;  // characters up to which sets are kept
+
+  std::vector<TokenSet> short_;                    // [n]: those of at most n characters
+  std::vector<std::pair<int32_t, int32_t>> long_;  // characters and token of the others, in ascending order
+  int32_t longest_ = 0;
+};
+
 // Nodes in preorder: the node after one is its first child, `end` is what follows its descendants.
 struct TokenTrie {
   struct Node {
@@ -39,6 +61,11 @@ struct TokenTrie {
   size_t longest = 0;  // bytes
 
   size_t size() const { return nodes.empty() ? 0 : nodes.size() - 1; }
+  std::span<const int32_t> tokens_at(int32_t node) const {
+    const auto at = static_cast<size_t>(node);
+    const auto begin = static_cast<size_t>(nodes[at].first_token), end = static_cast<size_t>(nodes[at + 1].first_token);
+    return std::span(tokens).subspan(begin, end - begin);
+  }
 };
 
 class Vocabulary {
@@ -60,23 +87,18 @@ class Vocabulary {
   const TokenTrie& all() const { return all_; }
   const TokenTrie& others() const { return others_; }
   // Adds the plain tokens of at most so many characters; -1: all.
-  void add_plain(int32_t characters, TokenSet& to) const;
-  int32_t longest_plain() const { return longest_plain_; }  // characters
+  void add_plain(int32_t characters, TokenSet& to) const { plain_.add(characters, to); }
+  int32_t longest_plain() const { return plain_.longest(); }  // characters
 
  private:
-  static constexpr int32_t kShort = 16;  // characters up to which sets are kept
-
   static uint64_t first_bytes(std::span<const uint8_t> bytes);
   static int32_t plain_length(std::span<const uint8_t> bytes);
   Pass lay_out(std::span<const int32_t> sorted, TokenTrie& trie) const;
-  void sort_plain(std::vector<std::pair<int32_t, int32_t>> plain);
 
   std::vector<uint8_t> bytes_;
   std::vector<int32_t> offsets_;
   TokenTrie all_, others_;
-  std::vector<TokenSet> short_;                    // [n]: plain tokens of at most n characters
-  std::vector<std::pair<int32_t, int32_t>> long_;  // characters and token, in ascending order
-  int32_t longest_plain_ = 0;
+  TokensByLength plain_;
 };
 
 }  // namespace at_moe

@@ -79,6 +79,71 @@ describe('sets of allowed tokens', () => {
     }
   });
 
+  describe('of broad patterns are those of a naive walk over all tokens', () => {
+    const lengths = [2, 3, 5, 9, 15, 16, 17, 33, 253, 254, 255, 256, 300];
+    const vocabulary = vocabularyOf([
+      ...singleBytes,
+      ...lengths.flatMap((n) => ['y'.repeat(n), `${'y'.repeat(n)}"`, 'é'.repeat(n), 'aZ9_'.repeat(n)]),
+      ...[
+        ' the',
+        'abc',
+        'x"',
+        'xx',
+        'ax"',
+        'ab\n',
+        'ab\\n',
+        '\\n',
+        '\\"',
+        '\\u00e9',
+        '\\u0041',
+        'a\\',
+        'a"b',
+        '", "',
+        'a,b',
+      ],
+      ...['日本', '日本語x', 'é日😀', '😀😀', 'a😀"', '\x7f', 'a\u2028', 'a b', 'a.b@c', '@mail.', 'é1', '12', '1a'],
+      ...['61e6', 'e697', 'a5', '97a5', 'c3', 'a961', 'f09f', '98806f', 'eda080', '61c080', 'ff61'].map((hex) =>
+        Buffer.from(hex, 'hex'),
+      ),
+    ]);
+    const cases: [schema: Schema, text: string][] = [
+      [{ pattern: '^.{1,40}x$' }, '"abc the日本éabc😀😀aZ9_aZ9_aZ9_aZ9_yyyyya'],
+      [{ pattern: '^.{2,300}x$' }, '"ab'],
+      [{ pattern: '^[^\\n"]*$' }, '"a😀b\\\\'],
+      [{ pattern: '^[A-Z][a-z]{1,20}( [a-zé]+)*$' }, '"Zyyyyyyyyy theéé'],
+      [{ pattern: '^[a-z]+[0-9]{2}[a-z]*$' }, '"abc12abc'],
+      [{ pattern: 'a\\dx' }, '"é日a1x"'],
+      [{ pattern: '^[\\u0800-\\u{10ffff}a]{1,9}$' }, '"日本語😀😀日本a'],
+      [{ pattern: '^\\w+$', minLength: 3, maxLength: 18 }, '"aZ9_aZ9_yyyyyy'],
+      [
+        { anyOf: [{ pattern: '^.{1,9}x$' }, { pattern: '^[a-z ]{3,12}$' }, { type: 'string', maxLength: 4 }] },
+        '"ab the',
+      ],
+      [{ format: 'email' }, '"abc.abc@mail.the'],
+      [{ type: 'object', propertyNames: { pattern: '^[a-z]{2,6}$' } }, '{"abc": "日'],
+    ];
+    for (const [schema, text] of cases) {
+      it(JSON.stringify(schema), () => {
+        const grammar = compileSchema(schema, true);
+        const tokens = tokensOf(vocabulary, text);
+        let before = Buffer.alloc(0);
+        for (const [n, set] of setsOf(vocabulary, schema, text).entries()) {
+          const fits = (id: number) => {
+            const bytes = bytesOf(vocabulary, id);
+            return bytes.length > 0 && read(grammar, Buffer.concat([before, bytes])) !== undefined;
+          };
+          const expected = Array.from({ length: sizeOf(vocabulary) }, (_, id) => id).filter(fits);
+          assert.deepEqual([...set], expected, `${before}`);
+          if (n < tokens.length) before = Buffer.concat([before, bytesOf(vocabulary, tokens[n] as number)]);
+        }
+      });
+    }
+
+    it('they have spans', () => {
+      for (const [schema] of cases) assert.ok(compileSchema(schema, true).spans.length > 0, JSON.stringify(schema));
+    });
+  });
+
   it('more readings of one text than there may be are an error', () => {
     const schema: Schema = { anyOf: Array.from({ length: 1100 }, (_, i) => ({ type: 'string', minLength: i })) };
     const grammar = compileSchema(schema, true);
@@ -115,6 +180,11 @@ describe('sets of allowed tokens', () => {
       changed('nodes', 3, 7),
       changed('nodes', (strings[0] as number) + 6, -1),
       changed('nodes', (strings[0] as number) + 4, -5),
+      { ...good, sets: Int32Array.of(1, 0x20, 0x30) },
+      { ...good, sets: Int32Array.of(0, 0x20, 0x30, 0, 0x30, 0x40) },
+      { ...good, spans: Int32Array.of(0, 0, 1) },
+      { ...good, sets: Int32Array.of(0, 0x20, 0x30), spans: Int32Array.of(1 << 20, 0, 1) },
+      { ...good, sets: Int32Array.of(0, 0x20, 0x30), spans: Int32Array.of((strings[0] as number) / 7, 0, 1) },
       { ...good, rules: new Int32Array() },
       { ...good, nodes: good.nodes.slice(1) },
     ]) {

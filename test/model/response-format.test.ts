@@ -121,10 +121,14 @@ describe('response formats', () => {
 
   it('is compiled once, and cached by its text', async (t) => {
     const model = await textModel(t, 'cpu');
-    const compiled = model.compileResponseFormat(responseFormat);
+    const compiled = await model.compileResponseFormat(responseFormat);
     assert.ok(compiled instanceof CompiledResponseFormat);
-    assert.equal(model.compileResponseFormat(structuredClone(responseFormat)), compiled);
-    assert.notEqual(model.compileResponseFormat({ ...responseFormat, strict: false } as ResponseFormat), compiled);
+    assert.equal(await model.compileResponseFormat(structuredClone(responseFormat)), compiled);
+    assert.equal(model.compileResponseFormatSync(structuredClone(responseFormat)), compiled);
+    assert.notEqual(
+      await model.compileResponseFormat({ ...responseFormat, strict: false } as ResponseFormat),
+      compiled,
+    );
     const given = await model.complete(prompt, { responseFormat: compiled, seed: 1 });
     assert.equal((await model.complete(prompt, { responseFormat, seed: 1 })).text, given.text);
     // More formats than are kept: the first is made again, under way or not.
@@ -139,13 +143,54 @@ describe('response formats', () => {
       texts,
       Array.from({ length: 80 }, (_, i) => `${i}`),
     );
-    assert.notEqual(model.compileResponseFormat(responseFormat), compiled);
+    assert.notEqual(await model.compileResponseFormat(responseFormat), compiled);
     assert.equal((await model.complete(prompt, { responseFormat: compiled, seed: 1 })).text, given.text);
+  });
+
+  it('the event loop turns while formats are compiled, and a request ends with its signal meanwhile', async (t) => {
+    const model = await textModel(t, 'cpu');
+    const heavy = (n: number): ResponseFormat => ({
+      type: 'json_schema',
+      schema: { type: 'string', pattern: `^.{${n},300}x$` },
+    });
+    let turns = 0;
+    let open = true;
+    const count = () => {
+      turns++;
+      if (open) setImmediate(count);
+    };
+    setImmediate(count);
+    const { tokens } = await model.complete(prompt, { responseFormat: heavy(1), maxTokens: 2 });
+    open = false;
+    assert.equal(tokens.length, 2);
+    assert.ok(turns > 3, `${turns} turns`);
+    const controller = new AbortController();
+    const reason = new Error('enough');
+    const ended = model.complete(prompt, { responseFormat: heavy(2), signal: controller.signal });
+    const shared = model.complete(prompt, { responseFormat: heavy(2), maxTokens: 2 });
+    setImmediate(() => controller.abort(reason));
+    await assert.rejects(ended, reason);
+    assert.equal((await shared).tokens.length, 2);
+    const disposed = model.complete(prompt, { responseFormat: heavy(3) });
+    setImmediate(() => void model.dispose());
+    await assert.rejects(disposed, hasCode('ERR_AT_MOE_DISPOSED'));
+  });
+
+  it('the deadline counts from the call, however long the format takes', async (t) => {
+    const model = await textModel(t, 'cpu');
+    const pattern = (i: number) => ({ type: 'string', pattern: `^.{${i},${i + 50}}x$` });
+    const schema = { anyOf: Array.from({ length: 20 }, (_, i) => pattern(i + 1)) };
+    const late = model.complete(prompt, {
+      responseFormat: { type: 'json_schema', schema },
+      timeoutMs: 5,
+      maxTokens: 1,
+    });
+    await assert.rejects(late, hasCode('ERR_AT_MOE_DEADLINE'));
   });
 
   it('a handle serves another model', async (t) => {
     const [one, two] = [await textModel(t, 'cpu'), await textModel(t, 'cpu')];
-    const compiled = one.compileResponseFormat({ type: 'json_schema', schema: { const: 'x' } });
+    const compiled = await one.compileResponseFormat({ type: 'json_schema', schema: { const: 'x' } });
     assert.equal((await two.complete(prompt, { responseFormat: compiled })).text, '"x"');
   });
 
@@ -171,7 +216,7 @@ describe('response formats', () => {
     assert.ok(text.startsWith('{'), text);
   });
 
-  it('wrong formats throw at the call', async (t) => {
+  it('wrong formats throw at the call, schemas that are not supported at the first read', async (t) => {
     const model = await textModel(t, 'cpu');
     const wrong = [null, 'json', {}, { type: 'xml' }, { type: 'json_schema' }, { type: 'json_object', schema: {} }];
     for (const format of [
@@ -186,16 +231,18 @@ describe('response formats', () => {
       );
     }
     const unsupported = { type: 'object', properties: { a: { not: {} } } };
-    assert.throws(
-      () => model.generate(prompt, { responseFormat: { type: 'json_schema', schema: unsupported } }),
-      (error: TypeError & { pointer?: string }) => error instanceof TypeError && error.pointer === '#/properties/a/not',
-    );
+    const format: ResponseFormat = { type: 'json_schema', schema: unsupported };
+    const expected = { name: 'TypeError', code: 'ERR_AT_MOE_SCHEMA', pointer: '#/properties/a/not' };
+    await assert.rejects(model.generate(prompt, { responseFormat: format }).next(), expected);
+    await assert.rejects(model.complete(prompt, { responseFormat: format }), expected);
+    await assert.rejects(model.compileResponseFormat(format), expected);
+    assert.throws(() => model.compileResponseFormatSync(format), expected);
     const cyclic: { items?: object } = {};
     cyclic.items = cyclic;
     const deep = JSON.parse(`${'{"items":'.repeat(500)}{}${'}'.repeat(500)}`);
     const wide = { enum: Array.from({ length: 100_000 }, (_, i) => `value ${i}`) };
     for (const schema of [cyclic, deep, wide]) {
-      assert.throws(() => model.compileResponseFormat({ type: 'json_schema', schema }), RangeError);
+      assert.throws(() => model.generate(prompt, { responseFormat: { type: 'json_schema', schema } }), RangeError);
     }
     const noJson: [value: unknown, named: RegExp][] = [
       [Number.NaN, /^schema at #\/properties\/a\/default: NaN is no JSON value$/],
@@ -207,23 +254,23 @@ describe('response formats', () => {
     for (const [value, message] of noJson) {
       const schema = { type: 'object', properties: { a: { default: value } } };
       const pointer = '#/properties/a/default';
-      assert.throws(() => model.compileResponseFormat({ type: 'json_schema', schema }), {
+      await assert.rejects(model.compileResponseFormat({ type: 'json_schema', schema }), {
         name: 'TypeError',
         message,
         pointer,
       });
     }
     const shared = { type: 'null' };
-    model.compileResponseFormat({ type: 'json_schema', schema: { properties: { a: shared, b: shared } } });
+    model.compileResponseFormatSync({ type: 'json_schema', schema: { properties: { a: shared, b: shared } } });
     const named = JSON.parse('{"properties": {"__proto__": {"type": "null"}}, "required": ["__proto__"]}');
-    model.compileResponseFormat({ type: 'json_schema', schema: named });
+    model.compileResponseFormatSync({ type: 'json_schema', schema: named });
     assert.equal(({} as { type?: string }).type, undefined);
   });
 
   it('a model without a tokenizer has none', async (t) => {
     const { goldenBase } = await import('../helpers/engine.js');
     const model = await loadBase(t, goldenBase, 'cpu');
-    assert.throws(() => model.compileResponseFormat(responseFormat), hasCode('ERR_AT_MOE_UNSUPPORTED'));
+    await assert.rejects(model.compileResponseFormat(responseFormat), hasCode('ERR_AT_MOE_UNSUPPORTED'));
     assert.throws(() => model.generate([1, 2], { responseFormat }), hasCode('ERR_AT_MOE_UNSUPPORTED'));
     assert.equal((await model.complete([1, 2], { responseFormat: { type: 'text' }, maxTokens: 2 })).tokens.length, 2);
   });

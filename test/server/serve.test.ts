@@ -44,12 +44,17 @@ test('wrong use of serve exits 2 with one line', async () => {
     [baseDir, '--mixture', 'a=x', '--adapter', 'a=y'],
     [baseDir, '--api-key-env', 'NOT_SET_AT_ALL'],
     [baseDir, '--mixture', 'base=folder'],
+    [baseDir, '--grace', '-1'],
+    [baseDir, '--max-adapters', '0'],
+    [baseDir, '--stall-timeout', '1e9'],
   ];
   const results = await Promise.all(wrong.map((args) => cli(['serve', ...args])));
   for (const [i, { status, stdout, stderr }] of results.entries()) {
     assert.equal(status, 2, `${wrong[i]?.join(' ')}: ${stderr}`);
     assert.equal(stdout, '');
     assert.match(stderr, /^at-moe serve: [^\n]+\n$/);
+    const [flag = '', value = ''] = (wrong[i] ?? []).slice(-2);
+    if (/^[-\d]/.test(value)) assert.ok(stderr.includes(`${flag} is at `), stderr);
   }
 });
 
