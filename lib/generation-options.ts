@@ -19,7 +19,7 @@ export interface GenerateOptions {
   topP?: number;
   /** Keep tokens at least this fraction as likely as the likeliest; 0 (default) = all. */
   minP?: number;
-  /** Divides the positive scores of tokens already seen (multiplies negative ones); 1 (default) = off. */
+  /** Divides the positive scores of tokens already seen (multiplies negative ones), 0.001 to 1000; 1 (default) = off. */
   repetitionPenalty?: number;
   /** The same seed gives the same text. Default: drawn at random, and returned. */
   seed?: number;
@@ -56,7 +56,7 @@ const schema = z.strictObject({
   topK: z.int().min(0).default(0),
   topP: z.number().gt(0).max(1).default(1),
   minP: z.number().min(0).max(1).default(0),
-  repetitionPenalty: z.number().positive().default(1),
+  repetitionPenalty: z.number().min(1e-3).max(1e3).default(1),
   seed: z.int().min(0).optional(),
   stop: z.union([z.string(), z.array(z.string())]).default([]),
   ignoreEos: z.boolean().default(false),

@@ -256,9 +256,13 @@ function result(
   const { promptTokens, cachedTokens } = (ends[0] as DoneEvent).usage;
   const completionTokens = transcripts.reduce((sum, { tokens }) => sum + tokens.length, 0);
   // The engine tells the routing of the prompt once, to the first sequence.
-  const shared = transcripts[0]?.traces.filter(({ position }) => position < run.context.length + run.ids.length) ?? [];
+  const before = run.context.length + run.ids.length;
+  const shared = transcripts[0]?.traces.filter(({ position }) => position < before) ?? [];
   const choices = transcripts.map((transcript, index) => {
-    const traces = index === 0 ? transcript.traces : [...shared, ...transcript.traces];
+    // The last token goes through no layer; rows of tokens behind a stop string are not of this text.
+    const end = before + Math.max(transcript.tokens.length - 1, 0);
+    const own = transcript.traces.filter(({ position }) => position < end);
+    const traces = index === 0 ? own : [...shared, ...own];
     return choiceOf(core, run, routing, options, { transcript, traces, end: ends[index] as DoneEvent, index });
   });
   return {

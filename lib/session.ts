@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { checkArgument } from './arguments.js';
 import { AtMoeError } from './errors.js';
-import { drain, type GenerateResult, type Piece, runSequence } from './generation.js';
+import { drain, type GenerateResult, type Piece, type RequestRouting, runSequence } from './generation.js';
 import { checkGenerateOptions, type GenerateOptions } from './generation-options.js';
 import { Lifetime } from './lifetime.js';
 import type { ModelCore } from './model-core.js';
@@ -43,6 +43,8 @@ export class ChatSession {
   #context: number[] = [];
   /** The controls of the first finished turn, where they hold for the conversation. */
   #controls: RoutingControls | undefined;
+  /** How the first turn's experts are named in traces. */
+  #traced: Pick<RequestRouting, 'names' | 'perToken'> | undefined;
   /** What runs now, an object of its own for each turn. */
   #turn: object | undefined;
 
@@ -89,8 +91,10 @@ export class ChatSession {
     const checked = checkGenerateOptions(options, core.formats);
     if (checked.n !== undefined) throw new TypeError('a session goes on in one way: n cannot be given');
     const controls = this.#controlsOf(checked.routing);
-    const routing = this.#generator.requestRouting(controls);
-    const reroute = this.#everyTurn || routing.scope === 'token';
+    const now = this.#generator.requestRouting(controls);
+    const reroute = this.#everyTurn || now.scope === 'token';
+    // Where the first turn's routing holds, so do the names of the experts it was made for.
+    const routing = reroute ? now : { ...now, ...this.#traced };
     const messages: ChatMessage[] = [...this.#messages, { role: 'user', content: text }];
     const wanted = core.chatTemplate ? Array.from(core.encode(messages)) : this.#append(text);
     let keep = 0;
@@ -121,7 +125,10 @@ export class ChatSession {
         const step = await pieces.next();
         if (step.done) {
           this.#context = [...wanted, ...step.value.tokens].slice(0, contextTokens);
-          if (!reroute) this.#controls ??= controls;
+          if (!reroute) {
+            this.#controls ??= controls;
+            this.#traced ??= { names: routing.names, perToken: routing.perToken };
+          }
           this.#messages = [...messages, { role: 'assistant', content: step.value.text }];
           this.#history = [...wanted, ...this.#answerIds(wanted, step.value)];
           return step.value;

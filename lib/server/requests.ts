@@ -56,7 +56,7 @@ const shared = {
 
   top_k: z.int().min(0).nullish(),
   min_p: z.number().min(0).max(1).nullish(),
-  repetition_penalty: z.number().positive().nullish(),
+  repetition_penalty: z.number().min(1e-3).max(1e3).nullish(),
   ignore_eos: z.boolean().nullish(),
   return_token_ids: z.boolean().nullish(),
   priority: z.int().min(-1_000_000).max(1_000_000).nullish(),

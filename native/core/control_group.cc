@@ -4,6 +4,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "core/status.h"
+
 namespace at_moe {
 
 namespace {
@@ -44,8 +46,9 @@ Folders folders_of(const std::string& root, const std::string& controller) {
     if (controllers.empty()) {
       add_folders(mounts, path, found.unified);
     } else if (lists(controllers, controller)) {
-      add_folders(mounts + "/" + controllers, path, found.legacy);
-      if (controllers != controller) add_folders(mounts + "/" + controller, path, found.legacy);
+      const auto of = [&](const std::string& name) { add_folders(concat(mounts, "/", name), path, found.legacy); };
+      of(controllers);
+      if (controllers != controller) of(controller);
     }
   }
   return found;

@@ -33,6 +33,7 @@ int64_t slab_rows(const TensorSource& source) {
 // So that a disk reads on without going back.
 std::vector<const TensorSource*> in_file_order(const std::map<std::string, TensorSource>& tensors) {
   std::vector<const TensorSource*> order;
+  order.reserve(tensors.size());
   for (const auto& [name, source] : tensors) order.push_back(&source);
   std::stable_sort(order.begin(), order.end(), [](const TensorSource* a, const TensorSource* b) {
     return std::pair(a->file.get(), a->offset) < std::pair(b->file.get(), b->offset);

@@ -49,6 +49,19 @@ for (const device of devices) {
       assert.equal(whole.usage.totalTokens, whole.usage.promptTokens + 30);
     });
 
+    it("a trace is of the text's own tokens, wherever a stop string ended it", async (t) => {
+      const model = await textModel(t, device);
+      const mixture = await model.createMixture({ groups: { a: { x: { rank: 2 }, y: { rank: 2 } } } });
+      const options = { maxTokens: 40, ignoreEos: true, temperature: 0, trace: true };
+      const whole = await mixture.complete(prompt, options);
+      const stop = whole.text.slice(2, 4);
+      const stopped = await mixture.complete(prompt, { ...options, stop });
+      assert.ok(stopped.tokens.length < whole.tokens.length);
+      const rows = stopped.usage.promptTokens + stopped.tokens.length - 1;
+      assert.equal(stopped.routing?.tokens?.length, rows);
+      assert.deepEqual(stopped.routing?.tokens, whole.routing?.tokens?.slice(0, rows));
+    });
+
     it('a stop string ends the text before itself', async (t) => {
       const model = await textModel(t, device);
       const options = { maxTokens: 30, ignoreEos: true };

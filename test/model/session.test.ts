@@ -38,6 +38,18 @@ for (const device of devices) {
       assert.equal(kvFreeTokens, kvTokens);
     });
 
+    it("traces of later turns name the first turn's experts, also when the mixture has lost some", async (t) => {
+      const model = await textModel(t, device);
+      const mixture = await twoGroups(model, 'sequence');
+      const session = mixture.createSession();
+      const options = { ...exact, maxTokens: 4, trace: true };
+      const first = await session.complete('Where is the cat?', options);
+      await mixture.removeExpert('a/y');
+      const later = await session.complete('And now?', options);
+      assert.deepEqual(later.routing?.experts, ['a/x', 'a/y', 'b/z']);
+      assert.deepEqual(later.routing?.layers, first.routing?.layers);
+    });
+
     it('a turn left early is not part of the conversation; one turn runs at a time', async (t) => {
       const model = await textModel(t, device);
       const session = model.createSession();
