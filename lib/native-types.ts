@@ -2,9 +2,11 @@
  * What lib sees of native code: plain data and the `NativeEngine` interface (lib/native.ts makes one). Arguments are checked
  * by lib before they get here; native code refuses bad types with TypeError. Failures reject with AtMoeError.
  */
+
 import type { AdapterModule, ModelDescriptor, TensorSource, WeightFormat, WeightSource } from './descriptors.js';
 import type { Device } from './device.js';
 import type { AtMoeErrorCode } from './errors.js';
+import type { BenchRequest, BenchResult, ProbeResult } from './native-bench-types.js';
 import type { MixtureDescriptor, MixtureHandle, MixtureInfo, RoutingRequest } from './native-mixture-types.js';
 import type { MicroBatch, MicroBatchResult, NamedTensor, TrainerState, TrainOptions } from './native-training-types.js';
 
@@ -260,49 +262,6 @@ export interface EngineStats {
   requests: number;
   refused: number;
   expired: number;
-}
-
-export interface BenchRequest {
-  kind: 'decode' | 'prefill';
-  /** Sequences of a step. */
-  rows: number;
-  /** decode: keys of each sequence; prefill: tokens of each sequence. */
-  context: number;
-  steps: number;
-  /** What is compared with the base; 'base': the base alone. */
-  routing: RoutingRequest;
-  /** Base and mixture steps alternate; else all base steps come first. */
-  interleave: boolean;
-}
-
-/** What was sent to a GPU. A CPU works inside the calls: zeros. */
-export interface DeviceWork {
-  /** Kernels, those of graphs included. */
-  launches: number;
-  /** Graphs replayed, and captured. */
-  graphs: number;
-  captures: number;
-  /** Copies to the device, and back. */
-  uploads: number;
-  downloads: number;
-}
-
-/** Seconds per step, measured inside the engine, and the work of all these steps. */
-export interface BenchResult {
-  base: Float64Array;
-  mixture: Float64Array;
-  work: DeviceWork;
-}
-
-export interface ProbeResult {
-  /** Bytes per second. */
-  readRate: number;
-  /** Fused f32 multiply-adds per second. */
-  fmaRate: number;
-  /** Multiply-adds per second of one large product with weights stored like the model's, on the CPU. */
-  productRate: number;
-  /** Bytes per second of mapping the given files and copying them once into fresh memory; 0 without files. */
-  copyRate: number;
 }
 
 export interface JobOptions {

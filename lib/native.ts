@@ -5,11 +5,11 @@
 import { onAbort } from './abort.js';
 import type { ModelDescriptor, TensorSource } from './descriptors.js';
 import { AtMoeError, type AtMoeErrorCode } from './errors.js';
+import type { BenchRequest } from './native-bench-types.js';
 import { loadBinary } from './native-binary.js';
 import type { MixtureDescriptor } from './native-mixture-types.js';
 import type { MicroBatch, TrainerState, TrainOptions } from './native-training-types.js';
 import type {
-  BenchRequest,
   DeviceDescription,
   EngineCall,
   EngineOptions,

@@ -1,4 +1,5 @@
-import type { BenchRequest, NativeEngine } from '../native-types.js';
+import type { BenchRequest } from '../native-bench-types.js';
+import type { NativeEngine } from '../native-types.js';
 import { decodeBytes } from './floors.js';
 import { type SpeedReport, speedReport } from './report.js';
 import { type BenchOptions, checkMemory, mixtureOf, withRandomModel } from './setup.js';

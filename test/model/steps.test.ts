@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { DeviceWork } from '../../lib/native-types.js';
+import type { DeviceWork } from '../../lib/native-bench-types.js';
 import type { RoutingControls } from '../../lib/routing-controls.js';
 import { devices } from '../helpers/devices.js';
 import { setVariable } from '../helpers/environment.js';
