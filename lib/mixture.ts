@@ -238,26 +238,29 @@ export class Mixture extends TextGenerator {
 
   async #reload(data: MixtureData): Promise<void> {
     const { engine } = this.#core;
-    const { mixture } = await engine.createMixture(mixtureDescriptor(data));
-    await this.#pinning.move(mixture).catch((error) => {
+    const { mixture } = await engine.createMixture(mixtureDescriptor(data), this.#handle);
+    const exchange = () => {
+      if (this.#life.ended) {
+        engine.releaseMixture(mixture);
+        return;
+      }
+      engine.releaseMixture(this.#handle);
+      this.#handle = mixture;
+      this.#data = data;
+      this.#names = namesOf(data);
+      this.#version++;
+    };
+    await this.#pinning.move(mixture, exchange).catch((error) => {
       engine.releaseMixture(mixture);
       throw error;
     });
-    if (this.#life.ended) {
-      engine.releaseMixture(mixture);
-      return;
-    }
-    engine.releaseMixture(this.#handle);
-    this.#handle = mixture;
-    this.#data = data;
-    this.#names = namesOf(data);
-    this.#version++;
   }
 
   /**
    * Puts a saved mixture, or the content of another one of this model, in this one's place while it serves: requests in
-   * flight go on with what they have, those that start later get the new content.
-   * @throws AtMoeError as loadMixture(); ERR_AT_MOE_BUSY while it is trained or changed.
+   * flight go on with what they have, those that start later get the new content. Of a pinned one that is on the device
+   * first. @throws AtMoeError as loadMixture(); ERR_AT_MOE_BUSY while it is trained or changed; ERR_AT_MOE_OUT_OF_MEMORY when
+   * the new content has no place beside what else is pinned.
    */
   async replace(source: string | Mixture, options: { onWarning?: (message: string) => void } = {}): Promise<void> {
     const { descriptor, sha256 } = this.core;

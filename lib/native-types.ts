@@ -288,8 +288,11 @@ export interface NativeEngine {
     job?: JobOptions,
   ): Promise<ModelInfo>;
 
-  /** Rejects with OUT_OF_MEMORY a mixture that is larger than `adapterBytes`. */
-  createMixture(descriptor: MixtureDescriptor): Promise<MixtureInfo>;
+  /**
+   * Rejects with OUT_OF_MEMORY a mixture that is larger than `adapterBytes`. One that is to replace another shares its place:
+   * the pin of neither stands against the other, and it is rejected as well when it has no place beside what else is pinned.
+   */
+  createMixture(descriptor: MixtureDescriptor, replaced?: MixtureHandle): Promise<MixtureInfo>;
   /** Resolves when it is on the device, to stay there; OUT_OF_MEMORY when it has no place beside what is pinned. */
   pinMixture(mixture: MixtureHandle): Promise<void>;
   /** Unknown handles are ignored. */

@@ -162,8 +162,8 @@ class Engine implements NativeEngine {
     return this.#run('loadRandom', [config, seed, options], job);
   }
 
-  createMixture(descriptor: MixtureDescriptor) {
-    return this.#run('createMixture', [descriptor]);
+  createMixture(descriptor: MixtureDescriptor, replaced = 0) {
+    return this.#run('createMixture', [descriptor, replaced]);
   }
 
   pinMixture(mixture: number) {

@@ -31,16 +31,16 @@ export class Pinning {
     this.#engine.unpinMixture(this.#handle());
   }
 
-  /** Gives the place to what comes instead of the present content; when there is no room for that, nothing changes. */
-  async move(to: MixtureHandle): Promise<void> {
-    if (!this.#wanted) return;
-    const from = this.#handle();
-    this.#engine.unpinMixture(from);
-    try {
-      await this.#engine.pinMixture(to);
-    } catch (error) {
-      await this.#engine.pinMixture(from);
-      throw error;
+  /**
+   * Calls `exchange`, which makes `to` the present content, when that is on the device if the one before was to stay there.
+   * When `to` cannot come, nothing changes.
+   */
+  async move(to: MixtureHandle, exchange: () => void): Promise<void> {
+    for (let pinned = false; pinned !== this.#wanted; ) {
+      if (pinned) this.#engine.unpinMixture(to);
+      else await this.#engine.pinMixture(to);
+      pinned = !pinned;
     }
+    exchange();
   }
 }

@@ -84,15 +84,18 @@ export class Models {
   readonly #base: Model;
   readonly #baseName: string;
   readonly #most: number;
+  readonly #pinned: ReadonlySet<string>;
   readonly #created = now();
   readonly #entries = new Map<string, Entry>();
   readonly #loading = new Set<string>();
   #closed = false;
 
-  constructor(base: Model, baseName: string, most: number) {
+  /** `pinned`: names whose adapters are to stay on the device. */
+  constructor(base: Model, baseName: string, most: number, pinned: readonly string[]) {
     this.#base = base;
     this.#baseName = baseName;
     this.#most = most;
+    this.#pinned = new Set(pinned);
   }
 
   /** @throws ApiError 404 */
@@ -165,14 +168,14 @@ export class Models {
   /** Puts what `open` gives under a name. Without `owned` it stays the caller's. @throws ApiError 400, 409; those of `open`. */
   async add(
     name: string,
-    open: () => LoadedAdapter | Promise<LoadedAdapter>,
+    open: (pin: boolean) => LoadedAdapter | Promise<LoadedAdapter>,
     { replace = false, owned = true }: { replace?: boolean; owned?: boolean } = {},
   ): Promise<{ card: AdapterCard; replaced: boolean }> {
     this.#checkName(name, replace);
     this.#loading.add(name);
     let adapter: LoadedAdapter;
     try {
-      adapter = await open();
+      adapter = await open(this.#pinned.has(name));
     } finally {
       this.#loading.delete(name);
     }

@@ -111,12 +111,13 @@ function loadAdapter(service: Service, warnings: Warnings): Handler {
     const parsed = adapterBody.safeParse(request.body);
     if (!parsed.success) throw schemaError(parsed.error);
     const { name, path, replace } = parsed.data;
-    const open = async () => {
+    const warn = (message: string) => {
+      if (warnings.isNew(name, message)) request.log.warn(message);
+    };
+    const open = async (pin: boolean) => {
       const folder = await insideRoot(root, path);
       try {
-        return await openAdapter(model, folder, (message) => {
-          if (warnings.isNew(name, message)) request.log.warn(message);
-        });
+        return await openAdapter(model, folder, warn, pin);
       } catch (error) {
         throw loadError(error, root);
       }

@@ -36,7 +36,7 @@ export class Server {
     const metrics = new Metrics(model, checked.name, () => open.size);
     const isClosing = () => this.#closing !== undefined;
     this.#model = model;
-    this.#models = new Models(model, checked.name, checked.maxAdapters);
+    this.#models = new Models(model, checked.name, checked.maxAdapters, checked.pinned);
     this.#open = open;
     this.#graceMs = checked.graceMs;
     this.fastify = createApp(checked, { open, metrics, isClosing });
@@ -61,8 +61,7 @@ export class Server {
     const warn = (message: string) => this.fastify.log.warn(message);
     for (const [name, adapter] of Object.entries(adapters)) {
       const owned = typeof adapter === 'string';
-      const pin = pinned.includes(name);
-      const open = async () => {
+      const open = async (pin: boolean) => {
         if (owned) return await openAdapter(this.#model, adapter, warn, pin);
         if (pin) await adapter.pin();
         return adapter;

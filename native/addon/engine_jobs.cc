@@ -51,8 +51,9 @@ Napi::Value EngineWrap::load_random(const Info& info) {
 Napi::Value EngineWrap::create_mixture(const Info& info) {
   return job(info, kCommonLane, [&]() -> Engine::Body {
     MixtureSource source = read_mixture_source(Fields(info[1], "mixture"));
-    return [source = std::move(source)](Worker& worker, JobResult& result) {
-      return worker.create_mixture(source, result);
+    const int64_t replaced = integer_of(info[2], "replaced");
+    return [source = std::move(source), replaced](Worker& worker, JobResult& result) {
+      return worker.create_mixture(source, replaced, result);
     };
   });
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 
 #include "core/status.h"
 
@@ -13,14 +14,16 @@ Loader& Residency::loader() {
   return *loader_;
 }
 
-Pass Residency::add(Shared mixture) {
+Pass Residency::add(Shared mixture, Shared replaced) {
   std::erase_if(entries_, [](const auto& of) { return of.second.mixture.expired(); });
   Entry& made = entries_[mixture.get()];
   made = {};
   made.mixture = mixture;
+  made.line = replaced ? entry(*replaced).line : ++lines_;
   if (limited()) {
     const size_t bytes = mixture->weights_bytes();
     if (bytes > *budget_) fail(Code::kOutOfMemory, "the mixture needs ", bytes, " bytes, adapterBytes is ", *budget_);
+    if (replaced) check_room(*mixture);
     const auto ticket = take_ticket(mixture, false);
     loader().post([of = mixture.get()](Backend&, const std::atomic<bool>&) { of->copy_to_memory(); },
                   [ticket](const Failure* failure) {
@@ -50,7 +53,10 @@ Pass Residency::acquire(Shared mixture, Hold& hold) {
 Pass Residency::pin(Shared mixture, Hold& pin) {
   check_room(*mixture);
   ++entry(*mixture).pins;
-  const Hold pinned(mixture.get(), [this, mixture](const Mixture*) { --entry(*mixture).pins; });
+  const Hold pinned(mixture.get(), [this, mixture](const Mixture*) {
+    --entry(*mixture).pins;
+    changed_ = true;
+  });
   Hold hold;
   Pass held = acquire(mixture, hold);
   co_await held;
@@ -60,6 +66,7 @@ Pass Residency::pin(Shared mixture, Hold& pin) {
 std::shared_ptr<Residency::Ticket> Residency::take_ticket(const Shared& mixture, bool loads) {
   auto ticket = std::make_shared<Ticket>(Ticket{mixture, loads, false, {}, {}});
   tickets_.push_back(ticket);
+  changed_ = true;
   return ticket;
 }
 
@@ -93,12 +100,13 @@ Residency::Hold Residency::give(const Shared& mixture) {
     Entry& held = entry(*mixture);
     --held.holds;
     held.used = ++clock_;
+    changed_ = true;
   });
 }
 
 bool Residency::ready(const Mixture& mixture) const {
   const Entry& of = entry(mixture);
-  return of.state == State::kResident && (!overdue_ || overdue_ == &mixture || of.pins > 0);
+  return of.state == State::kResident && (!overdue_ || overdue_ == &mixture || stays(of, overdue_line_));
 }
 
 Residency::Hold Residency::hold(const Shared& mixture) {
@@ -107,18 +115,21 @@ Residency::Hold Residency::hold(const Shared& mixture) {
   return give(mixture);
 }
 
-size_t Residency::pinned_bytes() const {
-  size_t bytes = 0;
+// The place of a line is that of its largest version.
+size_t Residency::pinned_bytes_beside(int64_t line) const {
+  std::map<int64_t, size_t> places;
   for (const auto& [mixture, of] : entries_) {
-    if (of.pins > 0) bytes += mixture->weights_bytes();
+    if (stays(of, line)) places[of.line] = std::max(places[of.line], mixture->weights_bytes());
   }
+  size_t bytes = 0;
+  for (const auto& [other, place] : places) bytes += place;
   return bytes;
 }
 
 // Whether the mixture has a place beside those that are pinned.
 void Residency::check_room(const Mixture& mixture) const {
-  if (!limited() || entry(mixture).pins > 0) return;
-  const size_t bytes = mixture.weights_bytes(), pinned = pinned_bytes();
+  if (!limited()) return;
+  const size_t bytes = mixture.weights_bytes(), pinned = pinned_bytes_beside(entry(mixture).line);
   if (bytes <= *budget_ - pinned) return;
   fail(Code::kOutOfMemory, "the mixture needs ", bytes, " bytes, adapterBytes is ", *budget_, ", of which ", pinned,
        " are pinned");
@@ -155,6 +166,7 @@ void Residency::loaded(const Shared& mixture, std::unique_ptr<MixtureWeights> we
 std::shared_ptr<MixtureWeights> Residency::counted(std::unique_ptr<MixtureWeights> weights, size_t bytes) {
   return {weights.release(), [this, bytes](MixtureWeights* gone) {
             held_ -= bytes;
+            changed_ = true;
             try {
               device_.synchronize();
             } catch (const Error&) {
@@ -173,14 +185,16 @@ void Residency::evict(const Shared& mixture) {
 
 std::vector<Residency::Refused> Residency::bring(std::vector<Shared> wanted) {
   std::erase_if(tickets_, [](const std::weak_ptr<Ticket>& one) { return one.expired(); });
+  const bool changed = std::exchange(changed_, false);
   if (!limited()) return {};
   for (const std::weak_ptr<Ticket>& one : tickets_) {
     const auto ticket = one.lock();
     if (ticket->loads && !ticket->done) wanted.push_back(ticket->mixture);
   }
-  if (wanted.empty() && !waiting_) return {};
-  waiting_ = !wanted.empty();
+  if (wanted.empty() && !waiting_ && !changed) return {};
   std::erase_if(entries_, [](const auto& of) { return of.second.mixture.expired(); });
+  want_pinned(wanted);
+  waiting_ = !wanted.empty();
   std::vector<Refused> refused = refuse(wanted);
   find_overdue(wanted);
   Order order;
@@ -195,6 +209,17 @@ std::vector<Residency::Refused> Residency::bring(std::vector<Shared> wanted) {
     }
   }
   return refused;
+}
+
+// A pinned mixture that gave way to an earlier version comes back.
+void Residency::want_pinned(std::vector<Shared>& wanted) const {
+  std::set<int64_t> there;
+  for (const auto& [mixture, of] : entries_) {
+    if (of.pins > 0 && of.state != State::kHost) there.insert(of.line);
+  }
+  for (const auto& [mixture, of] : entries_) {
+    if (of.pins > 0 && of.state == State::kHost && !there.contains(of.line)) wanted.push_back(of.mixture.lock());
+  }
 }
 
 // Takes those off the list whose load has failed, and those that have no place beside the pinned ones.
@@ -234,6 +259,7 @@ void Residency::find_overdue(std::vector<Shared>& wanted) {
     if (*of.wanted_since >= earliest) continue;
     earliest = *of.wanted_since;
     overdue_ = mixture;
+    overdue_line_ = of.line;
   }
   if (!overdue_) return;
   const auto at = wanted.begin() + static_cast<std::ptrdiff_t>(order.at(overdue_));
@@ -241,16 +267,20 @@ void Residency::find_overdue(std::vector<Shared>& wanted) {
 }
 
 // Evicts what is in nobody's use: first what nobody waits for, unused for longest, then what is wanted last, but nothing
-// that is wanted before the mixture. False, and nothing evicted, when that is not enough.
+// that is wanted before the mixture; pinned ones of its line at the end. False, and nothing evicted, when that is not
+// enough.
 bool Residency::make_room(const Mixture& mixture, const Order& order) {
   constexpr size_t kUnwanted = std::numeric_limits<size_t>::max();
   const auto place = [&](const Mixture* one) { return order.contains(one) ? order.at(one) : kUnwanted; };
   const size_t own = place(&mixture), bytes = mixture.weights_bytes();
+  const int64_t line = entry(mixture).line;
   std::vector<const Mixture*> victims;
   for (const auto& [one, of] : entries_) {
-    if (of.state == State::kResident && of.holds == 0 && of.pins == 0 && place(one) > own) victims.push_back(one);
+    if (of.state == State::kResident && of.holds == 0 && !stays(of, line) && place(one) > own) victims.push_back(one);
   }
+  const auto pinned = [&](const Mixture* one) { return entry(*one).pins > 0; };
   std::sort(victims.begin(), victims.end(), [&](const Mixture* a, const Mixture* b) {
+    if (pinned(a) != pinned(b)) return pinned(b);
     return place(a) != place(b) ? place(a) > place(b) : entry(*a).used < entry(*b).used;
   });
   size_t room = free_bytes(), count = 0;

@@ -1,7 +1,8 @@
 // Which mixtures are on the device. With a budget, those beyond it stay in host memory: what is asked for is loaded beside
 // the steps (engine/loader.h), into the place of what has been unused for longest. A mixture that is held by a sequence in
 // the batch, by a job or by a pin stays. One that waits for room is overtaken kPatience times at most: then nothing that
-// could give way to it is held anew until its load has begun.
+// could give way to it is held anew until its load has begun. A mixture and those made to replace it are one line: a pin
+// stands against other lines only, so that requests in flight go on with what was replaced.
 #pragma once
 
 #include <functional>
@@ -34,13 +35,16 @@ class Residency {
   Residency(Backend& device, std::optional<size_t> budget, std::function<void()> wake)
       : device_(device), budget_(budget), wake_(std::move(wake)) {}
 
-  // Bodies of jobs. `add` loads a new mixture if there is room for it, else checks its values. The others wait until it is
-  // on the device; they fail with kOutOfMemory when it has no place beside what is pinned.
-  Pass add(Shared mixture);
+  // Bodies of jobs, which fail with kOutOfMemory when the mixture has no place beside what is pinned. `add` loads a new
+  // mixture if there is room for it, else checks its values; it asks for a place only for one that replaces another.
+  // The others wait until it is on the device.
+  Pass add(Shared mixture, Shared replaced);
   Pass acquire(Shared mixture, Hold& hold);
   Pass pin(Shared mixture, Hold& pin);
   // Those that can do nothing before a load has ended.
   size_t waiting_jobs() const;
+  // Since the last `bring`: something was asked for or let go.
+  bool changed() const { return limited() && changed_; }
 
   bool limited() const { return budget_.has_value(); }
   bool ready(const Mixture& mixture) const;  // can be held now
@@ -57,6 +61,7 @@ class Residency {
   struct Entry {
     std::weak_ptr<Mixture> mixture;
     State state = State::kHost;
+    int64_t line = 0;
     int64_t holds = 0, pins = 0;
     uint64_t used = 0;                    // time of the last use
     std::optional<int64_t> wanted_since;  // `given_` then
@@ -78,7 +83,9 @@ class Residency {
   static Pass wait(std::shared_ptr<Ticket> ticket);
   void end_tickets(const Shared& mixture, const Failure* failure);
   Hold give(const Shared& mixture);
-  size_t pinned_bytes() const;
+  // Whatever the line wants.
+  static bool stays(const Entry& of, int64_t line) { return of.pins > 0 && of.line != line; }
+  size_t pinned_bytes_beside(int64_t line) const;
   void check_room(const Mixture& mixture) const;
   size_t free_bytes() const { return *budget_ - held_; }
 
@@ -86,6 +93,7 @@ class Residency {
   void loaded(const Shared& mixture, std::unique_ptr<MixtureWeights> weights, const Failure* failure);
   std::shared_ptr<MixtureWeights> counted(std::unique_ptr<MixtureWeights> weights, size_t bytes);
   void evict(const Shared& mixture);
+  void want_pinned(std::vector<Shared>& wanted) const;
   std::vector<Refused> refuse(std::vector<Shared>& wanted);
   void find_overdue(std::vector<Shared>& wanted);
   bool make_room(const Mixture& mixture, const Order& order);
@@ -97,7 +105,10 @@ class Residency {
   std::map<const Mixture*, Entry> entries_;
   std::vector<std::weak_ptr<Ticket>> tickets_;
   bool waiting_ = false;  // somebody wanted something at the last look, or a load has failed since
+  bool changed_ = false;
   const Mixture* overdue_ = nullptr;
+  int64_t overdue_line_ = 0;
+  int64_t lines_ = 0;
   size_t held_ = 0;  // bytes on the device, or on their way to it
   uint64_t clock_ = 0;
   int64_t given_ = 0;  // handles, to sequences

@@ -77,10 +77,11 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
                      limits.kv_tokens, limits.max_batch,  model_->mapped_bytes() > 0};
 }
 
-Pass Worker::create_mixture(MixtureSource source, JobResult& result) {
+Pass Worker::create_mixture(MixtureSource source, int64_t replaced, JobResult& result) {
   scheduler();
   auto made = std::make_shared<Mixture>(*backend_, model_->config().layer_shapes(), std::move(source));
-  Pass added = residency_->add(made);
+  const auto at = mixtures_.find(replaced);
+  Pass added = residency_->add(made, at == mixtures_.end() ? nullptr : at->second);
   co_await added;
   mixtures_[++last_mixture_] = made;
   result = MixtureInfo{last_mixture_, made->weights_bytes(), made->shape().width()};
@@ -120,6 +121,11 @@ Pass Worker::begin_training(int64_t number, TrainOptions options, JobResult& res
   if (of) {
     Pass pinned = residency_->pin(of, pin);
     co_await pinned;
+    Residency::Hold hold;
+    Pass acquired = residency_->acquire(of, hold);
+    co_await acquired;
+    const auto both = std::make_shared<std::pair<Residency::Hold, Residency::Hold>>(std::move(pin), std::move(hold));
+    pin = Residency::Hold(both, of.get());
   }
   result = TrainerInfo{trainers_.begin(*model_, std::move(of), options, std::move(pin))};
 }
@@ -278,7 +284,7 @@ Scheduling::Clock::time_point Worker::next_deadline() const {
 
 bool Worker::idle() const {
   const size_t waiting = residency_ ? residency_->waiting_jobs() : 0;
-  return lanes_.size() <= waiting && (!scheduler_ || scheduler_->idle());
+  return !(residency_ && residency_->changed()) && lanes_.size() <= waiting && (!scheduler_ || scheduler_->idle());
 }
 
 EngineStats Worker::stats() const { return scheduler_ ? scheduler_->stats() : EngineStats{}; }

@@ -27,7 +27,7 @@ class Worker {
 
   // Bodies of jobs.
   Pass load(int64_t job, LoadRequest request, JobResult& result);
-  Pass create_mixture(MixtureSource source, JobResult& result);
+  Pass create_mixture(MixtureSource source, int64_t replaced, JobResult& result);
   Pass pin_mixture(int64_t mixture, JobResult& result);
   Pass read_mixture(int64_t mixture, std::string prefix, JobResult& result);
   Pass begin_training(int64_t mixture, TrainOptions options, JobResult& result);  // mixture 0: the base

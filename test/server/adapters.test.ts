@@ -210,3 +210,15 @@ test('a server keeps what is pinned on the device', async () => {
   assert.equal(await pinned(), 0);
   await assert.rejects(createServer(model, { adapters, pinned: ['b'] }), RangeError);
 });
+
+test('what is loaded under a pinned name stays on the device as what was there before did', async () => {
+  const pinned = async () => (await model.stats()).adaptersPinned;
+  const pinning = await start(model, { adaptersRoot: root, adapters: { m: join(root, 'mixture') }, pinned: ['m'] });
+  const made = await pinning.post('/v1/adapters', { name: 'm', path: 'first', replace: true });
+  assert.equal(made.status, 200);
+  assert.equal(await pinned(), 1);
+  await pinning.post('/v1/adapters', { name: 'other', path: 'second' });
+  assert.equal(await pinned(), 1);
+  await pinning.server.close();
+  assert.equal(await pinned(), 0);
+});

@@ -335,25 +335,6 @@ for (const device of devices) {
       });
     });
 
-    it('a pinned mixture stays pinned when it is replaced', async (t) => {
-      const { model, mixture } = await loadCase(t, 'llama-token-dense', device, { adapterBytes: 1 << 24 });
-      const pinned = async () => (await model.stats()).adaptersPinned;
-      const dir = join(temporary(t), 'saved');
-      await mixture.save(dir);
-      await mixture.pin();
-      await mixture.replace(dir);
-      assert.equal(await pinned(), 1);
-      mixture.unpin();
-      assert.equal(await pinned(), 0);
-      await Promise.all([mixture.pin(), mixture.replace(dir)]);
-      assert.equal(await pinned(), 1);
-      const other = await model.loadMixture(dir, { pin: true });
-      assert.equal(await pinned(), 2);
-      for (const one of [mixture, other]) one.dispose();
-      assert.equal(await pinned(), 0);
-      await assert.rejects(mixture.pin(), { code: 'ERR_AT_MOE_DISPOSED' });
-    });
-
     it('a file that changes after it was loaded changes no text', async (t) => {
       const found = 'llama-token-dense';
       const bytes = 1 << 20;
