@@ -116,12 +116,13 @@ void add_lines(const Kernels& kernels, const Term& term, const Block& block, con
   };
   const int64_t panels = divide_up(block.cols, kPanel);
   if (rows.count <= kernels.line_rows) return add(0, rows.count, 0, panels, from, to - from);
-  // Twice as many: the second half of the rows finds each piece of a panel in the first-level cache.
-  for (int64_t p = 0; p < panels; ++p) {
+  // Twice as many: the second half of the rows finds each piece of some panels in the first-level cache.
+  for (int64_t p = 0; p < panels; p += kStreams) {
+    const int64_t some = std::min(kStreams, panels - p);
     for (int64_t k = from; k < to; k += kBlockK) {
       const int64_t n = std::min(kBlockK, to - k), half = (rows.count + 1) / 2;
-      add(0, half, p, 1, k, n);
-      add(half, rows.count - half, p, 1, k, n);
+      add(0, half, p, some, k, n);
+      add(half, rows.count - half, p, some, k, n);
     }
   }
 }
