@@ -1,8 +1,8 @@
 // Fork and join over a fixed set of threads. The caller is worker 0 and takes part; each worker owns a contiguous range of
 // the tasks and, when done, helps the others, so that a worker that is late (parked, descheduled) never holds up a job.
 // Workers spin while a step is open and shortly after, and park otherwise; and at once while more threads of this process's
-// pools are awake than it has processors, so that engines side by side do not spin each other off them. Denormals are flushed to zero in every worker
-// and, while a job runs, in the caller: results never depend on which thread took a task.
+// pools are awake than it has processors, so that engines side by side do not spin each other off them. Denormals are
+// flushed to zero in every worker and, while a job runs, in the caller: results never depend on which thread took a task.
 #pragma once
 
 #include <atomic>

@@ -13,8 +13,6 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 namespace {
 
 constexpr int64_t kPieceBlocks = 4;
-constexpr int64_t kPrefetchBytes = 1024;
-
 constexpr int kRows = Dot::kRows;
 
 template <int R, int P>
