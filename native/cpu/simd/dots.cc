@@ -37,6 +37,7 @@ void tile(const Dots& d) {
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         const char* from = w + v / kVectors * w_panel;
+        // Of fewer rows a line's products are so short that it changes nothing.
         if (R >= 4 && v % kVectors == 0) hwy::Prefetch(from + kPrefetchBytes);
         line[v] = Dot::line(hn::Load(I32(), reinterpret_cast<const int32_t*>(from) + v % kVectors * kLanes));
       }
