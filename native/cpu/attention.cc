@@ -23,6 +23,7 @@ namespace {
 constexpr int64_t kQueryRows = 48;           // query rows times heads of a block
 constexpr int64_t kScoreRow = kKeyRun + 16;  // off one set of the first-level cache
 constexpr int64_t kDirectRows = 12;          // up to here V is read in place
+constexpr int64_t kColumns = 4 * kPanel;     // of V that are gathered at once
 
 struct RowBlock {
   int64_t begin = 0, end = 0;
@@ -56,7 +57,7 @@ class BlockAttention {
         group_(args.heads / kv_.shape().kv_heads),
         count_((rows.end - rows.begin) * group_),
         gathered_(scratch),
-        scores_(gathered_ + kKeyRun * kPanel),
+        scores_(gathered_ + kKeyRun * kColumns),
         q_(scores_ + count_ * kScoreRow),
         out_(q_ + count_ * width_),
         run_out_(out_ + count_ * width_),
@@ -64,7 +65,7 @@ class BlockAttention {
         sum_(maximum_ + count_) {}
 
   static int64_t scratch_floats(int64_t rows, int64_t width) {
-    return kKeyRun * kPanel + rows * (kScoreRow + 3 * width + 2);
+    return kKeyRun * kColumns + rows * (kScoreRow + 3 * width + 2);
   }
 
   void compute() {
@@ -98,21 +99,9 @@ class BlockAttention {
     const int64_t keys = (end - origin + kPageTokens - 1) / kPageTokens * kPageTokens;
     const int32_t* pages = args_.layout.page_table + args_.layout.sequence[rows_.begin] * args_.layout.page_stride;
 
-    Tile scores;
-    scores.rows = count_;
-    scores.panels = 1;
-    scores.k = dim_;
-    scores.a = q_;
-    scores.a_row = width_;
-    scores.acc_row = kScoreRow;
     for (int64_t r = 0; r < count_; ++r)
       std::memset(scores_ + r * kScoreRow, 0, sizeof(float) * static_cast<size_t>(keys));
-    for (int64_t key = origin; key < end; key += kPageTokens) {
-      scores.b = kv_.keys(args_.layer, pages[key / kPageTokens], kv_head_);
-      scores.acc = scores_ + (key - origin);
-      kernels_.multiply(scores);
-    }
-
+    add_scores(pages + origin / kPageTokens, keys / kPageTokens);
     ScoreRow reduced[kQueryRows];
     for (int64_t r = 0; r < count_; ++r) {
       const int64_t first = std::max(begin, first_key(row_of(r))) - origin;
@@ -127,6 +116,26 @@ class BlockAttention {
       add_values_by_page(pages, begin, end, origin);
     }
     for (int64_t r = 0; r < count_; ++r) blend(r, reduced[r]);
+  }
+
+  // scores_ += q · Kᵀ over `count` pages.
+  void add_scores(const int32_t* pages, int64_t count) {
+    Tile scores;
+    scores.rows = count_;
+    scores.k = dim_;
+    scores.a = q_;
+    scores.a_row = width_;
+    scores.acc_row = kScoreRow;
+    const auto keys = [&](int64_t page) { return kv_.keys(args_.layer, pages[page], kv_head_); };
+    for (int64_t page = 0; page < count; page += scores.panels) {
+      scores.b = keys(page);
+      scores.b_panel = page + 1 < count ? keys(page + 1) - scores.b : 0;
+      scores.panels = 1;
+      while (page + scores.panels < count && keys(page + scores.panels) == scores.b + scores.panels * scores.b_panel)
+        ++scores.panels;
+      scores.acc = scores_ + page * kPageTokens;
+      kernels_.multiply(scores);
+    }
   }
 
   // Few rows: V is read where it lies.
@@ -148,25 +157,28 @@ class BlockAttention {
     }
   }
 
-  // Many rows: 16 columns of the whole run are gathered first, and all rows pass over them.
+  // Many rows: some columns of the whole run are gathered first, and all rows pass over them.
   void add_values_by_column(const int32_t* pages, int64_t begin, int64_t end, int64_t origin) {
     Tile values;
     values.rows = count_;
-    values.panels = 1;
     values.k = end - begin;
     values.a = scores_ + (begin - origin);
     values.a_row = kScoreRow;
     values.b = gathered_;
+    values.b_panel = kPanel;
     values.acc_row = width_;
-    for (int64_t column = 0; column < width_; column += kPanel) {
+    for (int64_t column = 0; column < width_; column += kColumns) {
+      const int64_t columns = std::min(kColumns, width_ - column);
       float* to = gathered_;
       for (int64_t page = origin; page < end; page += kPageTokens) {
         const float* from = page_values(pages, page) + column;
         const int64_t first = std::max(page, begin) - page, last = std::min(page + kPageTokens, end) - page;
-        for (int64_t token = first; token < last; ++token, to += kPanel) {
-          std::memcpy(to, from + token * width_, sizeof(float) * kPanel);
+        for (int64_t token = first; token < last; ++token, to += columns) {
+          std::memcpy(to, from + token * width_, sizeof(float) * static_cast<size_t>(columns));
         }
       }
+      values.panels = columns / kPanel;
+      values.b_k = columns;
       values.acc = run_out_ + column;
       kernels_.multiply(values);
     }

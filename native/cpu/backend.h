@@ -7,13 +7,13 @@
 #include "backend/backend.h"
 #include "backend/memory_meter.h"
 #include "cpu/pool.h"
+#include "cpu/rope_table.h"
 
 namespace at_moe {
 
 namespace cpu {
 struct Kernels;
 struct IntegerKernels;
-struct BlockedRows;
 struct QuantizedRows;
 struct Product;
 struct GradientProduct;
@@ -93,7 +93,6 @@ class CpuBackend : public Backend {
   void multiply(std::span<const cpu::Product> products);
   void accumulate(std::span<const cpu::GradientProduct> products);
   void add_gradients(const LinearBackward& args);
-  cpu::BlockedRows block_rows(int slot, const Matrix& x);
   cpu::QuantizedRows quantize_rows(int slot, const Matrix& x);
 
   static void* grow(Buffer& buffer, size_t bytes);
@@ -103,6 +102,7 @@ class CpuBackend : public Backend {
   Pool pool_;
   const cpu::Kernels& kernels_;
   const cpu::IntegerKernels* integers_;  // null: activations are never quantised
+  cpu::RopeTable rope_table_;
   std::vector<Buffer> worker_scratch_;
   Buffer shared_scratch_[kSharedSlots];
 };

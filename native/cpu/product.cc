@@ -14,7 +14,6 @@
 namespace at_moe {
 
 using cpu::Block;
-using cpu::BlockedRows;
 using cpu::Dots;
 using cpu::IntegerKernels;
 using cpu::kBlockK;
@@ -30,8 +29,10 @@ using cpu::Tile;
 namespace {
 
 constexpr int64_t kRowBlock = 256;
+constexpr int64_t kFewestRows = 64;  // of a block that is cut to make more tasks
 constexpr int64_t kMaxGroup = 8;
-constexpr int64_t kStreams = 4, kMaxLineGroup = 16;
+constexpr int64_t kStreams = 4;  // panels side by side
+constexpr int64_t kMaxLineGroup = 16;
 constexpr int64_t kPad = 16;  // keeps rows of accumulators off one set of the first-level cache
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -40,6 +41,23 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Plan {
   int64_t row_blocks = 1, group = 1, groups = 1, first_task = 0;
 };
+
+// Panels of a task, where `pieces` blocks of rows by one panel are all there is to do. Few rows: panels are streams of
+// memory, several at once, of fewer tasks.
+int64_t line_group(int64_t pieces, int64_t workers) {
+  const int64_t share = std::max<int64_t>(pieces / workers, 1);
+  return std::clamp(share / 4, std::min(share, kStreams), kMaxLineGroup);
+}
+
+// Many rows: a tile wants its panels, so that rows are cut before them where there is little to do.
+void cut_tiles(int64_t pieces, int64_t rows, int64_t workers, Plan* cut) {
+  cut->group = std::clamp(pieces / (8 * workers), kStreams, kMaxGroup);
+  const int64_t more = divide_up(4 * workers * cut->group, pieces);
+  const int64_t blocks = std::max(cut->row_blocks, std::min(more * cut->row_blocks, rows / kFewestRows));
+  const int64_t tasks = pieces * blocks / cut->row_blocks;
+  cut->row_blocks = blocks;
+  if (tasks < 2 * workers * cut->group) cut->group = std::max<int64_t>(tasks / (2 * workers), 1);
+}
 
 std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int64_t workers, int64_t* tasks) {
   int64_t pieces = 0;
@@ -50,12 +68,10 @@ std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int
     Plan cut;
     const int64_t rows = p.end - p.begin, panels = divide_up(p.cols, kPanel);
     cut.row_blocks = divide_up(rows, kRowBlock);
-    int64_t wanted = std::clamp<int64_t>(pieces / (8 * workers), 1, kMaxGroup);
-    if (rows <= 2 * line_rows) {  // panels are streams of memory: several at once, of fewer tasks
-      const int64_t share = std::max<int64_t>(pieces / workers, 1);
-      wanted = std::clamp(share / 4, std::min(share, kStreams), kMaxLineGroup);
-    }
-    cut.group = wanted >= 4 ? wanted / 4 * 4 : wanted;
+    if (rows <= 2 * line_rows) cut.group = line_group(pieces, workers);
+    else cut_tiles(pieces, rows, workers, &cut);
+    if (cut.group >= kStreams) cut.group = cut.group / kStreams * kStreams;
+    cut.group = std::min(cut.group, panels);
     cut.groups = divide_up(panels, cut.group);
     cut.first_task = *tasks;
     *tasks += cut.row_blocks * cut.groups;
@@ -149,11 +165,6 @@ bool few(const Kernels& kernels, const Term& term, int64_t rows) {
   return !term.transposed && rows <= 2 * kernels.line_rows;
 }
 
-const float* input(const Term& term, int64_t row, int64_t k) {
-  if (!term.blocked.data) return term.a.row(row) + k;
-  return term.blocked.data + k / kBlockK * term.blocked.block + row * kBlockK + k % kBlockK;
-}
-
 // f(k, n) for the pieces of a range that lie in one block of kBlockK inputs.
 template <typename Function>
 void for_pieces(const Range& range, Function&& fn) {
@@ -171,9 +182,8 @@ void add_all(const Kernels& kernels, const Term& term, const Block& block, const
     rows.a = term.a.row(begin) + range.begin;
     return add_lines(kernels, term, block, rows, range.begin, range.end);
   }
-  if (term.blocked.data) rows.a_row = kBlockK;
   for_pieces(range, [&](int64_t k, int64_t n) {
-    rows.a = input(term, begin, k);
+    rows.a = term.a.row(begin) + k;
     add_tiles(kernels, term, block, rows, k, n, scratch);
   });
 }
@@ -220,7 +230,7 @@ void add_selected(const Kernels& kernels, const Term& term, const Block& block, 
   for (int64_t i = 0; i < selection.count; ++i) std::memcpy(acc + i * block.stride, block.at(selection.rows[i]), line);
   for_pieces(range, [&](int64_t k, int64_t n) {
     for (int64_t i = 0; i < selection.count; ++i) {
-      std::memcpy(gathered + i * n, input(term, selection.rows[i], k), sizeof(float) * static_cast<size_t>(n));
+      std::memcpy(gathered + i * n, term.a.row(selection.rows[i]) + k, sizeof(float) * static_cast<size_t>(n));
     }
     const Rows rows{selection.count, gathered, n, acc};
     if (few(kernels, term, rows.count)) add_lines(kernels, term, block, rows, k, k + n);
@@ -308,20 +318,6 @@ void CpuBackend::multiply(std::span<const Product> products) {
     });
     product.finish(block);
   });
-}
-
-BlockedRows CpuBackend::block_rows(int slot, const Matrix& x) {
-  const int64_t blocks = divide_up(x.cols, kBlockK);
-  float* data = shared_scratch(slot, blocks * x.rows * kBlockK);
-  pool_.run_ranges(x.rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      const size_t bytes = sizeof(float) * static_cast<size_t>(std::min(kBlockK, x.cols - b * kBlockK));
-      for (int64_t n = begin; n < end; ++n) {
-        std::memcpy(data + (b * x.rows + n) * kBlockK, x.row(n) + b * kBlockK, bytes);
-      }
-    }
-  });
-  return {data, x.rows * kBlockK};
 }
 
 QuantizedRows CpuBackend::quantize_rows(int slot, const Matrix& x) {

@@ -12,13 +12,6 @@
 
 namespace at_moe::cpu {
 
-// Rows copied into blocks of kBlockK columns, so that a tile walks neighbouring cache lines:
-// element (n, k) at data + (k / kBlockK) * block + n * kBlockK + k % kBlockK.
-struct BlockedRows {
-  const float* data = nullptr;
-  int64_t block = 0;
-};
-
 // Rows quantised by IntegerKernels::quantize: the block of 32 inputs b of row n at data + b * block + n * row_bytes.
 struct QuantizedRows {
   const char* data = nullptr;
@@ -52,8 +45,7 @@ struct Term {
   const CpuWeight* weight = nullptr;
   bool transposed = false;
   int64_t begin = 0, end = 0;
-  Matrix a;             // [N, k] row-major; row 0 is row 0 of the product
-  BlockedRows blocked;  // the same values, when there is a copy
+  Matrix a;  // [N, k] row-major; row 0 is row 0 of the product
   QuantizedRows quantized;
   std::vector<Range> ranges;  // ascending: the rest of `a` is known to be zero
 

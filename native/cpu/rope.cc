@@ -2,8 +2,7 @@
 //   forward   (x_i, x_{i+D/2}) -> (x_i c - x_{i+D/2} s, x_{i+D/2} c + x_i s)  for every head of q and k;
 //             then k and v go to their slot: page page_table[sequence][position / 16], token position mod 16
 //   backward  the rotation by -angle on dq and dk
-// Split over rows; the angles of a row are computed once, in double.
-#include <cmath>
+// Split over rows; the angles are computed in double, once for all layers of a step (cpu/rope_table.h).
 #include <cstring>
 
 #include "core/status.h"
@@ -15,15 +14,6 @@ namespace at_moe {
 namespace {
 
 constexpr int64_t kRowGrain = 4;
-
-// table: cos [half], sin [half]
-void fill_table(int64_t position, const double* inv_freq, int64_t half, float* table) {
-  for (int64_t i = 0; i < half; ++i) {
-    const double angle = static_cast<double>(position) * inv_freq[i];
-    table[i] = static_cast<float>(std::cos(angle));
-    table[half + i] = static_cast<float>(std::sin(angle));
-  }
-}
 
 void rotate(const float* x, float* y, int64_t cols, int64_t half, const float* table, float direction) {
   for (int64_t head = 0; head < cols; head += 2 * half) {
@@ -52,11 +42,11 @@ void CpuBackend::forward(const RopeForward& args) {
   require(args.head_dim % 2 == 0, "rope: head_dim ", args.head_dim, " is odd");
   const CpuKvPool* pool = static_cast<const CpuKvPool*>(args.kv);
   const RaggedRows& layout = args.layout;
-  pool_.run_ranges(layout.rows, kRowGrain, [&](int64_t begin, int64_t end, int worker) {
-    float* table = worker_scratch(worker, 2 * half);
+  rope_table_.prepare(layout.rows, {args.inv_freq, static_cast<size_t>(half)});
+  pool_.run_ranges(layout.rows, kRowGrain, [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t position = layout.position[n];
-      fill_table(position, args.inv_freq, half, table);
+      const float* table = rope_table_.row(n, position);
       rotate(args.q_in.row(n), args.q.row(n), args.q.cols, half, table, 1);
       rotate(args.k_in.row(n), args.k.row(n), args.k.cols, half, table, 1);
       if (!pool) continue;
@@ -68,10 +58,10 @@ void CpuBackend::forward(const RopeForward& args) {
 
 void CpuBackend::backward(const RopeBackward& args) {
   const int64_t half = args.head_dim / 2;
-  pool_.run_ranges(args.dq.rows, kRowGrain, [&](int64_t begin, int64_t end, int worker) {
-    float* table = worker_scratch(worker, 2 * half);
+  rope_table_.prepare(args.dq.rows, {args.inv_freq, static_cast<size_t>(half)});
+  pool_.run_ranges(args.dq.rows, kRowGrain, [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
-      fill_table(args.position[n], args.inv_freq, half, table);
+      const float* table = rope_table_.row(n, args.position[n]);
       rotate(args.dq.row(n), args.dq.row(n), args.dq.cols, half, table, -1);
       rotate(args.dk.row(n), args.dk.row(n), args.dk.cols, half, table, -1);
     }

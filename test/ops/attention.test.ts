@@ -98,6 +98,25 @@ onDevices('attention: wide heads, groups that divide no tile, groups larger than
   }
 });
 
+onDevices('attention: same bits wherever pages lie, in runs of neighbours or at uneven distances', (device) => {
+  const heads = { heads: 4, kvHeads: 2, headDim: 16, window: 0 };
+  const placed = (rows: number, place: (page: number) => number) => {
+    const pages = range(0, Math.ceil(rows / 16)).map(place);
+    return run('attentionForward', device, stepOf(new Random(6), heads, [{ rows, pages }]));
+  };
+  for (const rows of [100, 300]) {
+    const neighbours = placed(rows, (page) => page);
+    for (const place of [
+      (page: number) => 2 * page,
+      (page: number) => (page * 7) % 19,
+      (page: number) => page + 3 * Math.floor(page / 5),
+      (page: number) => page ** 2,
+    ]) {
+      sameBits(placed(rows, place).out, neighbours.out, `${rows} rows, pages ${range(0, 7).map(place)}`);
+    }
+  }
+});
+
 onDevices('attention: longer than a run of keys, with large scores', (device, tolerance) => {
   const random = new Random(2);
   for (const window of [0, 300]) {

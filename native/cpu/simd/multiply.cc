@@ -78,13 +78,14 @@ extern const int64_t kTilePanels;
 const int64_t kTilePanels = kPanels;
 
 void multiply(const Tile& all) {
+  if (all.rows == 0) return;
   for (int64_t p = 0; p < all.panels; p += kPanels) {
     const int64_t panels = all.panels - p < kPanels ? all.panels - p : kPanels;
     const int64_t groups = (all.rows + rows_for(panels) - 1) / rows_for(panels);
+    const int64_t fewer = all.rows / groups, more = all.rows % groups;  // rows of a group; groups of one row more
     for (int64_t g = 0, row = 0; g < groups; ++g) {
-      const int64_t end = all.rows * (g + 1) / groups;
       Tile t = all;
-      t.rows = end - row;
+      t.rows = fewer + (g < more);
       t.a += row * t.a_row;
       t.b += p * t.b_panel;
       t.acc += row * t.acc_row + p * t.acc_panel;
@@ -96,7 +97,7 @@ void multiply(const Tile& all) {
         case 4: any_rows<4>(t); break;
 #endif
       }
-      row = end;
+      row += t.rows;
     }
   }
 }
