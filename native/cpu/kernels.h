@@ -53,11 +53,12 @@ struct ScoreRow {
 };
 
 struct Kernels {
-  double multiply_rate;            // multiply-adds a second of a thread, rather too few
-  int64_t tile_panels;             // panels that `multiply` takes at once
-  int64_t line_rows;               // most rows of `lines`
-  void (*multiply)(const Tile&);   // any number of rows and panels
-  void (*lines[4])(const Lines&);  // by storage
+  double multiply_rate;                  // multiply-adds a second of a thread, rather too few
+  int64_t tile_panels;                   // panels that `multiply` takes at once
+  int64_t line_rows;                     // most rows of `lines`
+  int64_t (*line_panels)(int64_t rows);  // panels that `lines` takes at once
+  void (*multiply)(const Tile&);         // any number of rows and panels
+  void (*lines[4])(const Lines&);        // by storage
   // Inputs [begin, begin + count) of a packed panel as f32 [count][16]; begin even, in q8 a multiple of 4.
   void (*widen[4])(const char* panel, int64_t begin, int64_t count, float* out);
   // The same, transposed: out[o * out_row + i] for 16 outputs o, and inputs i < 16, zero from count on.

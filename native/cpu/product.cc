@@ -33,6 +33,7 @@ constexpr int64_t kFewestRows = 64;  // of a block that is cut to make more task
 constexpr int64_t kMaxGroup = 8;
 constexpr int64_t kStreams = 4;  // panels side by side
 constexpr int64_t kMaxLineGroup = 16;
+constexpr int64_t kLinePasses = 4;
 constexpr int64_t kPad = 16;  // keeps rows of accumulators off one set of the first-level cache
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -42,16 +43,25 @@ struct Plan {
   int64_t row_blocks = 1, group = 1, groups = 1, first_task = 0;
 };
 
-// Panels of a task, where `pieces` blocks of rows by one panel are all there is to do. Few rows: panels are streams of
-// memory, several at once, of fewer tasks.
-int64_t line_group(int64_t pieces, int64_t workers) {
-  const int64_t share = std::max<int64_t>(pieces / workers, 1);
-  return std::clamp(share / 4, std::min(share, kStreams), kMaxLineGroup);
+// Up to here rows pass over packed panels as they come from memory, some rows at a time.
+int64_t few_rows(const Kernels& kernels) { return kLinePasses * kernels.line_rows; }
+
+// Rows of a pass.
+int64_t pass_rows(const Kernels& kernels, int64_t rows) {
+  return rows == 0 ? 1 : divide_up(rows, divide_up(rows, kernels.line_rows));
+}
+
+// Few rows: panels are streams of memory, several at once, of fewer tasks.
+void cut_lines(const Kernels& kernels, int64_t pieces, int64_t rows, int64_t workers, Plan* cut) {
+  const int64_t share = std::max<int64_t>(pieces / workers, 1),
+                unit = std::min(kernels.line_panels(pass_rows(kernels, rows)), kStreams);
+  cut->group = std::clamp(share / 4, std::min(share, unit), kMaxLineGroup);
+  if (cut->group >= unit) cut->group = cut->group / unit * unit;
 }
 
 // Many rows: a tile wants its panels, so that rows are cut before them where there is little to do.
 void cut_tiles(int64_t pieces, int64_t rows, int64_t workers, Plan* cut) {
-  cut->group = std::clamp(pieces / (8 * workers), kStreams, kMaxGroup);
+  cut->group = std::clamp(pieces / (8 * workers) / kStreams * kStreams, kStreams, kMaxGroup);
   const int64_t more = divide_up(4 * workers * cut->group, pieces);
   const int64_t blocks = std::max(cut->row_blocks, std::min(more * cut->row_blocks, rows / kFewestRows));
   const int64_t tasks = pieces * blocks / cut->row_blocks;
@@ -59,7 +69,7 @@ void cut_tiles(int64_t pieces, int64_t rows, int64_t workers, Plan* cut) {
   if (tasks < 2 * workers * cut->group) cut->group = std::max<int64_t>(tasks / (2 * workers), 1);
 }
 
-std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int64_t workers, int64_t* tasks) {
+std::vector<Plan> plan(const Kernels& kernels, std::span<const Product> products, int64_t workers, int64_t* tasks) {
   int64_t pieces = 0;
   for (const Product& p : products) pieces += divide_up(p.cols, kPanel) * divide_up(p.end - p.begin, kRowBlock);
   std::vector<Plan> plans;
@@ -68,9 +78,8 @@ std::vector<Plan> plan(std::span<const Product> products, int64_t line_rows, int
     Plan cut;
     const int64_t rows = p.end - p.begin, panels = divide_up(p.cols, kPanel);
     cut.row_blocks = divide_up(rows, kRowBlock);
-    if (rows <= 2 * line_rows) cut.group = line_group(pieces, workers);
+    if (rows <= few_rows(kernels)) cut_lines(kernels, pieces, rows, workers, &cut);
     else cut_tiles(pieces, rows, workers, &cut);
-    if (cut.group >= kStreams) cut.group = cut.group / kStreams * kStreams;
     cut.group = std::min(cut.group, panels);
     cut.groups = divide_up(panels, cut.group);
     cut.first_task = *tasks;
@@ -132,13 +141,13 @@ void add_lines(const Kernels& kernels, const Term& term, const Block& block, con
   };
   const int64_t panels = divide_up(block.cols, kPanel);
   if (rows.count <= kernels.line_rows) return add(0, rows.count, 0, panels, from, to - from);
-  // Twice as many: the second half of the rows finds each piece of some panels in the first-level cache.
-  for (int64_t p = 0; p < panels; p += kStreams) {
-    const int64_t some = std::min(kStreams, panels - p);
+  // All but the first pass find each piece of some panels in the first-level cache.
+  const int64_t pass = pass_rows(kernels, rows.count), streams = kernels.line_panels(pass);
+  for (int64_t p = 0; p < panels; p += streams) {
+    const int64_t some = std::min(streams, panels - p);
     for (int64_t k = from; k < to; k += kBlockK) {
-      const int64_t n = std::min(kBlockK, to - k), half = (rows.count + 1) / 2;
-      add(0, half, p, some, k, n);
-      add(half, rows.count - half, p, some, k, n);
+      const int64_t n = std::min(kBlockK, to - k);
+      for (int64_t row = 0; row < rows.count; row += pass) add(row, std::min(pass, rows.count - row), p, some, k, n);
     }
   }
 }
@@ -162,7 +171,7 @@ void add_tiles(const Kernels& kernels, const Term& term, const Block& block, con
 }
 
 bool few(const Kernels& kernels, const Term& term, int64_t rows) {
-  return !term.transposed && rows <= 2 * kernels.line_rows;
+  return !term.transposed && rows <= few_rows(kernels);
 }
 
 // f(k, n) for the pieces of a range that lie in one block of kBlockK inputs.
@@ -211,14 +220,14 @@ struct Selection {
 };
 
 // Up to half of many rows are worth copying side by side.
-void select(const RowFilter& filter, int64_t begin, int64_t end, int64_t few_rows, Selection* selection) {
+void select(const RowFilter& filter, int64_t begin, int64_t end, int64_t direct_rows, Selection* selection) {
   selection->all = filter.gates.empty();
   selection->count = 0;
   if (selection->all) return;
   for (int64_t n = begin; n < end; ++n) {
     if (filter(n)) selection->rows[selection->count++] = n;
   }
-  selection->all = selection->count > 0 && (end - begin <= few_rows || 2 * selection->count > end - begin);
+  selection->all = selection->count > 0 && (end - begin <= direct_rows || 2 * selection->count > end - begin);
 }
 
 // Inputs and accumulators are copied to rows that follow each other; `gathered` has room for both.
@@ -241,7 +250,7 @@ void add_selected(const Kernels& kernels, const Term& term, const Block& block, 
 
 // f(neighbouring panels of a block, the rows that want them): panels that all rows want together, the others alone.
 template <typename Function>
-void for_wanted(const Product& product, const Block& block, int64_t few_rows, Function&& fn) {
+void for_wanted(const Product& product, const Block& block, int64_t direct_rows, Function&& fn) {
   Selection selection;
   if (product.panel_rows.empty()) return fn(block, selection);
   const int64_t panels = divide_up(block.cols, kPanel), first = block.col / kPanel;
@@ -256,7 +265,7 @@ void for_wanted(const Product& product, const Block& block, int64_t few_rows, Fu
   int64_t begin = 0;  // of the panels that all rows want
   for (int64_t p = 0; p < panels; ++p) {
     const RowFilter& filter = product.panel_rows[static_cast<size_t>(first + p)];
-    select(filter, block.row, block.row + block.rows, few_rows, &selection);
+    select(filter, block.row, block.row + block.rows, direct_rows, &selection);
     if (selection.all) continue;
     Selection own = selection;
     selection.all = true;
@@ -274,7 +283,7 @@ void for_wanted(const Product& product, const Block& block, int64_t few_rows, Fu
 void CpuBackend::multiply(std::span<const Product> products) {
   const Kernels& kernels = kernels_;
   int64_t tasks = 0;
-  const std::vector<Plan> plans = plan(products, kernels.line_rows, pool_.workers(), &tasks);
+  const std::vector<Plan> plans = plan(kernels, products, pool_.workers(), &tasks);
   pool_.run(tasks, [&](int64_t task, int worker) {
     size_t index = 0;
     while (index + 1 < plans.size() && plans[index + 1].first_task <= task) ++index;
@@ -290,7 +299,7 @@ void CpuBackend::multiply(std::span<const Product> products) {
     block.col = group * cut.group * kPanel;
     block.cols = std::min(cut.group * kPanel, product.cols - block.col);
     block.stride = cut.group * kPanel + kPad;
-    const int64_t few_rows = 2 * kernels.line_rows;
+    const int64_t direct_rows = 2 * kernels.line_rows;
     const int64_t panel_floats = kernels.tile_panels * kBlockK * kPanel, acc_floats = block.rows * block.stride;
     const int64_t gathered_floats = block.rows / 2 * (kBlockK + block.stride);
     float* scratch = worker_scratch(worker, panel_floats + acc_floats + gathered_floats);
@@ -299,7 +308,7 @@ void CpuBackend::multiply(std::span<const Product> products) {
 
     std::memset(block.acc, 0, sizeof(float) * static_cast<size_t>(acc_floats));
     if (product.start) product.start(block);
-    for_wanted(product, block, few_rows, [&](const Block& part, const Selection& wanted) {
+    for_wanted(product, block, direct_rows, [&](const Block& part, const Selection& wanted) {
       for (const Term& term : product.terms) {
         const int64_t begin = std::max(block.row, term.begin), end = std::min(block.row + block.rows, term.end);
         if (begin >= end) continue;
@@ -309,7 +318,7 @@ void CpuBackend::multiply(std::span<const Product> products) {
         }
         for (const Range& range : term.ranges) {
           Selection own;
-          if (wanted.all) select(range.rows, begin, end, few_rows, &own);
+          if (wanted.all) select(range.rows, begin, end, direct_rows, &own);
           const Selection& selection = wanted.all ? own : wanted;
           if (selection.all) add_all(kernels, term, part, range, begin, end, scratch);
           else add_selected(kernels, term, part, range, selection, scratch, gathered);

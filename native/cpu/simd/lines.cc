@@ -1,4 +1,4 @@
-// acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] straight from packed weights, which are read once, for 1 to 6 rows. P panels
+// acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] straight from packed weights, which are read once, for 1 to 8 rows. P panels
 // are P streams of memory and, times R rows, the independent chains that hide the latency of the multiply-add; more rows
 // leave registers for fewer panels. Prefetch bridges the pages that the processor's own does not cross.
 #include <hwy/cache_control.h>
@@ -10,8 +10,8 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-constexpr int panels_for(int rows) {
-  if (kLanes == 16) return rows == 1 ? 8 : 4;
+constexpr int64_t panels_for(int64_t rows) {
+  if (kLanes == 16) return rows == 1 ? 8 : rows <= 6 ? 4 : 3;
   if (kLanes == 4 && HWY_TARGET != HWY_NEON) return rows == 1 ? 2 : 1;
   return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 }
@@ -137,7 +137,9 @@ void all_panels(const Lines& all) {
 }  // namespace
 
 extern const int64_t kLineRows;
-const int64_t kLineRows = kLanes == 4 && HWY_TARGET != HWY_NEON ? 3 : 6;
+const int64_t kLineRows = kLanes == 4 && HWY_TARGET != HWY_NEON ? 3 : kLanes == 16 ? 8 : 6;
+
+int64_t line_panels(int64_t rows) { return panels_for(rows); }
 
 template <Storage S>
 void lines(const Lines& l) {
@@ -148,6 +150,10 @@ void lines(const Lines& l) {
     case 4: return all_panels<S, 4>(l);
     case 5: return all_panels<S, 5>(l);
     case 6: return all_panels<S, 6>(l);
+#if HWY_MAX_BYTES >= 64
+    case 7: return all_panels<S, 7>(l);
+    case 8: return all_panels<S, 8>(l);
+#endif
   }
 }
 

@@ -4,6 +4,7 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 extern const double kMultiplyRate;
 extern const int64_t kTilePanels, kLineRows;
+int64_t line_panels(int64_t rows);
 void multiply(const Tile&);
 template <Storage S>
 void lines(const Lines&);
@@ -32,6 +33,7 @@ const Kernels& kernels() {
       kMultiplyRate,
       kTilePanels,
       kLineRows,
+      line_panels,
       multiply,
       {lines<Storage::f32>, lines<Storage::f16>, lines<Storage::bf16>, lines<Storage::q8>},
       {widen<Storage::f32>, widen<Storage::f16>, widen<Storage::bf16>, widen<Storage::q8>},
