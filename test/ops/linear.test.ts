@@ -139,6 +139,9 @@ onDevices('linear: same bits for rows alone, in a batch, cut in pieces, and on t
     [16, 61],
     [5, 12],
     [30, 38],
+    [7, 20],
+    [11, 36],
+    [13, 46],
   ] as const) {
     const part = run('linearForward', device, {
       ...group,
