@@ -84,9 +84,8 @@ bool has_dotprod() {
 }
 #endif
 
-KernelSet choose() {
-  // AT_MOE_SIMD names a lower set than the best, for tests, or one that is taken by its name alone.
-  const char* wanted = std::getenv("AT_MOE_SIMD");
+// The best set, or the one that is wanted if it runs: a lower one, or one that is taken by its name alone.
+KernelSet choose(const char* wanted) {
   [[maybe_unused]] const auto named = [&](const char* set) { return wanted && std::string(wanted) == set; };
   [[maybe_unused]] const auto allowed = [&](const char* set) { return !wanted || named(set); };
 #if AT_MOE_HAVE_AMX
@@ -123,13 +122,14 @@ KernelSet choose() {
 #if defined(__x86_64__)
   if (!has_v2()) fail(Code::kUnsupported, "this processor lacks SSE4.2");
 #endif
+  if (!allowed("base")) return choose(nullptr);
   return {"base", base::kernels(), base::integer_kernels()};
 }
 
 }  // namespace
 
 const KernelSet& best_kernels() {
-  static const KernelSet best = choose();
+  static const KernelSet best = choose(std::getenv("AT_MOE_SIMD"));
   return best;
 }
 
