@@ -4,7 +4,7 @@
 # Inline functions of shared headers are emitted by every set, and the linker keeps the first copy it sees. The sets are
 # therefore linked after all other objects, lowest first: no code can be bound to a copy from a set above its own.
 #
-# Sets that differ from another by instructions for products of bytes, or of pairs of bf16, alone are those products alone.
+# Sets that differ from another by instructions for products of bytes or of pairs of bf16 are those products alone.
 add_library(at_moe_simd INTERFACE)
 set(AT_MOE_SIMD_OBJECTS "")
 at_moe_layer_sources(simd_sources cpu/simd)
@@ -52,7 +52,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   at_moe_add_integer_set(avx512vnni -march=x86-64-v4 -mavx512vnni)
   at_moe_add_simd_objects(avx512bf16 "${pair_sources}" -march=x86-64-v4 -mavx512bf16)
   if(CMAKE_SYSTEM_NAME STREQUAL "Linux") # which lends the tiles on request
-    at_moe_add_simd_objects(amx "${tile_sources}" -march=x86-64-v4 -mamx-tile -mamx-bf16)
+    at_moe_add_simd_objects(amx "${tile_sources}" -march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16)
     # With the tiles of cpu/simd/tiles_emulated.h, for the addon with the emulated device.
     at_moe_compile_simd_objects(at_moe_simd_emulated_amx amx "${tile_sources}" -march=x86-64-v4)
     target_compile_definitions(at_moe_simd_emulated_amx PRIVATE AT_MOE_EMULATED_TILES=1)

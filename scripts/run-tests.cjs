@@ -1,8 +1,8 @@
 // Runs the compiled tests with node's own runner: `npm test [-- part-of-a-path …] [--node-flag …]`, on the CPU or on
-// AT_MOE_TEST_DEVICES; then, on the CPU, products with bf16 weights by each kind of kernels, and a part of all on the emulated
-// device. `--device=emulated` (npm run test:emulated): all tests that take a device, on the emulated one, those of ops and of
-// decode steps under its other schedules too, and those of products with either engine of products. `--device=cuda`: on the
-// GPU. Node 20's --test takes no globs, so the files are listed here.
+// AT_MOE_TEST_DEVICES; then, on the CPU, products with bf16 weights by each kind of kernels, and a part of all on the
+// emulated device. `--device=emulated` (npm run test:emulated): all tests that take a device, on the emulated one,
+// those of ops and of decode steps under its other schedules too, and those of products with either engine of
+// products. `--device=cuda`: on the GPU. Node 20's --test takes no globs, so the files are listed here.
 'use strict';
 
 const { spawnSync } = require('node:child_process');

@@ -95,7 +95,7 @@ KernelSet choose(const char* wanted) {
   }
 #endif
 #if AT_MOE_HAVE_AVX512BF16
-  // Two instructions of half the rate of a multiply-add's, or of the same, for two multiply-adds: no gain.
+  // A split value's two instructions do two multiply-adds, none faster than a multiply-add's own: no gain.
   if (named("avx512bf16") && has_v4() && has_avx512vnni() && has_avx512bf16()) {
     return {"avx512bf16", avx512::kernels(), avx512vnni::integer_kernels(), &avx512bf16::pair_kernels()};
   }

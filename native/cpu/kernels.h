@@ -1,5 +1,5 @@
 // The functions that exist once per instruction set, and the choice among the sets. Every set computes an element of a
-// product as one chain acc = fma(a, b, acc) over ascending k, so that all shapes and cuts of a set agree bit for bit.
+// product of f32 as one chain acc = fma(a, b, acc) over ascending k, so that all shapes and cuts of it agree bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -101,18 +101,18 @@ struct DotKernels {
 
 // Products of bytes, with panels of q8. A block of a row has a scale s and 32 integers a:
 //   s = max |x| / 127      a = x · (127 / max |x|), to the nearest, ties to even
-// It is zeros where max |x| < 2^-119, and s = NaN where a value is not finite. Σ a q is a sum of integers; it joins the
-// accumulator as fma(Σ a q · s, t, acc), t the scale of the panel's block, blocks ascending. All sets agree bit for bit where
-// multiply-adds are fused.
+// It is zeros where max |x| < 2^-119, and s = NaN where a value is not finite. Σ a q is a sum of integers; it joins
+// the accumulator as fma(Σ a q · s, t, acc), t the scale of the panel's block, blocks ascending. All sets agree bit
+// for bit where multiply-adds are fused.
 using IntegerKernels = DotKernels;
 
 // Products of pairs of bf16, with panels of bf16. A value x of a row is the sum of two:
 //   high = bf16(x)      low = bf16(x - high), 0 where high is not finite      |x - high - low| <= 2^-17 |x|
-// A set fixes the order in which the products of a block are summed, blocks ascending; adding a block of zeros changes no
-// bits.
+// A set fixes the order in which the products of a block are summed, blocks ascending; adding a block of zeros
+// changes no bits.
 struct PairKernels : DotKernels {
-  // Inputs [begin, begin + count) of a panel, count <= 16, begin even, as eight lines [16 inputs][2 outputs]: the panel of
-  // the transposed weight. Zero from count on.
+  // Inputs [begin, begin + count) of a panel, count <= 16, begin even, as eight lines [16 inputs][2 outputs]: the
+  // panel of the transposed weight. Zero from count on.
   void (*turn)(const char* panel, int64_t begin, int64_t count, char* out);
 };
 
@@ -123,7 +123,8 @@ struct KernelSet {
   const PairKernels* pairs = nullptr;  // null: products with bf16 weights are those of f32
 };
 
-// The best set that this processor runs; fails with kUnsupported when it runs none.
+// The best set that this processor runs, or the one of them that AT_MOE_SIMD names; fails with kUnsupported when it
+// runs none.
 const KernelSet& best_kernels();
 
 }  // namespace at_moe::cpu

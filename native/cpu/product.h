@@ -21,7 +21,7 @@ struct BlockedRows {
   int64_t block = 0;
 };
 
-// Rows converted by DotKernels::convert: the block of 32 inputs b of row n at data + b * block + (n - first) * row_bytes.
+// Rows converted by DotKernels::convert: block b of row n at data + b * block + (n - first) * row_bytes.
 struct ConvertedRows {
   const char* data = nullptr;
   int64_t block = 0, first = 0;

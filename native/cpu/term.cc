@@ -1,7 +1,7 @@
 // Weights whose storage has instructions of dot products meet rows that were converted before, whatever their number
-// (DotKernels); for the transposed product, panels are turned in scratch. The others are products of f32. Few rows: the packed
-// panels are streamed once (Kernels::lines). Many rows: a panel of kBlockK inputs is widened to f32 and all rows of the block
-// pass over it (Kernels::multiply). Both add the same values in the same order.
+// (DotKernels); for the transposed product, panels are turned in scratch. The others are products of f32. Few rows:
+// the packed panels are streamed once (Kernels::lines). Many rows: a panel of kBlockK inputs is widened to f32 and
+// all rows of the block pass over it (Kernels::multiply). Both add the same values in the same order.
 #include "cpu/term.h"
 
 #include <algorithm>
@@ -200,7 +200,8 @@ void add_all(const ProductKernels& kernels, const Term& term, const Block& block
   });
 }
 
-// The blocks of converted rows that hold inputs [k, k + n) of the selected rows, copied to rows that follow each other.
+// The blocks of converted rows that hold inputs [k, k + n) of the selected rows, copied to rows that follow each
+// other.
 DotRows gather(const DotKernels& kernels, const ConvertedRows& rows, const Selection& selection, int64_t k, int64_t n,
                float* gathered, float* acc) {
   char* out = reinterpret_cast<char*>(gathered);

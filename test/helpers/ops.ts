@@ -35,8 +35,8 @@ const stored = (dtype: string, { modules, stacks, ...own }: Weights): Weights =>
 });
 
 /**
- * Runs an op that must exist. AT_MOE_TEST_WEIGHTS: what the CPU stores the weights of linear groups in that do not say it
- * themselves, instead of f32.
+ * Runs an op that must exist. AT_MOE_TEST_WEIGHTS: what the CPU stores the weights of linear groups in that do not
+ * say it themselves, instead of f32.
  */
 export function run(op: string, device: string, args: object, threads?: number): Outputs {
   const found = ops[op];

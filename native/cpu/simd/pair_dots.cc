@@ -1,6 +1,6 @@
-// Rows of bf16 pairs by packed panels of bf16 (kernels.h), by instructions on vectors. The sums of a tile of R rows by P
-// panels stay in registers: 6 x 4 with AVX-512 (24 of 32). For each line of a panel, two inputs, they take the product with
-// the row's upper parts, then that with its lower ones.
+// Rows of bf16 pairs by packed panels of bf16 (kernels.h), by instructions on vectors. The sums of a tile of R rows
+// by P panels stay in registers: 6 x 4 with AVX-512 (24 of 32). For each line of a panel, two inputs, they take the
+// product with the row's upper parts, then that with its lower ones.
 #include <hwy/cache_control.h>
 
 #include "cpu/simd/pairs.h"

@@ -1,8 +1,8 @@
-// Rows of bf16 pairs by packed panels of bf16 (kernels.h), by tiles of AMX. A block of 16 rows, their upper or lower parts, is
-// tile 4 or 5; a block of a panel, which lies in memory as its 16 lines, is tile 6 or 7; tiles 0 to 3 are sums. Up to 16 rows
-// read four panels from memory at once. More take 32 by two panels: eight products for six loads, and four between two that
-// add to one tile, which hides their latency. Pieces of kBlockK inputs come first, since a piece of all rows stays in the
-// second-level cache while the panels pass.
+// Rows of bf16 pairs by packed panels of bf16 (kernels.h), by tiles of AMX. A block of 16 rows, their upper or lower
+// parts, is tile 4 or 5; a block of a panel, which lies in memory as its 16 lines, is tile 6 or 7; tiles 0 to 3 are
+// sums. Up to 16 rows read four panels from memory at once. More take 32 by two panels: eight products for six loads,
+// and four between two that add to one tile, which hides their latency. Pieces of kBlockK inputs come first, since a
+// piece of all rows stays in the second-level cache while the panels pass.
 #include <cstring>
 
 #include <hwy/cache_control.h>

@@ -1,11 +1,13 @@
-// Rows split into pairs of bf16, panels turned for products with the transposed weight, and the table of the products of
-// pairs (kernels.h).
+// Rows split into pairs of bf16, panels turned for products with the transposed weight, and the table of the products
+// of pairs (kernels.h).
 #include "cpu/simd/pairs.h"
 
 #include <hwy/cache_control.h>
 
 #include <cstring>
+#include <limits>
 
+#include "cpu/simd/convert_row.h"
 #include "cpu/simd/widen.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -15,35 +17,33 @@ void pair_dots(const Dots& all);
 
 namespace {
 
-// The upper halves of the lanes.
-HWY_INLINE void store_upper(hn::Vec<U32> bits, uint16_t* out) {
+// Stores values rounded to bf16 and returns what they are then.
+HWY_INLINE Vec store_rounded(Vec value, uint16_t* out) {
+#if defined(__AVX512BF16__)
+  const auto halves = (__m256i)_mm512_cvtneps_pbh(value.raw);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), halves);
+  return Vec{_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+#else
+  const auto bits = round_to_bf16(value);
   hn::StoreU(hn::DemoteTo(U16(), hn::BitCast(I32(), hn::ShiftRight<16>(bits))), U16(), out);
+  return hn::BitCast(F32(), bits);
+#endif
 }
 
 void split_block(const float* x, PairBlock* out) {
   const F32 d;
+  const Vec infinity = hn::Set(d, std::numeric_limits<float>::infinity());
+#pragma GCC unroll 8
   for (int i = 0; i < kDotBlock; i += kLanes) {
     const Vec value = hn::LoadU(d, x + i);
-    const auto high = round_to_bf16(value);
-    const Vec rounded = hn::BitCast(d, high);
-    const auto finite = hn::Lt(hn::Abs(rounded), hn::Set(d, std::numeric_limits<float>::infinity()));
-    store_upper(high, out->high + i);
-    store_upper(round_to_bf16(hn::IfThenElseZero(finite, hn::Sub(value, rounded))), out->low + i);
+    const Vec high = store_rounded(value, out->high + i);
+    const auto finite = hn::Lt(hn::Abs(high), infinity);
+    store_rounded(hn::IfThenElseZero(finite, hn::Sub(value, high)), out->low + i);
   }
 }
 
-void split(const float* x, int64_t cols, char* out, int64_t out_block) {
-  for (; cols >= kDotBlock; cols -= kDotBlock, x += kDotBlock, out += out_block) {
-    split_block(x, reinterpret_cast<PairBlock*>(out));
-  }
-  if (cols == 0) return;
-  float last[kDotBlock] = {};
-  std::memcpy(last, x, sizeof(float) * static_cast<size_t>(cols));
-  split_block(last, reinterpret_cast<PairBlock*>(out));
-}
-
-// Two inputs of two outputs are neighbours in a line: after their middle values changed places, they are two outputs of two
-// inputs, and blocks of 64 bits are transposed.
+// Two inputs of two outputs are neighbours in a line: after their middle values changed places, they are two outputs
+// of two inputs, and blocks of 64 bits are transposed.
 void turn(const char* panel, int64_t begin, int64_t count, char* out) {
   constexpr int64_t kLines = 8;
   const char* lines = panel + begin / 2 * kPairLine;
@@ -78,7 +78,7 @@ void turn(const char* panel, int64_t begin, int64_t count, char* out) {
 }  // namespace
 
 const PairKernels& pair_kernels() {
-  static const PairKernels table = {{sizeof(PairBlock), split, pair_dots}, turn};
+  static const PairKernels table = {{sizeof(PairBlock), convert_row<PairBlock, split_block>, pair_dots}, turn};
   return table;
 }
 

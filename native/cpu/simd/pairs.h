@@ -1,5 +1,5 @@
-// Rows and panels of the products of bf16 pairs (kernels.h), and the instructions that add such products, by what the compiler
-// may use: one `add` gives each lane of a vector, an output, the products of two inputs.
+// Rows of bf16 pairs and lines of their panels (kernels.h), and the vector instructions that add their products, by what
+// the compiler may use: one `add` gives each lane, an output, the products of two inputs.
 #pragma once
 
 #include "cpu/simd/vector.h"

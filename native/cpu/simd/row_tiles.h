@@ -1,6 +1,6 @@
-// Converted rows by packed panels (kernels.h) in tiles of R rows by P panels that the registers hold. Up to a tile's rows the
-// panels are read once from memory, P streams at a time; of more rows, all pass over some blocks of P panels. `Form` says
-// what a tile is:
+// Converted rows by packed panels (kernels.h) in tiles of R rows by P panels that the registers hold. Up to a tile's
+// rows the panels are read once from memory, P streams at a time; of more rows, all pass over some blocks of P
+// panels. `Form` says what a tile is:
 //   kRows, panels(rows)    the most rows of a tile, and the panels for a number of rows
 //   kPieceBlocks           blocks of P panels that stay in the first-level cache
 //   tile<R, P>(dots)       the product of a tile

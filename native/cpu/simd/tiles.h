@@ -1,7 +1,8 @@
 // The tile registers of AMX: eight of at most 16 rows of 64 bytes. `load` and `store` take rows `stride` bytes apart;
-// `dot<c, a, b>` adds to 16 f32 columns of c the products of a's rows of 32 bf16 by b's 16 lines of [16 columns][2]. Shapes
-// belong to a thread, which gives them back when it has done, so that a switch of threads need not save tiles. The products
-// treat denormals as zeros, round to the nearest, and sum a tile's even and odd inputs apart before they join c.
+// `dot<c, a, b>` adds to 16 f32 columns of c the products of a's rows of 32 bf16 by b's 16 lines of [16 columns][2].
+// Shapes belong to a thread, which gives them back when it has done, so that a switch of threads need not save tiles.
+// The products treat denormals as zeros, round to the nearest, and sum a tile's even and odd inputs apart before they
+// join c.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,7 @@ struct Tiles {
   static bool usable() {
     constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;
     unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__builtin_cpu_supports("avx512bf16")) return false;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kBf16) == 0) return false;
     constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;

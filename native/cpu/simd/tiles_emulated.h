@@ -1,5 +1,6 @@
-// The tile registers of tiles.h as plain loops, for processors without them: the addon with the emulated device has them in
-// their place. What the instructions would fault on fails. Denormals are flushed as in every task (cpu/pool.h).
+// The tile registers of tiles.h as plain loops, for processors without them: the addon with the emulated device has
+// them in their place. What the instructions would fault on fails. Denormals are flushed as in every task
+// (cpu/pool.h).
 #pragma once
 
 #include <bit>
