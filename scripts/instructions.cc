@@ -78,7 +78,7 @@ void quantize() {
   for (int64_t i = 0; i < kInputs; ++i) x[i] = static_cast<float>(i + 1);
   const int64_t block = avx2::integer_kernels().row_bytes;
   char* out = memory<char>(kInputs / kQ8Block * block);
-  measure([&] { avx2::integer_kernels().quantize(x, kInputs, out, block); });
+  measure([&] { avx2::integer_kernels().convert(x, kInputs, out, block); });
 }
 
 void dots(int64_t rows) {

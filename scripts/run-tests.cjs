@@ -1,8 +1,8 @@
 // Runs the compiled tests with node's own runner: `npm test [-- part-of-a-path …] [--node-flag …]`, on the CPU or on
-// AT_MOE_TEST_DEVICES, then a part of them on the emulated device. `--device=emulated` (npm run test:emulated): all tests
-// that take a device, on the emulated one, those of ops and of decode steps under its other schedules too, and those of
-// products with either engine of products. `--device=cuda`: on the GPU.
-// Node 20's --test takes no globs, so the files are listed here.
+// AT_MOE_TEST_DEVICES; then, on the CPU, products with bf16 weights by each kind of kernels, and a part of all on the
+// emulated device. `--device=emulated` (npm run test:emulated): all tests that take a device, on the emulated one,
+// those of ops and of decode steps under its other schedules too, and those of products with either engine of
+// products. `--device=cuda`: on the GPU. Node 20's --test takes no globs, so the files are listed here.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -25,6 +25,9 @@ const schedules = [
 ];
 
 const byWgmma = { AT_MOE_CUDA_WGMMA: '1' };
+const inBf16 = { AT_MOE_TEST_WEIGHTS: 'bf16', AT_MOE_TEST_GOLDEN: 'llama-bf16-weights' };
+const byVectors = { ...inBf16, AT_MOE_SIMD: 'avx512bf16' };
+const byTiles = { ...inBf16, AT_MOE_SIMD: 'amx', AT_MOE_PREBUILD: path.join(root, folder) };
 
 const files = fs
   .readdirSync(path.join(root, 'dist', 'test'), { recursive: true })
@@ -69,8 +72,12 @@ function plan() {
   const first = { name: process.env.AT_MOE_TEST_DEVICES ?? 'cpu', files, env: {} };
   if (process.env.AT_MOE_TEST_DEVICES) return [first];
   const part = onDevice.filter((file) => isOp(file) || isGolden(file));
+  const products = part.filter((file) => isLinear(file) || isGolden(file));
   return [
     first,
+    { name: 'cpu, weights of bf16', files: products.filter(isLinear), env: inBf16 },
+    { name: 'cpu, pairs by vectors', files: products, env: byVectors },
+    { name: 'cpu, pairs by emulated tiles', files: products, env: byTiles },
     { name: 'emulated device', files: part, env: { ...emulated, AT_MOE_TEST_GOLDEN: quickGolden } },
     { name: 'emulated device, products by wgmma', files: part.filter(isLinear), env: { ...emulated, ...byWgmma } },
   ];
@@ -78,6 +85,17 @@ function plan() {
 
 const unlessGiven = (flag, value) => (flags.some((given) => given.startsWith(flag)) ? [] : [`${flag}=${value}`]);
 const defaults = [...unlessGiven('--test-reporter', 'spec'), ...unlessGiven('--test-concurrency', '2')];
+
+// The set of the CPU's kernels that AT_MOE_SIMD leaves a run.
+function setOf({ env }) {
+  const print = `import('./dist/lib/index.js').then(({ devices }) => console.log(devices()[0].description))`;
+  const { stdout } = spawnSync(process.execPath, ['-e', print], {
+    cwd: root,
+    encoding: 'utf8',
+    env: { ...process.env, ...env },
+  });
+  return stdout.trim().split(', ').at(-1);
+}
 
 function passes(run) {
   const { status } = spawnSync(process.execPath, ['--test', ...defaults, ...flags, ...run.files], {
@@ -96,6 +114,11 @@ function main() {
   for (const run of runs) {
     if (run.env.AT_MOE_PREBUILD && !hasEmulated) {
       console.log(`tests on the ${run.name}: skipped, it exists on Linux x86-64 only`);
+      continue;
+    }
+    const set = run.env.AT_MOE_SIMD;
+    if (set && setOf(run) !== set) {
+      console.log(`tests on the ${run.name}: skipped, this processor or build does not run ${set}`);
       continue;
     }
     if (runs.length > 1) console.log(`tests: ${run.name}`);

@@ -60,6 +60,7 @@ CpuBackend::CpuBackend(int threads, const std::vector<int>& affinity)
     : pool_(threads, affinity),
       kernels_(cpu::best_kernels().kernels),
       integers_(wants_integers() ? &cpu::best_kernels().integers : nullptr),
+      pairs_(cpu::best_kernels().pairs),
       worker_scratch_(pool_.workers()) {}
 
 double CpuBackend::multiply_rate() const { return kernels_.multiply_rate * pool_.workers(); }

@@ -1,6 +1,7 @@
 // The CPU device: threads and SIMD. Activations are f32; every op has finished when its call returns.
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -13,8 +14,11 @@ namespace at_moe {
 
 namespace cpu {
 struct Kernels;
-struct IntegerKernels;
-struct QuantizedRows;
+struct DotKernels;
+struct PairKernels;
+struct ProductKernels;
+struct ConvertedRows;
+struct Operand;
 struct Product;
 struct GradientProduct;
 }  // namespace cpu
@@ -85,26 +89,36 @@ class CpuBackend : public Backend {
   T* worker_scratch(int worker, int64_t count) {
     return static_cast<T*>(grow(worker_scratch_[worker], sizeof(T) * static_cast<size_t>(count)));
   }
-  template <typename T = float>
-  T* shared_scratch(int slot, int64_t count) {
-    return static_cast<T*>(grow(shared_scratch_[slot], sizeof(T) * static_cast<size_t>(count)));
+  // That of an operand, for each of its forms.
+  enum class Form { kBytes, kPairs };
+  template <typename T = char>
+  T* operand_scratch(int slot, Form form, int64_t count) {
+    Buffer& buffer = operand_scratch_[slot][static_cast<size_t>(form)];
+    return static_cast<T*>(grow(buffer, sizeof(T) * static_cast<size_t>(count)));
   }
   // The products of one job: tasks of all of them are spread over the threads together.
-  void multiply(std::span<const cpu::Product> products);
+  void multiply(std::span<cpu::Product> products);
   void accumulate(std::span<const cpu::GradientProduct> products);
   void add_gradients(const LinearBackward& args);
-  cpu::QuantizedRows quantize_rows(int slot, const Matrix& x);
+  cpu::ProductKernels product_kernels() const;
+  // x in the forms in which products with these weights read it.
+  cpu::Operand operand(int slot, const Matrix& x, std::span<const Weight* const> weights, bool transposed);
+  // Those of terms that came without the form that they read.
+  void convert_operands(std::span<cpu::Product> products);
+  cpu::ConvertedRows convert_rows(const cpu::DotKernels& kernels, const Matrix& x, char* memory);
 
   static void* grow(Buffer& buffer, size_t bytes);
 
-  static constexpr int kSharedSlots = 8;
+  static constexpr int kOperands = 8;
   MemoryMeter meter_;
   Pool pool_;
   const cpu::Kernels& kernels_;
-  const cpu::IntegerKernels* integers_;  // null: activations are never quantised
+  const cpu::DotKernels* integers_;  // null: activations are never quantised
+  const cpu::PairKernels* pairs_;    // null: activations are never split
   cpu::RopeTable rope_table_;
   std::vector<Buffer> worker_scratch_;
-  Buffer shared_scratch_[kSharedSlots];
+  std::array<Buffer, 2> operand_scratch_[kOperands];
+  Buffer converted_scratch_;
 };
 
 }  // namespace at_moe

@@ -20,6 +20,10 @@ namespace at_moe::cpu {
   const Kernels& kernels();     \
   }                             \
   AT_MOE_DECLARE_INTEGERS(set)
+#define AT_MOE_DECLARE_PAIRS(set)    \
+  namespace set {                    \
+  const PairKernels& pair_kernels(); \
+  }
 AT_MOE_DECLARE_SET(base)
 #if AT_MOE_HAVE_AVX2
 AT_MOE_DECLARE_SET(avx2)
@@ -33,9 +37,19 @@ AT_MOE_DECLARE_SET(avx512)
 #if AT_MOE_HAVE_AVX512VNNI
 AT_MOE_DECLARE_INTEGERS(avx512vnni)
 #endif
+#if AT_MOE_HAVE_AVX512BF16
+AT_MOE_DECLARE_PAIRS(avx512bf16)
+#endif
+#if AT_MOE_HAVE_AMX
+AT_MOE_DECLARE_PAIRS(amx)
+namespace amx {
+bool tiles_usable();
+}
+#endif
 #if AT_MOE_HAVE_DOTPROD
 AT_MOE_DECLARE_INTEGERS(dotprod)
 #endif
+#undef AT_MOE_DECLARE_PAIRS
 #undef AT_MOE_DECLARE_SET
 #undef AT_MOE_DECLARE_INTEGERS
 
@@ -55,6 +69,7 @@ bool has_v2() { return __builtin_cpu_supports("x86-64-v2"); }
 [[maybe_unused]] bool has_avxvnni() { return __builtin_cpu_supports("avxvnni"); }
 #endif
 [[maybe_unused]] bool has_avx512vnni() { return __builtin_cpu_supports("avx512vnni"); }
+[[maybe_unused]] bool has_avx512bf16() { return __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 #if AT_MOE_HAVE_DOTPROD
@@ -69,10 +84,22 @@ bool has_dotprod() {
 }
 #endif
 
-KernelSet choose() {
-  // AT_MOE_SIMD names a lower set than the best, for tests.
-  const char* wanted = std::getenv("AT_MOE_SIMD");
-  [[maybe_unused]] const auto allowed = [&](const char* set) { return !wanted || std::string(wanted) == set; };
+// The best set, or the one that is wanted if it runs: a lower one, or one that is taken by its name alone.
+KernelSet choose(const char* wanted) {
+  [[maybe_unused]] const auto named = [&](const char* set) { return wanted && std::string(wanted) == set; };
+  [[maybe_unused]] const auto allowed = [&](const char* set) { return !wanted || named(set); };
+#if AT_MOE_HAVE_AMX
+  // It has not run on a processor yet.
+  if (named("amx") && has_v4() && has_avx512vnni() && amx::tiles_usable()) {
+    return {"amx", avx512::kernels(), avx512vnni::integer_kernels(), &amx::pair_kernels()};
+  }
+#endif
+#if AT_MOE_HAVE_AVX512BF16
+  // A split value's two instructions do two multiply-adds, none faster than a multiply-add's own: no gain.
+  if (named("avx512bf16") && has_v4() && has_avx512vnni() && has_avx512bf16()) {
+    return {"avx512bf16", avx512::kernels(), avx512vnni::integer_kernels(), &avx512bf16::pair_kernels()};
+  }
+#endif
 #if AT_MOE_HAVE_AVX512VNNI
   if (allowed("avx512vnni") && has_v4() && has_avx512vnni()) {
     return {"avx512vnni", avx512::kernels(), avx512vnni::integer_kernels()};
@@ -95,13 +122,14 @@ KernelSet choose() {
 #if defined(__x86_64__)
   if (!has_v2()) fail(Code::kUnsupported, "this processor lacks SSE4.2");
 #endif
+  if (!allowed("base")) return choose(nullptr);
   return {"base", base::kernels(), base::integer_kernels()};
 }
 
 }  // namespace
 
 const KernelSet& best_kernels() {
-  static const KernelSet best = choose();
+  static const KernelSet best = choose(std::getenv("AT_MOE_SIMD"));
   return best;
 }
 

@@ -1,5 +1,5 @@
 // The functions that exist once per instruction set, and the choice among the sets. Every set computes an element of a
-// product as one chain acc = fma(a, b, acc) over ascending k, so that all shapes and cuts of a set agree bit for bit.
+// product of f32 as one chain acc = fma(a, b, acc) over ascending k, so that all shapes and cuts of it agree bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,9 @@
 
 namespace at_moe::cpu {
 
-inline constexpr int64_t kBlockK = 256;  // k-block of a product: a panel of it stays in the first-level cache
+inline constexpr int64_t kBlockK = 256;   // k-block of a product: a panel of it stays in the first-level cache
+inline constexpr int64_t kDotBlock = 32;  // inputs of a block of converted rows
+static_assert(kDotBlock == kQ8Block && kBlockK % kDotBlock == 0);
 
 // acc[r][16 p + c] += Σ_k a[r][k] b[p][k][c], all f32.
 struct Tile {
@@ -33,11 +35,10 @@ struct Lines {
   int64_t acc_row = 0;
 };
 
-// acc[r][16 p + c] += Σ_b s[r][b] t[p][b][c] Σ_i a[r][b][i] q[p][b][c][i]: rows quantised by IntegerKernels::quantize by
-// packed panels of q8, from block `begin` of 32 inputs on. The inner sum is one of integers; a block joins the
-// accumulator as fma(sum · s, t, acc), blocks ascending.
+// acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] over rows that DotKernels::convert converted, from block `begin` on.
 struct Dots {
   int64_t rows = 0, panels = 0, begin = 0, blocks = 0;
+  int64_t inputs = 0;  // that the panels have: the last block may end before its 32
   const char* w = nullptr;
   int64_t w_panel = 0;  // bytes
   const char* a = nullptr;
@@ -90,24 +91,41 @@ struct Kernels {
   int64_t (*spin_fma)(int64_t count, float* keep);
 };
 
-// Products of bytes, which some processors of a set have instructions for. All agree bit for bit where multiply-adds are
-// fused.
-struct IntegerKernels {
-  int64_t row_bytes;  // of a row's block
-  // A row of `cols` values into blocks `out_block` bytes apart, each with a scale s and 32 integers a, zeros past the end:
-  //   s = max |x| / 127      a = x · (127 / max |x|), to the nearest, ties to even
-  // A block is zeros where max |x| < 2^-119. One that holds a value that is not finite has s = NaN.
-  void (*quantize)(const float* x, int64_t cols, char* out, int64_t out_block);
+// Products of rows that were converted before by packed panels of one storage, which some processors of a set have
+// instructions for.
+struct DotKernels {
+  int64_t row_bytes;  // of a row's block, at most those of 32 floats
+  // A row of `cols` values into blocks `out_block` bytes apart, with zeros past the end.
+  void (*convert)(const float* x, int64_t cols, char* out, int64_t out_block);
   void (*multiply)(const Dots&);  // any number of rows and panels
+};
+
+// Products of bytes, with panels of q8. A block of a row has a scale s and 32 integers a:
+//   s = max |x| / 127      a = x · (127 / max |x|), to the nearest, ties to even
+// It is zeros where max |x| < 2^-119, and s = NaN where a value is not finite. Σ a q is a sum of integers; it joins
+// the accumulator as fma(Σ a q · s, t, acc), t the scale of the panel's block, blocks ascending. All sets agree bit
+// for bit where multiply-adds are fused.
+using IntegerKernels = DotKernels;
+
+// Products of pairs of bf16, with panels of bf16. A value x of a row is the sum of two:
+//   high = bf16(x)      low = bf16(x - high), 0 where high is not finite      |x - high - low| <= 2^-17 |x|
+// A set fixes the order in which the products of a block are summed, blocks ascending; adding a block of zeros
+// changes no bits.
+struct PairKernels : DotKernels {
+  // Inputs [begin, begin + count) of a panel, count <= 16, begin even, as eight lines [16 inputs][2 outputs]: the
+  // panel of the transposed weight. Zero from count on.
+  void (*turn)(const char* panel, int64_t begin, int64_t count, char* out);
 };
 
 struct KernelSet {
   const char* name;
   const Kernels& kernels;
   const IntegerKernels& integers;
+  const PairKernels* pairs = nullptr;  // null: products with bf16 weights are those of f32
 };
 
-// The best set that this processor runs; fails with kUnsupported when it runs none.
+// The best set that this processor runs, or the one of them that AT_MOE_SIMD names; fails with kUnsupported when it
+// runs none.
 const KernelSet& best_kernels();
 
 }  // namespace at_moe::cpu

@@ -13,22 +13,22 @@
 namespace at_moe {
 
 using cpu::Block;
+using cpu::kDotBlock;
+using cpu::Operand;
 using cpu::Product;
-using cpu::QuantizedRows;
+using cpu::ProductKernels;
 using cpu::Term;
 
 namespace {
 
-constexpr int kQuantizedSlot = 0;
+constexpr int kInputSlot = 0, kShrinkSlot = 1;
 
-const CpuWeight* packed(const Weight* weight) { return static_cast<const CpuWeight*>(weight); }
-
-Term base_term(const Weight* weight, int64_t begin, int64_t end, const Matrix& x) {
+Term term_of(const Weight* weight, int64_t begin, int64_t end, const Operand& a) {
   Term term;
-  term.weight = packed(weight);
+  term.weight = static_cast<const CpuWeight*>(weight);
   term.begin = begin;
   term.end = end;
-  term.a = x;
+  term.a = a;
   term.ranges.push_back({0, weight->cols()});
   return term;
 }
@@ -57,13 +57,13 @@ std::function<void(const Block&)> finish_into(const Matrix& y, const Matrix& res
   };
 }
 
-Product shrink(const LinearForward& args, const AdapterSegment& segment, const Matrix& x) {
+Product shrink(const LinearForward& args, const AdapterSegment& segment, const Operand& x) {
   const AdapterStack* stack = segment.stack;
   Product product;
   product.begin = segment.begin;
   product.end = segment.end;
   product.cols = stack->a->rows();
-  product.terms.push_back(base_term(stack->a, segment.begin, segment.end, x));
+  product.terms.push_back(term_of(stack->a, segment.begin, segment.end, x));
   product.finish = [&args, stack](const Block& block) {
     for (int64_t n = block.row; n < block.row + block.rows; ++n) {
       const float* acc = block.at(n);
@@ -87,36 +87,40 @@ void CpuBackend::forward(const LinearForward& args) {
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
-  const auto quantizes = [&](const LinearModule& module) { return integers_ && is_blocks(module.weight->storage()); };
-  const bool some = std::any_of(args.modules.begin(), args.modules.end(), quantizes);
-  const QuantizedRows quantized = some ? quantize_rows(kQuantizedSlot, args.x) : QuantizedRows();
+  std::vector<const Weight*> readers, shrink_readers;
+  for (const LinearModule& module : args.modules) readers.push_back(module.weight);
+  for (const AdapterSegment& segment : segments) (args.shrink_x ? shrink_readers : readers).push_back(segment.stack->a);
+  const Operand x = operand(kInputSlot, args.x, readers, false);
 
   if (!segments.empty()) {
     require(args.hg && args.routing, "linear: adapters need hg and routing");
-    const Matrix& x = args.shrink_x ? args.shrink_x : args.x;
+    const Operand shrink_x = args.shrink_x ? operand(kShrinkSlot, args.shrink_x, shrink_readers, false) : x;
     std::vector<Product> products;
     products.reserve(segments.size());
-    for (const AdapterSegment& segment : segments) products.push_back(shrink(args, segment, x));
+    for (const AdapterSegment& segment : segments) products.push_back(shrink(args, segment, shrink_x));
     multiply(products);
   }
 
   std::vector<GateRanges> gates;
   gates.reserve(segments.size());
   for (const AdapterSegment& segment : segments) gates.emplace_back(args.routing, segment);
+  const ProductKernels kernels = product_kernels();
   std::vector<Product> products;
   for (size_t m = 0; m < args.modules.size(); ++m) {
     const LinearModule& module = args.modules[m];
     Product product;
     product.end = rows;
     product.cols = module.weight->rows();
-    product.terms.push_back(base_term(module.weight, 0, rows, args.x));
-    if (quantizes(module)) product.terms.back().quantized = quantized;
+    product.terms.push_back(term_of(module.weight, 0, rows, x));
     for (size_t s = 0; s < segments.size(); ++s) {
       const AdapterStack::Module& adapter = segments[s].stack->modules[m];
       if (!adapter.b) continue;
       const int64_t rank = adapter.b->cols();
-      Term term = base_term(adapter.b, segments[s].begin, segments[s].end, args.hg.col_range(adapter.first, rank));
-      term.ranges = gates[s].in(adapter.first, adapter.first + rank, 2);
+      Operand gated;
+      gated.rows = args.hg.col_range(adapter.first, rank);
+      Term term = term_of(adapter.b, segments[s].begin, segments[s].end, gated);
+      const int64_t align = kernels.dots(*adapter.b, false) ? kDotBlock : 2;
+      term.ranges = gates[s].in(adapter.first, adapter.first + rank, align);
       if (!term.ranges.empty()) product.terms.push_back(std::move(term));
     }
     product.start = start_with_bias(module.bias);

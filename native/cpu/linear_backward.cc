@@ -13,12 +13,15 @@ namespace at_moe {
 
 using cpu::Block;
 using cpu::GradientProduct;
+using cpu::kDotBlock;
+using cpu::Operand;
 using cpu::Product;
+using cpu::ProductKernels;
 using cpu::Term;
 
 namespace {
 
-Term transposed_term(const Weight* weight, int64_t begin, int64_t end, const Matrix& g) {
+Term transposed_term(const Weight* weight, int64_t begin, int64_t end, const Operand& g) {
   Term term;
   term.weight = static_cast<const CpuWeight*>(weight);
   term.transposed = true;
@@ -79,6 +82,16 @@ void CpuBackend::backward(const LinearBackward& args) {
   if (rows == 0) return;
   check_gradients(args);
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
+  const ProductKernels kernels = product_kernels();
+  std::vector<Operand> gradients;  // of the modules' outputs
+  for (size_t m = 0; m < args.modules.size(); ++m) {
+    std::vector<const Weight*> readers;
+    if (args.dx) readers.push_back(args.modules[m].weight);
+    for (const AdapterSegment& segment : segments) {
+      if (const Weight* b = segment.stack->modules[m].b) readers.push_back(b);
+    }
+    gradients.push_back(operand(static_cast<int>(m), args.modules[m].y, readers, true));
+  }
 
   if (!segments.empty()) {
     require(args.dh && args.routing, "linear backward: adapters need dh and routing");
@@ -92,7 +105,7 @@ void CpuBackend::backward(const LinearBackward& args) {
         product.begin = segment.begin;
         product.end = segment.end;
         product.cols = adapter.b->cols();
-        product.terms.push_back(transposed_term(adapter.b, segment.begin, segment.end, args.modules[m].y));
+        product.terms.push_back(transposed_term(adapter.b, segment.begin, segment.end, gradients[m]));
         product.finish = finish_into(args.dh.col_range(adapter.first, product.cols));
         product.panel_rows = panel_rows(args.routing, *segment.stack, adapter.first, adapter.first + product.cols);
         products.push_back(std::move(product));
@@ -108,13 +121,16 @@ void CpuBackend::backward(const LinearBackward& args) {
 
   Product input, shrink_input;
   for (size_t m = 0; m < args.modules.size(); ++m) {
-    input.terms.push_back(transposed_term(args.modules[m].weight, 0, rows, args.modules[m].y));
+    input.terms.push_back(transposed_term(args.modules[m].weight, 0, rows, gradients[m]));
   }
   for (const AdapterSegment& segment : segments) {
     Product& target = args.shrink_dx ? shrink_input : input;
     const int64_t ranks = segment.stack->a->rows();
-    Term term = transposed_term(segment.stack->a, segment.begin, segment.end, args.dh.col_range(0, ranks));
-    term.ranges = GateRanges(args.routing, segment).in(0, ranks, kPanel);
+    Operand dh;
+    dh.rows = args.dh.col_range(0, ranks);
+    Term term = transposed_term(segment.stack->a, segment.begin, segment.end, dh);
+    const int64_t align = kernels.dots(*segment.stack->a, true) ? kDotBlock : kPanel;
+    term.ranges = GateRanges(args.routing, segment).in(0, ranks, align);
     target.terms.push_back(std::move(term));
   }
   std::vector<Product> products;

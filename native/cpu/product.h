@@ -12,10 +12,18 @@
 
 namespace at_moe::cpu {
 
-// Rows quantised by IntegerKernels::quantize: the block of 32 inputs b of row n at data + b * block + n * row_bytes.
-struct QuantizedRows {
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows converted by DotKernels::convert: block b of row n at data + b * block + (n - first) * row_bytes.
+struct ConvertedRows {
   const char* data = nullptr;
-  int64_t block = 0;
+  int64_t block = 0, first = 0;
+};
+
+// The left side of products, in the forms that they read. Row 0 is row 0 of the product.
+struct Operand {
+  Matrix rows;                 // [N, k] row-major
+  ConvertedRows bytes, pairs;  // for weights of q8 and of bf16, when there are kernels for them
 };
 
 // Rows whose routing record has one of the gates; no gates: all rows.
@@ -39,17 +47,30 @@ struct Range {
   RowFilter rows = {};
 };
 
-// acc[n] += a[n] · Wᵀ (or a[n] · W when transposed) for n in [begin, end). With quantised rows it is they that are multiplied,
-// over all of k; the weight is of q8 then.
+// acc[n] += a[n] · Wᵀ (or a[n] · W when transposed) for n in [begin, end).
 struct Term {
   const CpuWeight* weight = nullptr;
   bool transposed = false;
   int64_t begin = 0, end = 0;
-  Matrix a;  // [N, k] row-major; row 0 is row 0 of the product
-  QuantizedRows quantized;
-  std::vector<Range> ranges;  // ascending: the rest of `a` is known to be zero
+  Operand a;
+  std::vector<Range> ranges;  // ascending: the rest of `a` is known to be zero; with converted rows each begins a block
 
-  int64_t reduction() const { return transposed ? weight->rows() : weight->cols(); }
+  // The rows that kernels of dot products read.
+  ConvertedRows& converted() { return is_blocks(weight->storage()) ? a.bytes : a.pairs; }
+  const ConvertedRows& converted() const { return is_blocks(weight->storage()) ? a.bytes : a.pairs; }
+};
+
+// A weight's storage alone decides on the kernels of its products, so that all numbers of rows have the same bits.
+struct ProductKernels {
+  const Kernels& floats;
+  const DotKernels* bytes;   // null: of no weights
+  const PairKernels* pairs;  // likewise
+
+  // Those of converted rows; null: the product is one of f32.
+  const DotKernels* dots(const Weight& weight, bool transposed) const {
+    if (weight.storage() == Storage::bf16) return pairs;
+    return is_blocks(weight.storage()) && !transposed ? bytes : nullptr;
+  }
 };
 
 // A finished or fresh block of accumulators: rows [row, row + rows), columns [col, col + cols).

@@ -13,7 +13,7 @@ import { close, matrix, onDevices, Random, sameBits } from './support.js';
 /** The group with its weights as q8, and with the values that q8 stands for. */
 function both(group: Group): { blocks: Group; exact: Group } {
   const blocks = group.modules.map((module) => ({ ...module, dtype: 'q8' }));
-  const exact = group.modules.map((module) => ({ ...module, weight: quantized(module.weight).weights }));
+  const exact = group.modules.map((module) => ({ ...module, weight: quantized(module.weight).weights, dtype: 'f32' }));
   return { blocks: { ...group, modules: blocks }, exact: { ...group, modules: exact } };
 }
 

@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import type { Matrix } from '../helpers/ops.js';
 import { run } from '../helpers/ops.js';
 import { gateColumns, groupOf, type Shape, slice } from './linear-groups.js';
@@ -196,4 +197,48 @@ onDevices('linear: same bits for one row, few, many, and beside rows of other mi
       sameBits(part.y0, whole.slice(begin * 200, end * 200), `rows ${begin} to ${end}`);
     }
   }
+});
+
+/** A stack of one expert of rank 40 whose routing weighs every row by 1. */
+function plainGroup(random: Random, x: Matrix) {
+  const group = groupOf(random, { rows: x.rows, cols: x.cols, outputs: [35], ranks: [[40]] });
+  return { ...group, x, routing: matrix(x.rows, gateColumns, new Float32Array(x.rows * gateColumns).fill(1)) };
+}
+
+onDevices('linear: f32 activations keep 16 bits beside weights of bf16', (device) => {
+  if (!device.startsWith('cpu')) return;
+  const random = new Random(21);
+  for (const rows of [1, 5, 40]) {
+    const exact = random.matrix(rows, 200);
+    const group = plainGroup(random, { ...exact, data: exact.data.map((v) => v * (1 + random.uniform() / 64)) });
+    const inBf16 = {
+      ...group,
+      modules: group.modules.map((module) => ({ ...module, dtype: 'bf16' })),
+      stacks: group.stacks.map((stack) => ({
+        ...stack,
+        dtype: 'bf16',
+        modules: stack.modules.map((module) => ({ ...module, dtype: 'bf16' })),
+      })),
+    };
+    close(run('linearForward', device, inBf16).y0, linear(group)[0]!, 1e-5, `y0 of ${rows} rows`);
+  }
+});
+
+onDevices('linear: activations that are not finite, tiny and huge, beside weights of bf16', (device) => {
+  if (!device.startsWith('cpu')) return;
+  const values = [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, 2 ** 100, 2 ** -100, 1e-40, 0];
+  const x = matrix(
+    values.length,
+    50,
+    values.flatMap((value) => [1, value, ...Array(48).fill(0)]),
+  );
+  const weight = matrix(
+    3,
+    50,
+    Array.from({ length: 150 }, () => 0.5),
+  );
+  const { y0 } = run('linearForward', device, { x, modules: [{ weight, dtype: 'bf16' }], stacks: [], segments: [] });
+  values.forEach((value, n) => {
+    for (const y of y0.slice(3 * n, 3 * n + 3)) assert.equal(y, Math.fround(0.5 + 0.5 * value), `${value}`);
+  });
 });

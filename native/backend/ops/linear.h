@@ -11,6 +11,10 @@
 // mixtures share a call. Where a row's gate is 0 its h, hg and dh are 0, and its dgate gets nothing: no gradient flows
 // through the choice of the router. So products may skip such columns, row by row: adding 0 changes no bits.
 //
+// On the CPU, with kernels of bf16 pairs (cpu/kernels.h, AT_MOE_SIMD), what meets a weight of bf16 is the sum of two bf16
+// values, within 2^-17 of x, hg, g or dh, and the products of 32 inputs join the accumulator in the order of these kernels:
+// the same for any rows.
+//
 // A W of q8 (core/q8.h) is its exact values s q. On the CPU, x is quantised for it, once for all its modules: in blocks of 32
 // inputs t = max |x| / 127 and a = x · (127 / max |x|) rounded to the nearest, ties to even (zeros where max |x| < 2^-119, t
 // is NaN where x is not finite), and a block joins the accumulator as fma(Σ a q · t, s, ·), the sum one of integers. So it is

@@ -1,22 +1,20 @@
 // Rows of 8-bit activations by packed panels of q8 (kernels.h). A tile of R rows by P panels sums a block of 32 inputs in
 // integer registers and then adds it to the f32 accumulators, which lie in the first-level cache: 8 dot instructions and 3
 // to scale, for an output vector. 8 x 3 with AVX-512 (24 of 32 registers) and 6 x 1 with AVX2 (12 of 16) where one
-// instruction is a dot; 8 x 2, 4 x 1 and, with SSE4, 2 x 1 where two pairs of them are; 6 x 1 with NEON. Up to a tile's
-// rows the panels are read once from memory, P streams at a time; of more rows, all pass over some blocks of P panels.
+// instruction is a dot; 8 x 2, 4 x 1 and, with SSE4, 2 x 1 where two pairs of them are; 6 x 1 with NEON.
 #include "cpu/simd/dots.h"
 
 #include <hwy/cache_control.h>
+
+#include "cpu/simd/row_tiles.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-constexpr int64_t kPieceBlocks = 4;
-constexpr int kRows = Dot::kRows;
-
 template <int R, int P>
-void tile(const Dots& d) {
+void byte_tile(const Dots& d) {
   constexpr int V = P * kVectors;
   const int64_t w_panel = d.w_panel, acc_row = d.acc_row;  // not to be read again: no store can change them
   float* const acc = d.acc;
@@ -65,56 +63,17 @@ void tile(const Dots& d) {
   }
 }
 
-constexpr int fewer(int panels) { return panels == 3 ? 2 : panels / 2; }
-
-// A tile's rows: all panels over all blocks, as they come from memory.
-template <int R, int P = Dot::panels(R)>
-void stream(Dots d) {
-  for (; d.panels >= P; d.panels -= P, d.w += P * d.w_panel, d.acc += P * 16) tile<R, P>(d);
-  if constexpr (P > 1) stream<R, fewer(P)>(d);
-}
-
-template <int R = kRows>
-void stream_rows(const Dots& d) {
-  if (d.rows == R) return stream<R>(d);
-  if constexpr (R > 1) stream_rows<R - 1>(d);
-}
-
-// More rows are spread evenly over tiles, none of which has less than half of the most rows.
-template <int P, int R = kRows>
-void tile_rows(const Dots& d) {
-  if (d.rows == R) return tile<R, P>(d);
-  if constexpr (2 * R > kRows) tile_rows<P, R - 1>(d);
-}
-
-template <int P = Dot::panels(kRows)>
-void all_rows(Dots all) {
-  const int64_t tiles = (all.rows + kRows - 1) / kRows;
-  for (; all.panels >= P; all.panels -= P, all.w += P * all.w_panel, all.acc += P * 16) {
-    for (int64_t block = 0; block < all.blocks; block += kPieceBlocks) {
-      Dots d = all;
-      d.begin += block;
-      d.blocks = all.blocks - block < kPieceBlocks ? all.blocks - block : kPieceBlocks;
-      const char* a = all.a + block * all.a_block;
-      for (int64_t t = 0, row = 0; t < tiles; ++t) {
-        const int64_t end = all.rows * (t + 1) / tiles;
-        d.rows = end - row;
-        d.a = a + row * static_cast<int64_t>(sizeof(RowBlock));
-        d.acc = all.acc + row * all.acc_row;
-        tile_rows<P>(d);
-        row = end;
-      }
-    }
-  }
-  if constexpr (P > 1) all_rows<fewer(P)>(all);
-}
+struct Bytes {
+  static constexpr int kRows = Dot::kRows;
+  static constexpr int64_t kPieceBlocks = 4;
+  static constexpr int panels(int rows) { return Dot::panels(rows); }
+  template <int R, int P>
+  static constexpr auto tile = byte_tile<R, P>;
+};
 
 }  // namespace
 
-void dots(const Dots& all) {
-  if (all.rows <= kRows) stream_rows(all);
-  else all_rows(all);
-}
+void dots(const Dots& all) { RowTiles<Bytes>::multiply(all, sizeof(RowBlock)); }
 
 }  // namespace at_moe::cpu::AT_MOE_SIMD_NS
 HWY_AFTER_NAMESPACE();

@@ -1,8 +1,8 @@
 // Rows of activations quantised block by block (kernels.h), and the table of the products of bytes.
 #include <bit>
-#include <cstring>
 #include <limits>
 
+#include "cpu/simd/convert_row.h"
 #include "cpu/simd/dots.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -54,20 +54,10 @@ void quantize_block(const float* x, RowBlock* out) {
   out->start = -int32_t{Q8Panel::kFlip} * hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-void quantize(const float* x, int64_t cols, char* out, int64_t out_block) {
-  for (; cols >= kQ8Block; cols -= kQ8Block, x += kQ8Block, out += out_block) {
-    quantize_block(x, reinterpret_cast<RowBlock*>(out));
-  }
-  if (cols == 0) return;
-  float last[kQ8Block] = {};
-  std::memcpy(last, x, sizeof(float) * static_cast<size_t>(cols));
-  quantize_block(last, reinterpret_cast<RowBlock*>(out));
-}
-
 }  // namespace
 
 const IntegerKernels& integer_kernels() {
-  static const IntegerKernels table = {sizeof(RowBlock), quantize, dots};
+  static const IntegerKernels table = {sizeof(RowBlock), convert_row<RowBlock, quantize_block>, dots};
   return table;
 }
 

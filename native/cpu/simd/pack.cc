@@ -10,16 +10,6 @@ namespace at_moe::cpu::AT_MOE_SIMD_NS {
 
 namespace {
 
-// bf16 in the upper half of each lane, the lower half cleared.
-HWY_INLINE hn::Vec<U32> round_to_bf16(Vec value) {
-  const U32 d;
-  const auto bits = hn::BitCast(d, value);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d, 0x7FFF)));
-  const auto is_nan = hn::Gt(hn::And(bits, hn::Set(d, 0x7FFFFFFF)), hn::Set(d, 0x7F800000));
-  return hn::And(hn::IfThenElse(is_nan, hn::Or(bits, hn::Set(d, 0x400000)), rounded), hn::Set(d, 0xFFFF0000u));
-}
-
 HWY_INLINE void store_line(DType type, const float* line, const float* next, char* out) {
   for (int v = 0; v < kVectors; ++v) {
     const Vec value = hn::Load(F32(), line + v * kLanes);

@@ -1,5 +1,5 @@
 // Stored values as f32 vectors: neighbours of a row, and a line of a packed panel, which is four inputs for q8, a pair for
-// bf16, one input for f16 and f32.
+// bf16, one input for f16 and f32; and f32 rounded to bf16.
 #pragma once
 
 #include "cpu/q8_panel.h"
@@ -18,6 +18,16 @@ HWY_INLINE Vec load_as_float(DType type, const char* source) {
   }
   const auto bits = hn::PromoteTo(U32(), hn::LoadU(U16(), reinterpret_cast<const uint16_t*>(source)));
   return hn::BitCast(F32(), hn::ShiftLeft<16>(bits));
+}
+
+// bf16 in the upper half of each lane, the lower half cleared.
+HWY_INLINE hn::Vec<U32> round_to_bf16(Vec value) {
+  const U32 d;
+  const auto bits = hn::BitCast(d, value);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d, 0x7FFF)));
+  const auto is_nan = hn::Gt(hn::And(bits, hn::Set(d, 0x7FFFFFFF)), hn::Set(d, 0x7F800000));
+  return hn::And(hn::IfThenElse(is_nan, hn::Or(bits, hn::Set(d, 0x400000)), rounded), hn::Set(d, 0xFFFF0000u));
 }
 
 // Lines of numbers: no scales, and one place after the other.
