@@ -18,6 +18,7 @@ struct PairKernels;
 struct ProductKernels;
 struct BlockedRows;
 struct ConvertedRows;
+struct Forms;
 struct Operand;
 struct Product;
 struct GradientProduct;
@@ -101,9 +102,8 @@ class CpuBackend : public Backend {
   void accumulate(std::span<const cpu::GradientProduct> products);
   void add_gradients(const LinearBackward& args);
   cpu::ProductKernels product_kernels() const;
-  // x in the forms in which products with these weights read it; `blocked`: those of f32 want a copy in blocks.
-  cpu::Operand operand(int slot, const Matrix& x, std::span<const Weight* const> weights, bool transposed,
-                       bool blocked);
+  // x in the forms that are wanted, f32 with a copy in blocks if it is `blocked`.
+  cpu::Operand operand(int slot, const Matrix& x, const cpu::Forms& forms, bool blocked);
   // Those of terms that came without the form that they read.
   void convert_operands(std::span<cpu::Product> products);
   cpu::BlockedRows block_rows(int slot, const Matrix& x);
