@@ -18,6 +18,7 @@ struct DotKernels;
 struct PairKernels;
 struct ProductKernels;
 struct ConvertedRows;
+struct Forms;
 struct Operand;
 struct Product;
 struct GradientProduct;
@@ -101,8 +102,8 @@ class CpuBackend : public Backend {
   void accumulate(std::span<const cpu::GradientProduct> products);
   void add_gradients(const LinearBackward& args);
   cpu::ProductKernels product_kernels() const;
-  // x in the forms in which products with these weights read it.
-  cpu::Operand operand(int slot, const Matrix& x, std::span<const Weight* const> weights, bool transposed);
+  // x in the forms that are wanted.
+  cpu::Operand operand(int slot, const Matrix& x, const cpu::Forms& forms);
   // Those of terms that came without the form that they read.
   void convert_operands(std::span<cpu::Product> products);
   cpu::ConvertedRows convert_rows(const cpu::DotKernels& kernels, const Matrix& x, char* memory);

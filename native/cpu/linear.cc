@@ -13,6 +13,7 @@
 namespace at_moe {
 
 using cpu::Block;
+using cpu::Forms;
 using cpu::kDotBlock;
 using cpu::Operand;
 using cpu::Product;
@@ -87,14 +88,17 @@ void CpuBackend::forward(const LinearForward& args) {
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   const std::vector<AdapterSegment> segments = merge_segments(args.segments, rows);
-  std::vector<const Weight*> readers, shrink_readers;
-  for (const LinearModule& module : args.modules) readers.push_back(module.weight);
-  for (const AdapterSegment& segment : segments) (args.shrink_x ? shrink_readers : readers).push_back(segment.stack->a);
-  const Operand x = operand(kInputSlot, args.x, readers, false);
+  const ProductKernels kernels = product_kernels();
+  Forms forms, shrink_forms;
+  for (const LinearModule& module : args.modules) kernels.add_form(*module.weight, false, &forms);
+  for (const AdapterSegment& segment : segments) {
+    kernels.add_form(*segment.stack->a, false, args.shrink_x ? &shrink_forms : &forms);
+  }
+  const Operand x = operand(kInputSlot, args.x, forms);
 
   if (!segments.empty()) {
     require(args.hg && args.routing, "linear: adapters need hg and routing");
-    const Operand shrink_x = args.shrink_x ? operand(kShrinkSlot, args.shrink_x, shrink_readers, false) : x;
+    const Operand shrink_x = args.shrink_x ? operand(kShrinkSlot, args.shrink_x, shrink_forms) : x;
     std::vector<Product> products;
     products.reserve(segments.size());
     for (const AdapterSegment& segment : segments) products.push_back(shrink(args, segment, shrink_x));
@@ -104,8 +108,8 @@ void CpuBackend::forward(const LinearForward& args) {
   std::vector<GateRanges> gates;
   gates.reserve(segments.size());
   for (const AdapterSegment& segment : segments) gates.emplace_back(args.routing, segment);
-  const ProductKernels kernels = product_kernels();
   std::vector<Product> products;
+  products.reserve(args.modules.size());
   for (size_t m = 0; m < args.modules.size(); ++m) {
     const LinearModule& module = args.modules[m];
     Product product;

@@ -12,6 +12,7 @@
 namespace at_moe {
 
 using cpu::Block;
+using cpu::Forms;
 using cpu::GradientProduct;
 using cpu::kDotBlock;
 using cpu::Operand;
@@ -85,12 +86,12 @@ void CpuBackend::backward(const LinearBackward& args) {
   const ProductKernels kernels = product_kernels();
   std::vector<Operand> gradients;  // of the modules' outputs
   for (size_t m = 0; m < args.modules.size(); ++m) {
-    std::vector<const Weight*> readers;
-    if (args.dx) readers.push_back(args.modules[m].weight);
+    Forms forms;
+    if (args.dx) kernels.add_form(*args.modules[m].weight, true, &forms);
     for (const AdapterSegment& segment : segments) {
-      if (const Weight* b = segment.stack->modules[m].b) readers.push_back(b);
+      if (const Weight* b = segment.stack->modules[m].b) kernels.add_form(*b, true, &forms);
     }
-    gradients.push_back(operand(static_cast<int>(m), args.modules[m].y, readers, true));
+    gradients.push_back(operand(static_cast<int>(m), args.modules[m].y, forms));
   }
 
   if (!segments.empty()) {

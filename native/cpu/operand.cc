@@ -11,6 +11,7 @@ namespace at_moe {
 using cpu::ConvertedRows;
 using cpu::divide_up;
 using cpu::DotKernels;
+using cpu::Forms;
 using cpu::kDotBlock;
 using cpu::Operand;
 using cpu::Product;
@@ -45,23 +46,15 @@ ConvertedRows CpuBackend::convert_rows(const DotKernels& kernels, const Matrix& 
   return {memory, block};
 }
 
-Operand CpuBackend::operand(int slot, const Matrix& x, std::span<const Weight* const> weights, bool transposed) {
+Operand CpuBackend::operand(int slot, const Matrix& x, const Forms& forms) {
   require(slot < kOperands, "linear: too many modules in a group");
-  const ProductKernels kernels = product_kernels();
   Operand operand;
   operand.rows = x;
-  const auto convert = [&](const DotKernels& own, Form form) {
-    return convert_rows(own, x, operand_scratch(slot, form, converted_bytes(own, x.rows, x.cols)));
+  const auto convert = [&](const DotKernels& kernels, Form form) {
+    return convert_rows(kernels, x, operand_scratch(slot, form, converted_bytes(kernels, x.rows, x.cols)));
   };
-  for (const Weight* weight : weights) {
-    const DotKernels* dots = kernels.dots(*weight, transposed);
-    if (!dots) continue;
-    if (dots == pairs_) {
-      if (!operand.pairs.data) operand.pairs = convert(*dots, Form::kPairs);
-    } else if (!operand.bytes.data) {
-      operand.bytes = convert(*dots, Form::kBytes);
-    }
-  }
+  if (forms.bytes) operand.bytes = convert(*integers_, Form::kBytes);
+  if (forms.pairs) operand.pairs = convert(*pairs_, Form::kPairs);
   return operand;
 }
 
@@ -79,6 +72,7 @@ void CpuBackend::convert_operands(std::span<Product> products) {
   for_unready([&](const DotKernels& dots, const Term& term) {
     bytes += converted_bytes(dots, term.end - term.begin, term.a.rows.cols);
   });
+  if (bytes == 0) return;
   char* memory = static_cast<char*>(grow(converted_scratch_, static_cast<size_t>(bytes)));
   for_unready([&](const DotKernels& dots, Term& term) {
     const Matrix rows = term.a.rows.row_range(term.begin, term.end - term.begin);

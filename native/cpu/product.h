@@ -20,6 +20,11 @@ struct ConvertedRows {
   int64_t block = 0, first = 0;
 };
 
+// The forms of an operand that products read.
+struct Forms {
+  bool bytes = false, pairs = false;
+};
+
 // The left side of products, in the forms that they read. Row 0 is row 0 of the product.
 struct Operand {
   Matrix rows;                 // [N, k] row-major
@@ -70,6 +75,9 @@ struct ProductKernels {
   const DotKernels* dots(const Weight& weight, bool transposed) const {
     if (weight.storage() == Storage::bf16) return pairs;
     return is_blocks(weight.storage()) && !transposed ? bytes : nullptr;
+  }
+  void add_form(const Weight& weight, bool transposed, Forms* forms) const {
+    if (dots(weight, transposed)) (is_blocks(weight.storage()) ? forms->bytes : forms->pairs) = true;
   }
 };
 
