@@ -5,8 +5,9 @@ import { existsSync, mkdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs, promisify } from 'node:util';
-import { type SpeedReport, timing } from '../../lib/bench/report.js';
+import type { SpeedReport } from '../../lib/bench/report.js';
 import { shapeOf } from '../../lib/bench/shapes.js';
+import { timing } from '../../lib/bench/statistics.js';
 import { writeAdapter, writeModel } from './gguf.js';
 import type { PeerRequest, PeerTimes } from './llama-cpp-child.js';
 

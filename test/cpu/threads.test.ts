@@ -67,7 +67,7 @@ describe('threads of engines of one process', () => {
   const ids = Int32Array.from({ length: 24 }, (_, i) => (i * 37 + 5) % 90);
   const steps = async (engine: ReturnType<typeof createEngine>, count: number) => {
     const request = { kind: 'decode', rows: 1, context: 4, steps: count, interleave: false } as const;
-    await engine.bench({ ...request, routing: { kind: 'base' } });
+    await engine.bench({ ...request, routings: [{ kind: 'base' }] });
   };
   const { processors } = loadAddon().threadCensus();
 
