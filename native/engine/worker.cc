@@ -220,6 +220,7 @@ Pass Worker::bench(BenchRequest request, JobResult& result) {
 }
 
 Pass Worker::probe(std::vector<std::string> files, JobResult& result) {
+  rest();  // else the probes' threads would have to share the processors with the engine's
   const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
   result = measure_rates(threads, model_ ? model_->storage() : Storage::f32, files);
   co_return;
