@@ -6,10 +6,11 @@ export interface BenchRequest {
   rows: number;
   /** decode: keys of each sequence; prefill: tokens of each sequence. */
   context: number;
+  /** Of each routing. */
   steps: number;
-  /** What is compared with the base; 'base': the base alone. */
-  routing: RoutingRequest;
-  /** Base and mixture steps alternate; else all base steps come first. */
+  /** What is compared, over the same rows. */
+  routings: readonly RoutingRequest[];
+  /** In turns, which begin with the first routing, and where each other one follows each as often; else one by one. */
   interleave: boolean;
 }
 
@@ -25,10 +26,9 @@ export interface DeviceWork {
   downloads: number;
 }
 
-/** Seconds per step, measured inside the engine, and the work of all these steps. */
+/** Seconds of each step by routing, measured inside the engine, and the work of all these steps. */
 export interface BenchResult {
-  base: Float64Array;
-  mixture: Float64Array;
+  seconds: Float64Array[];
   work: DeviceWork;
 }
 

@@ -67,8 +67,11 @@ export interface Addon {
   devices(): DeviceDescription[];
   /** For tests: what the control groups of a tree below `root` allow; 0 cores for no quota. */
   controlGroups(root: string): { cores: number; memory: { limit: number; used: number }[] };
-  /** Threads of this process's CPU engines that work or spin, and how often one parked because processors were too few. */
-  threadCensus(): { awake: number; processors: number; madeRoom: number };
+  /**
+   * Threads of this process's CPU engines that work or spin; how often one parked because processors were too few, and was
+   * woken; tasks that one did of another's share.
+   */
+  threadCensus(): { awake: number; processors: number; madeRoom: number; woken: number; taken: number };
   /** Names the form of packed weights in files. */
   packedLayout: string;
   setDispatcher(dispatcher: (events: RawEvent[]) => void): void;

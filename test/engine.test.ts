@@ -306,15 +306,27 @@ describe('engine', () => {
     });
   });
 
-  it('bench times base and mixture steps', async () => {
+  it('bench times steps of each routing', async () => {
     await withEngine({}, async (engine) => {
-      const routing = { kind: 'mixture', mixture: await createMixture(engine, 'sequence') } as const;
+      const mixture = await createMixture(engine, 'sequence');
+      const routings = [
+        { kind: 'base' },
+        { kind: 'mixture', mixture },
+        { kind: 'fixed', mixture, weights: new Float32Array(4).fill(0.25), alone: false },
+      ] as const;
       for (const kind of ['decode', 'prefill'] as const) {
-        const times = await engine.bench({ kind, rows: 2, context: 8, steps: 3, routing, interleave: true });
-        assert.equal(times.base.length, 3);
-        assert.equal(times.mixture.length, 3);
-        assert.ok([...times.base, ...times.mixture].every((seconds) => seconds > 0));
+        for (const interleave of [true, false]) {
+          const request = { kind, rows: 2, context: 8, steps: 3, routings, interleave };
+          const { seconds } = await engine.bench(request);
+          assert.deepEqual(
+            seconds.map((steps) => steps.length),
+            [3, 3, 3],
+          );
+          assert.ok(seconds.every((steps) => steps.every((one) => one > 0)));
+        }
       }
+      const none = engine.bench({ kind: 'decode', rows: 1, context: 8, steps: 1, routings: [], interleave: true });
+      await assert.rejects(none, /number of routings/);
     });
   });
 });

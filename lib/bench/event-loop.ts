@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { randomBits } from '../data/random.js';
-import { percentile } from './report.js';
 import { type BenchOptions, checkMemory, modelOf, withRandomModel } from './setup.js';
+import { percentile } from './statistics.js';
 
 /** How late a 10 ms timer fired, in ms. */
 export interface Lateness {

@@ -1,5 +1,5 @@
-import { percentile } from './report.js';
 import { type BenchOptions, checkMemory, mixtureOf, withRandomModel } from './setup.js';
+import { percentile } from './statistics.js';
 
 export interface IdleReport {
   kind: 'idle';
@@ -31,10 +31,10 @@ export async function benchIdle(options: BenchOptions): Promise<IdleReport> {
       rows: batch,
       context,
       steps,
-      routing: { kind: 'base' },
+      routings: [{ kind: 'base' }],
       interleave: false,
     } as const;
-    const measure = async () => (await engine.bench(request, { signal })).base;
+    const measure = async () => (await engine.bench(request, { signal })).seconds[0] as Float64Array;
     const bare: number[] = [];
     const loaded: number[] = [];
     for (let round = 0; round < rounds; round++) {

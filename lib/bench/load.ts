@@ -12,9 +12,9 @@ import { numberType } from '../formats/q8.js';
 import { formatBytes } from '../units.js';
 import { linearWeights } from './floors.js';
 import type { LoadMeasurement } from './load-child.js';
-import { timing } from './report.js';
 import { type BenchOptions, checkMemory, randomPool } from './setup.js';
 import { checkFits, shapes } from './shapes.js';
+import { timing } from './statistics.js';
 
 export interface LoadReport extends LoadMeasurement {
   kind: 'load';

@@ -1,23 +1,6 @@
+import { type RouterCost, routerCost, routerCostText } from './router-cost.js';
 import type { BenchOptions } from './setup.js';
-
-/** Of the seconds of single steps. */
-export interface Timing {
-  median: number;
-  best: number;
-  /** (90th percentile − 10th percentile) / median. */
-  spread: number;
-}
-
-/** The value below which a part of the sorted values lies, by nearest rank. */
-export function percentile(sorted: readonly number[], part: number): number {
-  return sorted[Math.min(sorted.length - 1, Math.max(0, Math.ceil(part * sorted.length) - 1))] as number;
-}
-
-export function timing(seconds: Iterable<number>): Timing {
-  const sorted = [...seconds].sort((a, b) => a - b);
-  const median = percentile(sorted, 0.5);
-  return { median, best: sorted[0] as number, spread: (percentile(sorted, 0.9) - percentile(sorted, 0.1)) / median };
-}
+import { percent, type Timing, timing } from './statistics.js';
 
 /** What was measured, and where. */
 export interface Setting {
@@ -55,14 +38,19 @@ export interface SpeedReport extends Setting {
   product_fraction?: number;
   base_seconds: Timing;
   mixture_seconds: Timing;
+  /** decode and prefill, with a router that keeps all experts. */
+  router?: RouterCost;
 }
 
 export interface Measured {
   kind: SpeedReport['kind'];
   device: string;
   tokensPerStep: number;
-  base: Iterable<number>;
-  mixture: Iterable<number>;
+  /** Seconds of steps taken in turns. */
+  base: readonly number[];
+  mixture: readonly number[];
+  /** Of the mixture with given weights, without its router. */
+  fixed?: readonly number[];
   /** Of one step, in the unit of the limit. */
   baseWork: number;
   mixtureWork: number;
@@ -99,10 +87,9 @@ export function speedReport(options: BenchOptions, measured: Measured): SpeedRep
     ...(product && { product, product_fraction: baseWork / base.median / product }),
     base_seconds: base,
     mixture_seconds: mixture,
+    ...(measured.fixed && { router: routerCost(measured.mixture, measured.fixed) }),
   };
 }
-
-const percent = (fraction: number) => `${(fraction * 100).toFixed(1)} %`;
 
 function timingText({ median, best, spread }: Timing): string {
   const ms = (seconds: number) => `${(seconds * 1000).toFixed(2)} ms`;
@@ -126,6 +113,7 @@ export function speedText(report: SpeedReport): string {
           `product    ${(report.product / 1e9).toFixed(2)} ${unit} of a large one: ${percent(report.product / report.limit)} of the limit; ${base} at ${percent(report.product_fraction)} of it`,
         ]
       : []),
+    ...(report.router ? [routerCostText(report.router)] : []),
     '',
   ].join('\n');
 }

@@ -1,8 +1,9 @@
 import { monitorEventLoopDelay, performance } from 'node:perf_hooks';
 import { randomBits } from '../data/random.js';
 import { createServer } from '../server/index.js';
-import { percentile, type Setting } from './report.js';
+import type { Setting } from './report.js';
 import { type BenchOptions, checkMemory, groupSizes, modelOf, withRandomModel } from './setup.js';
+import { percentile } from './statistics.js';
 
 /** Median and 99th percentile, in ms. */
 interface Quantiles {

@@ -41,6 +41,8 @@ Napi::Value thread_census(const Napi::CallbackInfo& info) {
   found.Set("awake", census.awake);
   found.Set("processors", census.processors);
   found.Set("madeRoom", static_cast<double>(census.made_room));
+  found.Set("woken", static_cast<double>(census.woken));
+  found.Set("taken", static_cast<double>(census.taken));
   return found;
 }
 

@@ -181,7 +181,7 @@ BenchRequest read_bench_request(const Fields& from) {
   request.rows = from.integer("rows");
   request.context = from.integer("context");
   request.steps = from.integer("steps");
-  request.routing = read_routing(from.child("routing"));
+  for (const Fields& routing : from.list("routings")) request.routings.push_back(read_routing(routing));
   request.interleave = from.flag("interleave");
   return request;
 }

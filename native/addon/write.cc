@@ -132,8 +132,9 @@ struct ResultWriter {
   }
   Napi::Value operator()(const BenchResult& result) const {
     Napi::Object object = Napi::Object::New(env);
-    object.Set("base", array_of(env, result.base));
-    object.Set("mixture", array_of(env, result.mixture));
+    Napi::Array seconds = Napi::Array::New(env);
+    for (const std::vector<double>& steps : result.seconds) seconds.Set(seconds.Length(), array_of(env, steps));
+    object.Set("seconds", seconds);
     const DeviceWork& work = result.work;
     object.Set("work", numbers(env, {{"launches", number(work.launches)},
                                      {"graphs", number(work.graphs)},

@@ -93,6 +93,7 @@ class Backend {
   // A backend of the same device for another thread. The ops of both read what either has allocated and filled, once the
   // one that filled it has been synchronized; memory goes back on the thread of the one it is from.
   virtual std::unique_ptr<Backend> beside() const = 0;
+  virtual void enter_thread() {}  // called once by that other thread, before it works
   // A step is a run of calls close in time: workers may spin between them and rest after the end.
   virtual void begin_step() = 0;
   virtual void end_step() = 0;

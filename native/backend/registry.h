@@ -29,11 +29,11 @@ struct BackendOptions {
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
 std::vector<DeviceDescription> describe_cpu();
 
-// Threads of this process's CPU backends: those that work or spin, the processors there are for them, and how often one of
-// them parked because there were too few.
+// Threads of this process's CPU backends: those that work or spin, and the processors there are for them; how often one
+// parked because there were too few, and was woken; and tasks that a thread did of those given to another.
 struct ThreadCensus {
   int awake = 0, processors = 0;
-  int64_t made_room = 0;
+  int64_t made_room = 0, woken = 0, taken = 0;
 };
 ThreadCensus count_cpu_threads();
 const char* cpu_packed_layout();  // names what Weight::host_bytes holds

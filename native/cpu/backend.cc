@@ -65,6 +65,9 @@ CpuBackend::CpuBackend(int threads, const std::vector<int>& affinity)
 
 double CpuBackend::multiply_rate() const { return kernels_.multiply_rate * pool_.workers(); }
 
+// It was started by an engine's thread, which may be bound to a processor of its own.
+void CpuBackend::enter_thread() { free_this_thread(); }
+
 void* CpuBackend::grow(Buffer& buffer, size_t bytes) {
   if (buffer.bytes() < bytes) {
     buffer = Buffer();
@@ -121,7 +124,7 @@ std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
 
 ThreadCensus count_cpu_threads() {
   const Pool::Census census = Pool::census();
-  return {census.awake, usable_processors(), census.made_room};
+  return {census.awake, usable_processors(), census.made_room, census.woken, census.taken};
 }
 
 const char* cpu_packed_layout() { return kPanelLayout; }

@@ -37,6 +37,7 @@ class CpuBackend : public Backend {
   void reserve(const StepCapacity&) override {}
   void synchronize() override {}
   std::unique_ptr<Backend> beside() const override { return std::make_unique<CpuBackend>(1); }
+  void enter_thread() override;
   void begin_step() override { pool_.begin_step(); }
   void end_step() override { pool_.end_step(); }
 

@@ -1,5 +1,6 @@
 #include "cpu/pool.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "cpu/processor.h"
@@ -40,7 +41,7 @@ void relax() { std::this_thread::yield(); }
 #endif
 
 std::atomic<int> awake{0};
-std::atomic<int64_t> made_room{0};
+std::atomic<int64_t> made_room{0}, woken{0}, taken{0};
 
 int processors() {
   static const int count = usable_processors();
@@ -60,7 +61,7 @@ bool make_room() {
 
 }  // namespace
 
-Pool::Census Pool::census() { return {awake.load(), made_room.load()}; }
+Pool::Census Pool::census() { return {awake.load(), made_room.load(), woken.load(), taken.load()}; }
 
 ScopedFlushDenormals::ScopedFlushDenormals() : saved_(read_control()) {
   if ((saved_ & kFlushBits) != kFlushBits) write_control(saved_ | kFlushBits);
@@ -72,6 +73,7 @@ ScopedFlushDenormals::~ScopedFlushDenormals() {
 
 Pool::Pool(int threads, const std::vector<int>& affinity) {
   check_affinity(affinity);
+  processors();  // counted before a thread is bound
   const auto bound = static_cast<int>(affinity.size());
   const int count = threads > 0 ? threads : bound > 0 ? bound : usable_cores();
   for (int i = 0; i < count; ++i) workers_.push_back(std::make_unique<Worker>());
@@ -84,20 +86,31 @@ Pool::Pool(int threads, const std::vector<int>& affinity) {
 Pool::~Pool() {
   end_step();
   stop_.store(true);
-  wake();
+  wake_all();
   for (auto& worker : workers_) {
     if (worker->thread.joinable()) worker->thread.join();
   }
 }
 
-void Pool::wake() {
+void Pool::wake_all() {
   wake_.fetch_add(1);
   wake_.notify_all();
 }
 
+// As many as there are processors beside those that are awake.
+void Pool::wake_for_room() {
+  const int parked = parked_.load();
+  if (parked == 0) return;
+  const int room = std::min(parked, processors() - awake.load(std::memory_order_relaxed));
+  if (room <= 0) return;
+  woken.fetch_add(room, std::memory_order_relaxed);
+  wake_.fetch_add(1);
+  for (int i = 0; i < room; ++i) wake_.notify_one();
+}
+
 void Pool::begin_step() {
   if (!step_open_.exchange(true, std::memory_order_relaxed)) awake.fetch_add(1, std::memory_order_relaxed);
-  if (parked_.load() > 0) wake();
+  wake_for_room();
 }
 
 void Pool::end_step() {
@@ -122,7 +135,7 @@ void Pool::run_tasks(int64_t tasks, Task task, void* context) {
   }
   const uint64_t job = job_.load(std::memory_order_relaxed) + 1;
   job_.store(job);
-  if (parked_.load() > 0) wake();
+  wake_for_room();
 
   work(0);
   for (int64_t i = 1; i < count; ++i) {
@@ -139,11 +152,13 @@ void Pool::run_tasks(int64_t tasks, Task task, void* context) {
 
 void Pool::work(int self) {
   const int count = workers();
+  int64_t of_others = 0;
   for (int i = 0; i < count; ++i) {
     Worker& worker = *workers_[(self + i) % count];
     while (worker.next.load(std::memory_order_relaxed) < worker.end) {
       const int64_t index = worker.next.fetch_add(1, std::memory_order_relaxed);
       if (index >= worker.end) break;
+      if (i > 0) ++of_others;
       try {
         task_(context_, index, self);
       } catch (...) {
@@ -153,6 +168,7 @@ void Pool::work(int self) {
       }
     }
   }
+  if (of_others > 0) taken.fetch_add(of_others, std::memory_order_relaxed);
 }
 
 uint64_t Pool::wait_for_job(uint64_t seen) {

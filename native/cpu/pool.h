@@ -1,7 +1,8 @@
-// Fork and join over a fixed set of threads. The caller is worker 0 and takes part; each worker owns a contiguous range of
-// the tasks and, when done, helps the others, so that a worker that is late (parked, descheduled) never holds up a job.
-// Workers spin while a step is open and shortly after, and park otherwise; and at once while more threads of this process's
-// pools are awake than it has processors, so that engines side by side do not spin each other off them. Denormals are
+// Fork and join over a fixed set of threads. The caller is worker 0 and takes part; each worker owns a contiguous range
+// of the tasks and, when done, takes tasks of the others, so that a worker that is late (parked, descheduled) holds up a
+// job by one task at most. Workers spin while a step is open and shortly after, and park otherwise. All pools of a process
+// count who is awake: beyond the processors there are, a worker without work parks at once and none is woken, so that
+// engines side by side do not push each other off them; the caller does the tasks of those that sleep. Denormals are
 // flushed to zero in every worker and, while a job runs, in the caller: results never depend on which thread took a task.
 #pragma once
 
@@ -43,10 +44,11 @@ class Pool {
   void begin_step();
   void end_step();
 
-  // Of all pools of this process: threads that work, or spin for work; and how often a worker parked to make room.
+  // Of all pools of this process: threads that work, or spin for work; how often a worker parked to make room, and was
+  // woken; and tasks done by another worker than the one they were given to.
   struct Census {
     int awake = 0;
-    int64_t made_room = 0;
+    int64_t made_room = 0, woken = 0, taken = 0;
   };
   static Census census();
 
@@ -79,7 +81,8 @@ class Pool {
   };
 
   void run_tasks(int64_t tasks, Task task, void* context);
-  void wake();
+  void wake_all();
+  void wake_for_room();
   void work(int self);
   void work_thread(int self);
   uint64_t wait_for_job(uint64_t seen);

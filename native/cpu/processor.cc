@@ -10,6 +10,7 @@
 #include "core/status.h"
 
 #include <pthread.h>
+#include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -41,10 +42,13 @@ std::string table_value(const std::string& path, const std::string& key) {
 }
 
 #if defined(__linux__)
+// Of the process, whose first thread nobody here binds: the calling one may be bound.
+bool process_affinity(cpu_set_t* allowed) { return sched_getaffinity(getpid(), sizeof(*allowed), allowed) == 0; }
+
 std::vector<int> allowed_processors() {
   std::vector<int> processors;
   cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return processors;
+  if (!process_affinity(&allowed)) return processors;
   for (int i = 0; i < CPU_SETSIZE; ++i) {
     if (CPU_ISSET(i, &allowed)) processors.push_back(i);
   }
@@ -109,6 +113,13 @@ void bind_thread([[maybe_unused]] std::thread::native_handle_type thread, [[mayb
 }
 
 std::thread::native_handle_type this_thread_handle() { return pthread_self(); }
+
+void free_this_thread() {
+#if defined(__linux__)
+  cpu_set_t all;
+  if (process_affinity(&all)) pthread_setaffinity_np(pthread_self(), sizeof(all), &all);
+#endif
+}
 
 int64_t usable_memory() {
   int64_t bytes = 0;

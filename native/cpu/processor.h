@@ -18,5 +18,6 @@ std::string processor_name();
 void check_affinity(const std::vector<int>& processors);
 void bind_thread(std::thread::native_handle_type thread, int processor);
 std::thread::native_handle_type this_thread_handle();
+void free_this_thread();  // takes off a binding that the calling thread inherited from the one that started it
 
 }  // namespace at_moe

@@ -11,16 +11,11 @@ namespace at_moe {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using RoutingFactory = std::function<std::shared_ptr<SequenceRouting>()>;
+using Routings = std::vector<std::shared_ptr<SequenceRouting>>;  // of each sequence
 
-struct Variant {
-  std::vector<std::shared_ptr<SequenceRouting>> routing;
-  std::vector<double>* times = nullptr;
-};
-
-std::vector<SequenceRows> rows_of(const Variant& variant, const PageLease& lease, int64_t position, int64_t count,
+std::vector<SequenceRows> rows_of(const Routings& routings, const PageLease& lease, int64_t position, int64_t count,
                                   int64_t vocab) {
-  std::vector<SequenceRows> rows(variant.routing.size());
+  std::vector<SequenceRows> rows(routings.size());
   for (size_t i = 0; i < rows.size(); ++i) {
     for (int64_t row = 0; row < count; ++row) {
       rows[i].ids.push_back(
@@ -28,7 +23,7 @@ std::vector<SequenceRows> rows_of(const Variant& variant, const PageLease& lease
     }
     rows[i].position = position;
     rows[i].pages = lease.held[i];
-    rows[i].routing = variant.routing[i].get();
+    rows[i].routing = routings[i].get();
     rows[i].routing->instruction_rows = count;
   }
   return rows;
@@ -45,10 +40,18 @@ double run_step(const Model& model, Workspace& workspace, KvPool& kv, std::vecto
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-std::vector<std::shared_ptr<SequenceRouting>> make(int64_t count, const RoutingFactory& one) {
-  std::vector<std::shared_ptr<SequenceRouting>> routing;
-  for (int64_t i = 0; i < count; ++i) routing.push_back(one());
-  return routing;
+Routings make(int64_t count, const RoutingFactory& one, size_t variant) {
+  Routings routings;
+  for (int64_t i = 0; i < count; ++i) routings.push_back(one(variant));
+  return routings;
+}
+
+// Which variant a step is of. Interleaved, a turn begins with the first and takes the others forwards and backwards by
+// turns: of three, each follows each other one equally often, and finds what that has left in the caches.
+size_t variant_of(int64_t step, int64_t variants, const BenchRequest& request) {
+  if (!request.interleave) return static_cast<size_t>(step / request.steps);
+  const int64_t turn = step / variants, place = step % variants;
+  return static_cast<size_t>(place > 0 && turn % 2 == 1 ? variants - place : place);
 }
 
 }  // namespace
@@ -56,8 +59,8 @@ std::vector<std::shared_ptr<SequenceRouting>> make(int64_t count, const RoutingF
 Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, RoutingFactory make_routing,
                 BenchResult& result) {
   const Limits& limits = scheduler.limits();
-  if (request.rows < 1 || request.context < 1 || request.steps < 1)
-    fail(Code::kMismatch, "rows, context and steps are at least 1");
+  if (request.rows < 1 || request.context < 1 || request.steps < 1 || request.routings.empty())
+    fail(Code::kMismatch, "rows, context, steps and the number of routings are at least 1");
   if (request.context + 1 > limits.context_length)
     fail(Code::kContextLength, "the context holds ", limits.context_length, " tokens");
   PageLease lease(scheduler.pages());
@@ -71,24 +74,23 @@ Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, 
   Workspace prefill(model, request.rows * request.context, request.rows, pages, limits.chunk_rows);
   Workspace decode(model, request.rows, request.rows, pages, request.rows);
   const int64_t vocab = model.config().vocab_size;
-  std::vector<Variant> variants = {{make(request.rows, SequenceRouting::base), &result.base}};
-  const bool mixed = request.routing.kind != RoutingRequest::Kind::kBase;
-  if (mixed) variants.push_back({make(request.rows, make_routing), &result.mixture});
-  for (const Variant& variant : variants) {
-    run_step(model, prefill, scheduler.pool(), rows_of(variant, lease, 0, request.context, vocab));
+  std::vector<Routings> variants;
+  for (size_t i = 0; i < request.routings.size(); ++i) {
+    variants.push_back(make(request.rows, make_routing, i));
+    run_step(model, prefill, scheduler.pool(), rows_of(variants[i], lease, 0, request.context, vocab));
     co_await unit_end();
     if (!request.decode) continue;
-    run_step(model, decode, scheduler.pool(), rows_of(variant, lease, request.context, 1, vocab));
+    run_step(model, decode, scheduler.pool(), rows_of(variants[i], lease, request.context, 1, vocab));
   }
+  result.seconds.resize(variants.size());
   const DeviceWork before = model.backend().work();
-  const int64_t total = request.steps * static_cast<int64_t>(variants.size());
-  for (int64_t step = 0; step < total; ++step) {
-    const int64_t turn = request.interleave ? step % static_cast<int64_t>(variants.size()) : step / request.steps;
-    Variant& variant = variants[static_cast<size_t>(turn)];
-    if (!request.decode && turn == 1) variant.routing = make(request.rows, make_routing);
-    const int64_t position = request.decode ? request.context : 0, count = request.decode ? 1 : request.context;
-    const std::vector<SequenceRows> rows = rows_of(variant, lease, position, count, vocab);
-    variant.times->push_back(run_step(model, request.decode ? decode : prefill, scheduler.pool(), rows));
+  const auto count = static_cast<int64_t>(variants.size());
+  for (int64_t step = 0; step < request.steps * count; ++step) {
+    const size_t i = variant_of(step, count, request);
+    if (!request.decode) variants[i] = make(request.rows, make_routing, i);  // a prefill may fix it
+    const int64_t position = request.decode ? request.context : 0, length = request.decode ? 1 : request.context;
+    const std::vector<SequenceRows> rows = rows_of(variants[i], lease, position, length, vocab);
+    result.seconds[i].push_back(run_step(model, request.decode ? decode : prefill, scheduler.pool(), rows));
     co_await unit_end();
   }
   result.work = model.backend().work() - before;

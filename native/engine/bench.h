@@ -9,9 +9,12 @@
 
 namespace at_moe {
 
-// Steps of the base and of the mixture over the same rows. `make_routing` makes the routing of one sequence.
-Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request,
-                std::function<std::shared_ptr<SequenceRouting>()> make_routing, BenchResult& result);
+// Makes the routing of one sequence from entry i of the request's routings.
+using RoutingFactory = std::function<std::shared_ptr<SequenceRouting>(size_t i)>;
+
+// Steps of each routing over the same rows.
+Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, RoutingFactory make_routing,
+                BenchResult& result);
 
 ProbeResult measure_rates(int threads, Storage storage, const std::vector<std::string>& files);
 

@@ -93,8 +93,8 @@ struct EngineStats {
 };
 
 struct BenchResult {
-  std::vector<double> base, mixture;  // seconds per step
-  DeviceWork work;                    // of all these steps
+  std::vector<std::vector<double>> seconds;  // of each step, by routing
+  DeviceWork work;                           // of all these steps
 };
 
 struct QuantizedTensor {

@@ -33,6 +33,7 @@ void Loader::collect() {
 }
 
 void Loader::loop() {
+  backend_->enter_thread();
   while (run_next()) {
   }
 }

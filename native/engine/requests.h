@@ -101,7 +101,7 @@ struct MergeRequest {
 struct BenchRequest {
   bool decode = true;
   int64_t rows = 1, context = 1, steps = 1;
-  RoutingRequest routing;
+  std::vector<RoutingRequest> routings;
   bool interleave = true;
 };
 

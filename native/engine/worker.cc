@@ -207,10 +207,12 @@ Pass Worker::logits(ScoreRequest request, JobResult& result) {
 
 Pass Worker::bench(BenchRequest request, JobResult& result) {
   BenchResult times;
-  Residency::Hold held;
-  Pass holding = hold(request.routing, held);
-  co_await holding;
-  const auto make_routing = [this, &request] { return routing(request.routing); };
+  std::vector<Residency::Hold> held(request.routings.size());
+  for (size_t i = 0; i < held.size(); ++i) {
+    Pass holding = hold(request.routings[i], held[i]);
+    co_await holding;
+  }
+  const auto make_routing = [this, &request](size_t i) { return routing(request.routings[i]); };
   // Not in one expression: GCC 12 destroys the arguments of an awaited call twice.
   Pass steps = time_steps(*model_, scheduler(), request, make_routing, times);
   co_await steps;
@@ -218,6 +220,7 @@ Pass Worker::bench(BenchRequest request, JobResult& result) {
 }
 
 Pass Worker::probe(std::vector<std::string> files, JobResult& result) {
+  rest();  // else the probes' threads would have to share the processors with the engine's
   const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
   result = measure_rates(threads, model_ ? model_->storage() : Storage::f32, files);
   co_return;

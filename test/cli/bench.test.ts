@@ -9,10 +9,11 @@ import {
   routerWeights,
   trainProducts,
 } from '../../lib/bench/floors.js';
-import { percentile, timing } from '../../lib/bench/report.js';
+import { type RouterCost, routerCost } from '../../lib/bench/router-cost.js';
 import type { StreamLoad } from '../../lib/bench/serve.js';
 import { groupSizes } from '../../lib/bench/setup.js';
 import { checkFits, shapes } from '../../lib/bench/shapes.js';
+import { median, medianInterval, percentile, timing } from '../../lib/bench/statistics.js';
 import type { ModelConfig } from '../../lib/descriptors.js';
 import { cli } from '../helpers/cli.js';
 
@@ -69,6 +70,24 @@ test('statistics: medians, spread, percentiles, groups', () => {
   assert.deepEqual(groupSizes({ experts: 8, groups: 3 }), [2, 3, 3]);
 });
 
+test('the interval of a median: all of few values, the middle of many', () => {
+  const values = (count: number) => Array.from({ length: count }, (_, i) => (i * 7) % count);
+  assert.equal(median(values(25)), 12);
+  assert.deepEqual(medianInterval([3, 1, 2]), [1, 3]);
+  assert.deepEqual(medianInterval(values(10)), [1, 8]); // P(fewer than 2 of 10 below the median) = 1.1 %
+  assert.deepEqual(medianInterval(values(100)), [39, 60]);
+});
+
+test('the cost of a router comes out of pairs of steps that were slowed together', () => {
+  const busy = [0, 0, 7, 3, 0, 5, 0, 0, 2];
+  const mixture = busy.map((slower) => 10 + slower);
+  const fixed = busy.map((slower, turn) => 9.9 + slower + (turn === 4 ? 1 : 0));
+  const { share, paired_share, paired_interval, fixed_seconds } = routerCost(mixture, fixed);
+  assert.equal(fixed_seconds.median, 10.9);
+  assert.ok(Math.abs(paired_share - 0.01) < 1e-12);
+  assert.ok(share < 0 && paired_interval[0] <= paired_share && paired_share <= paired_interval[1]);
+});
+
 test('a shape that does not fit is refused with the bytes needed and free', () => {
   assert.throws(() => checkFits('it', 2000, 1000), {
     code: 'ERR_AT_MOE_OUT_OF_MEMORY',
@@ -109,6 +128,10 @@ for (const kind of ['decode', 'prefill', 'train']) {
     const report = JSON.parse(stdout) as Record<string, number>;
     for (const key of keys) assert.ok((report[key] as number) > 0, `${key} is ${report[key]}`);
     assert.equal(report.experts, 3);
+    const { router } = report as { router?: RouterCost };
+    if (kind === 'train') return assert.equal(router, undefined);
+    assert.ok(router && router.fixed_seconds.median > 0);
+    assert.ok(router.paired_interval[0] <= router.paired_share && router.paired_share <= router.paired_interval[1]);
   });
 }
 

@@ -3,8 +3,10 @@ import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { describe, it, type TestContext, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { loadModel } from '../../lib/index.js';
-import { type createEngine, loadAddon } from '../../lib/native.js';
+import { loadAddon } from '../../lib/native.js';
+import type { NativeEngine } from '../../lib/native-types.js';
 import { golden } from '../formats/support.js';
 import { loadBase, temporary } from '../model/support.js';
 
@@ -63,42 +65,85 @@ describe('control groups', () => {
   });
 });
 
-describe('threads of engines of one process', () => {
-  const ids = Int32Array.from({ length: 24 }, (_, i) => (i * 37 + 5) % 90);
-  const steps = async (engine: ReturnType<typeof createEngine>, count: number) => {
-    const request = { kind: 'decode', rows: 1, context: 4, steps: count, interleave: false } as const;
-    await engine.bench({ ...request, routing: { kind: 'base' } });
-  };
-  const { processors } = loadAddon().threadCensus();
+const ids = Int32Array.from({ length: 24 }, (_, i) => (i * 37 + 5) % 90);
 
-  it('beyond the processors they park, and compute the same', async (t) => {
+const logits = (engine: NativeEngine) => engine.logits({ ids, first: ids.length, routing: { kind: 'base' } });
+
+async function steps(engine: NativeEngine, count: number, signal?: AbortSignal): Promise<void> {
+  const routings = [{ kind: 'base' as const }];
+  await engine.bench({ kind: 'decode', rows: 1, context: 4, steps: count, routings, interleave: false }, { signal });
+}
+
+const census = () => loadAddon().threadCensus();
+
+describe('threads of engines of one process', { timeout: 120_000 }, () => {
+  const { processors } = census();
+
+  it('beyond the processors they leave their tasks to the others, and compute the same', async (t) => {
     const alone = await loadBase(t, base, 'cpu', { threads: 1 });
-    const expected = await alone.core.engine.logits({ ids, first: ids.length, routing: { kind: 'base' } });
-    const before = loadAddon().threadCensus().madeRoom;
+    const expected = await logits(alone.core.engine);
+    const { taken } = census();
     const models = await Promise.all(
       Array.from({ length: 3 }, () => loadBase(t, base, 'cpu', { threads: processors + 1 })),
     );
     await Promise.all(models.map((model) => steps(model.core.engine, 200)));
-    assert.ok(loadAddon().threadCensus().madeRoom > before);
-    for (const model of models) {
-      const logits = await model.core.engine.logits({ ids, first: ids.length, routing: { kind: 'base' } });
-      assert.deepEqual(logits, expected);
-    }
+    assert.ok(census().taken > taken);
+    for (const model of models) assert.deepEqual(await logits(model.core.engine), expected);
+  });
+
+  it('none is woken while the engines themselves have all processors', {
+    skip: processors > 16 ? 'an engine for each processor would be too many' : false,
+  }, async (t) => {
+    const models = await Promise.all(
+      Array.from({ length: processors }, () => loadBase(t, base, 'cpu', { threads: 2 })),
+    );
+    const stop = new AbortController();
+    const jobs = models.map(({ core }) => steps(core.engine, 1e9, stop.signal));
+    const ended = Promise.allSettled(jobs);
+    const someSteps = async () => {
+      for (let i = 0; i < 30; i++) await Promise.all(models.map((model) => model.stats())); // a step lies between two
+    };
+    await someSteps();
+    const { woken } = census();
+    await someSteps();
+    assert.equal(census().woken, woken);
+    stop.abort();
+    await ended;
+  });
+
+  it('one that spins parks when another engine needs its processor', {
+    skip: processors === 1 ? 'there is one processor' : false,
+  }, async (t) => {
+    const wide = await loadBase(t, base, 'cpu', { threads: processors });
+    const late = await loadBase(t, base, 'cpu', { threads: 1 });
+    const { madeRoom } = census();
+    const stop = new AbortController();
+    const ended = steps(wide.core.engine, 1e9, stop.signal).catch(() => undefined);
+    while (census().madeRoom === madeRoom) await steps(late.core.engine, 1);
+    stop.abort();
+    await ended;
+  });
+
+  it('they are parked when nothing runs', async (t) => {
+    const { awake } = census();
+    const model = await loadBase(t, base, 'cpu', { threads: processors + 1 });
+    await steps(model.core.engine, 20);
+    while (census().awake > awake) await sleep(1);
   });
 
   it('an engine that fits keeps its threads', async (t) => {
     const model = await loadBase(t, base, 'cpu', { threads: processors });
-    const before = loadAddon().threadCensus().madeRoom;
+    const before = census().madeRoom;
     await steps(model.core.engine, 200);
-    assert.equal(loadAddon().threadCensus().madeRoom, before);
+    assert.equal(census().madeRoom, before);
   });
 
   it('none is awake after engines are disposed of', async (t) => {
-    const { awake } = loadAddon().threadCensus();
+    const { awake } = census();
     const model = await loadBase(t, base, 'cpu', { threads: 3 });
     await steps(model.core.engine, 5);
     await model.dispose();
-    assert.ok(loadAddon().threadCensus().awake <= awake);
+    assert.ok(census().awake <= awake);
   });
 });
 
@@ -114,8 +159,25 @@ describe('affinity', { skip: process.platform === 'linux' ? false : 'threads are
   it('binds the engine and its workers, and nothing else', async () => {
     const before = bindings().filter((list) => list === own).length;
     await using model = await loadModel(base, { device: 'cpu', threads: 3, affinity: [Number(own)] });
-    assert.equal(bindings().filter((list) => list === own).length, availableParallelism() === 1 ? before + 3 : 3);
+    await model.createMixture({ groups: { g: { e: {} } } }); // by a thread that the engine's starts
+    const all = availableParallelism() === 1 ? before + 4 : 3;
+    assert.equal(bindings().filter((list) => list === own).length, all);
     assert.equal(model.device, 'cpu');
+  });
+
+  it('a thread does the tasks of one that has no processor, and computes the same', async (t) => {
+    const alone = await loadBase(t, base, 'cpu', { threads: 1 });
+    const model = await loadBase(t, base, 'cpu', { threads: 2, affinity: [Number(own)] });
+    const { taken } = census();
+    await steps(model.core.engine, 100);
+    assert.ok(census().taken > taken);
+    assert.deepEqual(await logits(model.core.engine), await logits(alone.core.engine));
+  });
+
+  it('takes the numbers of processors alone', async () => {
+    for (const affinity of [[], [-1], [0.5], ['0'], 0, 'all', [65536]] as unknown as number[][]) {
+      await assert.rejects(loadModel(base, { device: 'cpu', affinity }), { name: /TypeError|RangeError/ });
+    }
   });
 
   it('refuses a processor that this process has not', async () => {

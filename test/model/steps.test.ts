@@ -22,8 +22,9 @@ async function workOf(
   rows: number,
   { steps = 1, context = 5, controls = {} }: Steps = {},
 ): Promise<DeviceWork> {
-  const routing = controls ? mixture.requestRouting(controls).request : { kind: 'base' as const };
-  const { work } = await model.core.engine.bench({ kind: 'decode', rows, context, steps, routing, interleave: true });
+  const base = { kind: 'base' as const };
+  const routings = controls ? [base, mixture.requestRouting(controls).request] : [base];
+  const { work } = await model.core.engine.bench({ kind: 'decode', rows, context, steps, routings, interleave: true });
   return work;
 }
 

@@ -20,6 +20,7 @@ export type Device = EngineOptions['device'];
 
 export interface EngineSettings extends Partial<LoadOptions> {
   threads?: number;
+  affinity?: number[];
 }
 
 /** Loads a folder's base with options of the engine that loadModel does not show. Disposed after the test. */
@@ -27,10 +28,10 @@ export async function loadBase(
   t: TestContext,
   dir: string,
   device: string,
-  { threads, ...options }: EngineSettings = {},
+  { threads, affinity, ...options }: EngineSettings = {},
 ): Promise<Model> {
   const [base, tokenizer] = await Promise.all([modelDescriptor(dir), Tokenizer.loadIfPresent(dir)]);
-  const engine = createEngine({ device: device as Device, ...(threads && { threads }) });
+  const engine = createEngine({ device: device as Device, ...(threads && { threads }), ...(affinity && { affinity }) });
   t.after(() => engine.dispose());
   const info = await engine.loadModel(base.descriptor, { weights: base.descriptor.config.storedType, ...options });
   return new Model(new ModelCore(engine, info, { path: dir, ...base }, tokenizer));

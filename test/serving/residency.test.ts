@@ -56,8 +56,8 @@ async function textsOf(device: string, count: number, more: Partial<GenerateRequ
 /** Runs `body` while a job uses the mixture, and with it all the room there is. */
 async function whileHeld(engine: NativeEngine, mixture: MixtureHandle, body: (end: () => void) => Promise<void>) {
   const stop = new AbortController();
-  const routing = { kind: 'mixture' as const, mixture };
-  const request = { kind: 'decode' as const, rows: 1, context: 1, steps: 1e9, routing, interleave: true };
+  const routings = [{ kind: 'mixture' as const, mixture }];
+  const request = { kind: 'decode' as const, rows: 1, context: 1, steps: 1e9, routings, interleave: true };
   const job = engine.bench(request, { signal: stop.signal }).catch((error) => error);
   for (let i = 0; i < 3; i++) await engine.stats(); // a unit of the job lies between two answers
   try {
