@@ -84,7 +84,11 @@ function plan() {
 }
 
 const unlessGiven = (flag, value) => (flags.some((given) => given.startsWith(flag)) ? [] : [`${flag}=${value}`]);
-const defaults = [...unlessGiven('--test-reporter', 'spec'), ...unlessGiven('--test-concurrency', '2')];
+const defaults = [
+  ...unlessGiven('--test-reporter', 'spec'),
+  ...unlessGiven('--test-concurrency', '2'),
+  ...unlessGiven('--test-timeout', 600_000), // of a file: one that hangs fails
+];
 
 // The set of the CPU's kernels that AT_MOE_SIMD leaves a run.
 function setOf({ env }) {

@@ -7,7 +7,8 @@ import { Metrics } from '../../lib/server/metrics.js';
 import { errorOf, idle, openModel, start, until } from './support.js';
 
 const text = 'note: cough\n';
-const long = { model: 'base', prompt: text, max_tokens: 3500, ignore_eos: true, stream: true };
+const long = { model: 'base', prompt: text, max_tokens: 60000, ignore_eos: true, stream: true };
+const room = { contextLength: 65536, kvTokens: 131072 };
 
 /** A text under way, up to `abort`. */
 async function occupy(post: (path: string, body: object) => Promise<Response>) {
@@ -17,7 +18,7 @@ async function occupy(post: (path: string, body: object) => Promise<Response>) {
 }
 
 test('a full queue is 429 with a time to come back', async () => {
-  const model = await openModel({ maxBatch: 1, maxQueue: 0 });
+  const model = await openModel({ ...room, maxBatch: 1, maxQueue: 0 });
   const { post, metric } = await start(model);
   const busy = await occupy(post);
   for (const stream of [false, true]) {
@@ -49,7 +50,7 @@ test('several prompts of which the queue has no room for all are refused before 
 });
 
 test('a higher priority goes first', async () => {
-  const model = await openModel({ maxBatch: 1 });
+  const model = await openModel({ ...room, maxBatch: 1 });
   const { post } = await start(model);
   const busy = await occupy(post);
   const order: number[] = [];
@@ -66,7 +67,7 @@ test('a higher priority goes first', async () => {
 });
 
 test('a deadline ends a request that still waits', async () => {
-  const model = await openModel({ maxBatch: 1 });
+  const model = await openModel({ ...room, maxBatch: 1 });
   const { post, metric } = await start(model);
   const busy = await occupy(post);
   const late = await post('/v1/completions', { model: 'base', prompt: text, timeout_ms: 20 });

@@ -23,14 +23,15 @@ after(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-/** The demo's base with room for long texts, so that there is time to leave in the middle of one. */
+/** The demo's base with room for texts that do not end before a test has done what it does beside them. */
 export const baseDir = join(folder, 'base');
 cpSync(demoBase, baseDir, { recursive: true });
 const config = JSON.parse(readFileSync(join(baseDir, 'config.json'), 'utf8'));
-writeFileSync(join(baseDir, 'config.json'), JSON.stringify({ ...config, max_position_embeddings: 4096 }));
+writeFileSync(join(baseDir, 'config.json'), JSON.stringify({ ...config, max_position_embeddings: 65536 }));
 
 export async function openModel(options: LoadModelOptions = {}): Promise<Model> {
-  const model = await loadModel(baseDir, { device: 'cpu', threads: 1, maxBatch: 8, kvTokens: 16384, ...options });
+  const sizes = { maxBatch: 8, contextLength: 4096, kvTokens: 16384 };
+  const model = await loadModel(baseDir, { device: 'cpu', threads: 1, ...sizes, ...options });
   opened.push({ close: () => model.dispose() });
   return model;
 }
