@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t panels_for(int64_t rows) {
   if (kLanes == 16) return rows == 1 ? 8 : rows <= 6 ? 4 : 3;
-  if (kLanes == 4 && HWY_TARGET != HWY_NEON) return rows == 1 ? 2 : 1;
+  if (kLanes == 4 && !HWY_ARCH_ARM_A64) return rows == 1 ? 2 : 1;
   return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 }
 
@@ -137,7 +137,7 @@ void all_panels(const Lines& all) {
 }  // namespace
 
 extern const int64_t kLineRows;
-const int64_t kLineRows = kLanes == 4 && HWY_TARGET != HWY_NEON ? 3 : kLanes == 16 ? 8 : 6;
+const int64_t kLineRows = kLanes == 4 && !HWY_ARCH_ARM_A64 ? 3 : kLanes == 16 ? 8 : 6;
 
 int64_t line_panels(int64_t rows) { return panels_for(rows); }
 

@@ -1,5 +1,5 @@
 // Rows of bf16 pairs by packed panels of bf16 (kernels.h), by instructions on vectors. The sums of a tile of R rows
-// by P panels stay in registers: 6 x 4 with AVX-512 (24 of 32). For each line of a panel, two inputs, they take the
+// by P panels stay in registers: 6 x 4 with AVX-512, 6 x 1 with NEON (24 of 32). For each line of a panel, two inputs, they take the
 // product with the row's upper parts, then that with its lower ones.
 #include <hwy/cache_control.h>
 
@@ -59,7 +59,7 @@ void pair_tile(const Dots& d) {
 }
 
 struct Pairs {
-  static constexpr int kRows = PairDot::kRows;
+  static constexpr int kRows = PairDot::kRows, kRowStep = 1;
   static constexpr int64_t kPieceBlocks = kBlockK / kDotBlock;
   static constexpr int panels(int rows) { return PairDot::panels(rows); }
   template <int R, int P>
