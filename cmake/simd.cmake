@@ -67,8 +67,9 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   at_moe_add_simd_objects(i8mm "${matrix_sources}" -march=armv8.2-a+crypto+dotprod+i8mm)
   at_moe_add_simd_objects(neonbf16 "${pair_sources}" -march=armv8.2-a+crypto+bf16)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    # Its scheduler would load all activations of a tile ahead, and spill most of the tile's sums for them.
-    set_source_files_properties(${integer_sources} ${matrix_sources} PROPERTIES COMPILE_OPTIONS -fno-schedule-insns)
+    # Its scheduler would load what a tile reads ahead, and spill the tile's sums for it.
+    set_source_files_properties(${simd_sources} ${pair_sources} ${matrix_sources}
+                                PROPERTIES COMPILE_OPTIONS -fno-schedule-insns)
   endif()
 else()
   at_moe_add_simd_set(base) # what the compiler's defaults allow

@@ -23,7 +23,7 @@ struct TilePlaces {
 // Adds the sums of the block that `input` begins.
 template <int R, int V>
 HWY_INLINE void add_sums(const Ints (&sum)[R][V], const RowBlock* rows, int64_t input, const TilePlaces& at) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
     const F32 f;
     const hn::Rebind<hwy::float16_t, F32> half;
@@ -51,23 +51,30 @@ void byte_tile(const Dots& d) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Ints start = hn::Set(I32(), rows[r].start);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) sum[r][v] = start;
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kQ8Block; i += 4, w += Q8Panel::kLine) {
-      Dot::Line line[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
+      const auto load_line = [&](int v) {
         const char* from = w + v / kVectors * at.w_panel;
         // Of fewer rows a line's products are so short that it changes nothing.
         if (R >= 4 && v % kVectors == 0) hwy::Prefetch(from + kPrefetchBytes);
-        line[v] = Dot::line(hn::Load(I32(), reinterpret_cast<const int32_t*>(from) + v % kVectors * kLanes));
+        return Dot::line(hn::Load(I32(), reinterpret_cast<const int32_t*>(from) + v % kVectors * kLanes));
+      };
+      if constexpr (R == 1) {  // which uses a line once
+        const Dot::Inputs in = Dot::inputs(rows->values + i);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sum[0][v] = Dot::add(sum[0][v], load_line(v), in);
+        continue;
       }
+      Dot::Line line[V];
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) line[v] = load_line(v);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Dot::Inputs in = Dot::inputs(rows[r].values + i);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < V; ++v) sum[r][v] = Dot::add(sum[r][v], line[v], in);
       }
     }

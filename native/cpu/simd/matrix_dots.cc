@@ -73,7 +73,7 @@ void matrix_tile(const Dots& d) {
 struct Matrices {
   static constexpr int kRows = 6, kRowStep = 2;
   static constexpr int64_t kPieceBlocks = 4;
-  static constexpr int panels(int rows) { return rows == 1 ? Dot::panels(1) : rows == 2 ? 2 : 1; }
+  static constexpr int panels(int rows) { return Dot::panels(rows); }
   template <int R, int P>
   static constexpr auto tile = R == 1 ? byte_tile<R, P> : matrix_tile<R, P>;
 };

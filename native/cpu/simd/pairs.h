@@ -31,7 +31,7 @@ struct PairDot {
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 struct PairDot {
   static constexpr int kRows = 6;
-  static constexpr int panels(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+  static constexpr int panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
   using Line = bfloat16x8_t;
   static HWY_INLINE Line line(const char* from, int v) {
     return vld1q_bf16(reinterpret_cast<const bfloat16_t*>(from) + v * 2 * kLanes);
