@@ -11,11 +11,13 @@ at_moe_layer_sources(simd_sources cpu/simd)
 
 set(integer_sources ${simd_sources})
 list(FILTER integer_sources INCLUDE REGEX "/(dots|integers)\\.cc$")
+set(matrix_sources ${simd_sources})
+list(FILTER matrix_sources INCLUDE REGEX "/(matrix_dots|integers)\\.cc$")
 set(pair_sources ${simd_sources})
 list(FILTER pair_sources INCLUDE REGEX "/(pair_dots|pairs)\\.cc$")
 set(tile_sources ${simd_sources})
 list(FILTER tile_sources INCLUDE REGEX "/(pair_tiles|pairs)\\.cc$")
-list(FILTER simd_sources EXCLUDE REGEX "/pair[^/]*\\.cc$")
+list(FILTER simd_sources EXCLUDE REGEX "/(pair|matrix)[^/]*\\.cc$")
 
 function(at_moe_compile_simd_objects target name sources)
   string(TOUPPER ${name} upper)
@@ -58,13 +60,17 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     target_compile_definitions(at_moe_simd_emulated_amx PRIVATE AT_MOE_EMULATED_TILES=1)
     set_target_properties(at_moe_simd_emulated_amx PROPERTIES EXCLUDE_FROM_ALL ON)
   endif()
-else()
-  at_moe_add_simd_set(base) # NEON on arm64, else what the compiler's defaults allow
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
-    at_moe_add_integer_set(dotprod -march=armv8.2-a+dotprod)
-    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-      # Its scheduler would load all activations of a tile ahead, and spill most of the tile's sums for them.
-      set_source_files_properties(${integer_sources} PROPERTIES COMPILE_OPTIONS -fno-schedule-insns)
-    endif()
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+  # Highway's functions ask for +crypto, and are inlined only where it is allowed; no kernel uses it.
+  at_moe_add_simd_set(base -march=armv8-a+crypto) # NEON
+  at_moe_add_integer_set(dotprod -march=armv8.2-a+crypto+dotprod)
+  at_moe_add_simd_objects(i8mm "${matrix_sources}" -march=armv8.2-a+crypto+dotprod+i8mm)
+  at_moe_add_simd_objects(neonbf16 "${pair_sources}" -march=armv8.2-a+crypto+bf16)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # Its scheduler would load what a tile reads ahead, and spill the tile's sums for it.
+    set_source_files_properties(${simd_sources} ${pair_sources} ${matrix_sources}
+                                PROPERTIES COMPILE_OPTIONS -fno-schedule-insns)
   endif()
+else()
+  at_moe_add_simd_set(base) # what the compiler's defaults allow
 endif()

@@ -43,6 +43,15 @@ const lintTools = [
   { name: 'clang-tidy', debian: 'clang-tidy', present: () => works('clang-tidy', '--version') },
 ];
 
+const neonTools = [
+  {
+    name: 'a C++ compiler for arm64',
+    debian: 'g++-aarch64-linux-gnu',
+    present: () => works('aarch64-linux-gnu-g++', '--version'),
+  },
+  { name: 'QEMU for programs', debian: 'qemu-user', present: () => works('qemu-aarch64', '--version') },
+];
+
 function aptPrefix() {
   if (!works('apt-get', '--version')) return undefined;
   if (process.getuid?.() === 0) return [];
@@ -75,4 +84,4 @@ function ensure(tools) {
   throw new Error(`missing: ${names}\nInstall them and try again, for example:\n  ${hint}`);
 }
 
-module.exports = { buildTools, lintTools, ensure };
+module.exports = { buildTools, lintTools, neonTools, ensure };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "core/q8.h"
 
@@ -112,8 +113,8 @@ using IntegerKernels = DotKernels;
 // A set fixes the order in which the products of a block are summed, blocks ascending; adding a block of zeros
 // changes no bits.
 struct PairKernels : DotKernels {
-  // Inputs [begin, begin + count) of a panel, count <= 16, begin even, as eight lines [16 inputs][2 outputs]: the
-  // panel of the transposed weight. Zero from count on.
+  // Inputs [begin, begin + count) of a panel, count <= 16, begin even, count too but at the panel's end, as eight lines
+  // [16 inputs][2 outputs]: the panel of the transposed weight. Zero from count on.
   void (*turn)(const char* panel, int64_t begin, int64_t count, char* out);
 };
 
@@ -123,6 +124,22 @@ struct KernelSet {
   const IntegerKernels& integers;
   const PairKernels* pairs = nullptr;  // null: products with bf16 weights are those of f32
 };
+
+// A set that was built. Only where it runs may its kernels be asked for.
+struct BuiltSet {
+  const char* name;
+  const char* needs;  // what a processor must have for it
+  bool by_name;       // taken only when it is named
+  bool (*runs)();     // on this processor
+  const Kernels& (*kernels)();
+  const IntegerKernels& (*integers)();
+  const PairKernels& (*pairs)() = nullptr;
+
+  KernelSet get() const { return {name, kernels(), integers(), pairs ? &pairs() : nullptr}; }
+};
+
+// All of this build, the best first.
+std::span<const BuiltSet> built_sets();
 
 // The best set that this processor runs, or the one of them that AT_MOE_SIMD names; fails with kUnsupported when it
 // runs none.

@@ -288,7 +288,7 @@ describe('q8 on the CPU: the same bits with every set of instructions that fuses
   };
   const best = compute();
   const floats = (part: string) => new Float32Array(new Uint8Array(Buffer.from(part, 'base64')).buffer);
-  for (const set of ['avx512vnni', 'avx512', 'avxvnni', 'avx2', 'dotprod', 'base']) {
+  for (const set of ['avx512vnni', 'avx512', 'avxvnni', 'avx2', 'i8mm', 'dotprod', 'base']) {
     const found = compute(set);
     const skip = found.set !== set && `this processor or build does not run ${set}`;
     test(`${set} beside ${best.set}`, { skip }, () => {

@@ -73,7 +73,7 @@ struct Dot {
 #elif HWY_ARCH_ARM_A64 && !defined(__ARM_FEATURE_SVE)
 struct Dot {
   static constexpr int kRows = 6;
-  static constexpr int panels(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+  static constexpr int panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
   using Input = int8_t;
   using Inputs = int8x16_t;
   using Line = int8x16_t;

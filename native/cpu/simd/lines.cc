@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t panels_for(int64_t rows) {
   if (kLanes == 16) return rows == 1 ? 8 : rows <= 6 ? 4 : 3;
-  if (kLanes == 4 && HWY_TARGET != HWY_NEON) return rows == 1 ? 2 : 1;
-  return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  if (kLanes == 4 && !HWY_ARCH_ARM_A64) return rows == 1 ? 2 : 1;
+  return rows == 1 ? 4 : rows <= (HWY_ARCH_ARM_A64 ? 2 : 3) ? 2 : 1;
 }
 
 template <int R, int P>
@@ -115,7 +115,8 @@ void block(const Lines& l) {
 
 template <Storage S, int R>
 void all_panels(const Lines& all) {
-  constexpr int P = panels_for(R), kHalf = (P + 1) / 2;
+  // The scales of q8 take two vectors for each of a line: registers of four lanes hold those of one panel.
+  constexpr int P = is_blocks(S) && kLanes == 4 ? 1 : panels_for(R), kHalf = (P + 1) / 2;
   Lines l = all;
   for (int64_t p = 0; p < all.panels;) {
     l.w = all.w + p * all.w_panel;
@@ -137,7 +138,7 @@ void all_panels(const Lines& all) {
 }  // namespace
 
 extern const int64_t kLineRows;
-const int64_t kLineRows = kLanes == 4 && HWY_TARGET != HWY_NEON ? 3 : kLanes == 16 ? 8 : 6;
+const int64_t kLineRows = kLanes == 4 && !HWY_ARCH_ARM_A64 ? 3 : kLanes == 16 ? 8 : 6;
 
 int64_t line_panels(int64_t rows) { return panels_for(rows); }
 

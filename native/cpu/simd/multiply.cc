@@ -13,7 +13,7 @@ constexpr int kPanels = kLanes == 16 ? 4 : 1;
 
 constexpr int64_t rows_for(int64_t panels) {
   if (kLanes == 16) return panels == 4 ? 6 : 8;
-  return kLanes == 8 || HWY_TARGET == HWY_NEON ? 6 : 2;
+  return kLanes == 8 || HWY_ARCH_ARM_A64 ? 6 : 2;
 }
 
 template <int R, int P>
@@ -57,7 +57,7 @@ void any_rows(const Tile& t) {
   switch (t.rows) {
     case 1: return tile<1, P>(t);
     case 2: return tile<2, P>(t);
-#if HWY_TARGET == HWY_NEON || HWY_MAX_BYTES >= 32
+#if HWY_ARCH_ARM_A64 || HWY_MAX_BYTES >= 32
     case 3: return tile<3, P>(t);
     case 4: return tile<4, P>(t);
     case 5: return tile<5, P>(t);

@@ -16,7 +16,7 @@ HWY_INLINE void store_line(DType type, const float* line, const float* next, cha
     if (type == DType::f32) {
       hn::Store(value, F32(), reinterpret_cast<float*>(out) + v * kLanes);
     } else if (type == DType::f16) {
-      hn::Store(hn::DemoteTo(F16(), value), F16(), reinterpret_cast<hwy::float16_t*>(out) + v * kLanes);
+      hn::Store(round_to_f16(value), F16(), reinterpret_cast<hwy::float16_t*>(out) + v * kLanes);
     } else {
       const auto high = round_to_bf16(hn::Load(F32(), next + v * kLanes));
       const auto low = hn::ShiftRight<16>(round_to_bf16(value));

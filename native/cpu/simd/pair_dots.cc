@@ -1,5 +1,5 @@
 // Rows of bf16 pairs by packed panels of bf16 (kernels.h), by instructions on vectors. The sums of a tile of R rows
-// by P panels stay in registers: 6 x 4 with AVX-512 (24 of 32). For each line of a panel, two inputs, they take the
+// by P panels stay in registers: 6 x 4 with AVX-512, 6 x 1 with NEON (24 of 32). For each line of a panel, two inputs, they take the
 // product with the row's upper parts, then that with its lower ones.
 #include <hwy/cache_control.h>
 
@@ -18,7 +18,7 @@ template <int R, int P>
 HWY_INLINE void add_line(Sums<R, P>& sum, const char* w, int64_t w_panel, const PairBlock* rows, int64_t input) {
   constexpr int V = P * kVectors;
   PairDot::Line line[V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
     const char* from = w + v / kVectors * w_panel;
     if (v % kVectors == 0) hwy::Prefetch(from + kPrefetchBytes);
@@ -27,9 +27,9 @@ HWY_INLINE void add_line(Sums<R, P>& sum, const char* w, int64_t w_panel, const 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const PairDot::Line high = PairDot::pair(rows[r].high + input), low = PairDot::pair(rows[r].low + input);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) sum[r][v] = PairDot::add(sum[r][v], line[v], high);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) sum[r][v] = PairDot::add(sum[r][v], line[v], low);
   }
 }
@@ -41,7 +41,7 @@ void pair_tile(const Dots& d) {
   Sums<R, P> sum;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) sum[r][v] = hn::LoadU(f, d.acc + r * d.acc_row + v * kLanes);
   }
   const char* a = d.a;
@@ -53,13 +53,13 @@ void pair_tile(const Dots& d) {
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) hn::StoreU(sum[r][v], f, d.acc + r * d.acc_row + v * kLanes);
   }
 }
 
 struct Pairs {
-  static constexpr int kRows = PairDot::kRows;
+  static constexpr int kRows = PairDot::kRows, kRowStep = 1;
   static constexpr int64_t kPieceBlocks = kBlockK / kDotBlock;
   static constexpr int panels(int rows) { return PairDot::panels(rows); }
   template <int R, int P>

@@ -28,6 +28,21 @@ struct PairDot {
   }
   static HWY_INLINE Vec add(Vec sum, Line line, Line pair) { return Vec{_mm512_dpbf16_ps(sum.raw, line, pair)}; }
 };
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+struct PairDot {
+  static constexpr int kRows = 6;
+  static constexpr int panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+  using Line = bfloat16x8_t;
+  static HWY_INLINE Line line(const char* from, int v) {
+    return vld1q_bf16(reinterpret_cast<const bfloat16_t*>(from) + v * 2 * kLanes);
+  }
+  static HWY_INLINE Line pair(const uint16_t* two) {
+    int32_t bits;
+    hwy::CopyBytes<4>(two, &bits);
+    return vreinterpretq_bf16_s32(vdupq_n_s32(bits));
+  }
+  static HWY_INLINE Vec add(Vec sum, Line line, Line pair) { return Vec(vbfdotq_f32(sum.raw, line, pair)); }
+};
 #endif
 
 }  // namespace at_moe::cpu::AT_MOE_SIMD_NS

@@ -1,5 +1,5 @@
 // Stored values as f32 vectors: neighbours of a row, and a line of a packed panel, which is four inputs for q8, a pair for
-// bf16, one input for f16 and f32; and f32 rounded to bf16.
+// bf16, one input for f16 and f32; and f32 rounded to bf16 and f16, to the nearest, ties to even.
 #pragma once
 
 #include "cpu/q8_panel.h"
@@ -28,6 +28,26 @@ HWY_INLINE hn::Vec<U32> round_to_bf16(Vec value) {
   const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d, 0x7FFF)));
   const auto is_nan = hn::Gt(hn::And(bits, hn::Set(d, 0x7FFFFFFF)), hn::Set(d, 0x7F800000));
   return hn::And(hn::IfThenElse(is_nan, hn::Or(bits, hn::Set(d, 0x400000)), rounded), hn::Set(d, 0xFFFF0000u));
+}
+
+HWY_INLINE hn::Vec<F16> round_to_f16(Vec value) {
+#if defined(__F16C__) || HWY_ARCH_ARM_A64
+  return hn::DemoteTo(F16(), value);
+#else
+  // Highway's would cut off what it should round.
+  const U32 d;
+  const auto bits = hn::BitCast(d, value), magnitude = hn::And(bits, hn::Set(d, 0x7FFFFFFF));
+  const auto odd = hn::And(hn::ShiftRight<13>(bits), hn::Set(d, 1));
+  const auto rounded = hn::ShiftRight<13>(hn::Add(magnitude, hn::Add(odd, hn::Set(d, 0xFFF))));
+  const auto normal = hn::Min(hn::Sub(rounded, hn::Set(d, 112 << 10)), hn::Set(d, 0x7C00));
+  // The numbers from 0.5 on are as far apart as the smallest of f16.
+  const Vec half = hn::Set(F32(), 0.5f);
+  const auto small = hn::Sub(hn::BitCast(d, hn::Add(hn::BitCast(F32(), magnitude), half)), hn::BitCast(d, half));
+  const auto finite = hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, 0x38800000)), small, normal);
+  const auto number = hn::IfThenElse(hn::Gt(magnitude, hn::Set(d, 0x7F800000)), hn::Set(d, 0x7E00), finite);
+  const auto sign = hn::And(hn::ShiftRight<16>(bits), hn::Set(d, 0x8000));
+  return hn::BitCast(F16(), hn::DemoteTo(U16(), hn::BitCast(I32(), hn::Or(number, sign))));
+#endif
 }
 
 // Lines of numbers: no scales, and one place after the other.
