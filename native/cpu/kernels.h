@@ -13,7 +13,13 @@ inline constexpr int64_t kBlockK = 256;   // k-block of a product: a panel of it
 inline constexpr int64_t kDotBlock = 32;  // inputs of a block of converted rows
 static_assert(kDotBlock == kQ8Block && kBlockK % kDotBlock == 0);
 
-// acc[r][16 p + c] += Σ_k a[r][k] b[p][k][c], all f32.
+// Memory that is read after a product: `streams` runs of bytes.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t streams = 0, bytes = 0, stride = 0;
+};
+
+// acc[r][16 p + c] += Σ_k a[r][k] b[p][k][c], all f32. What lies ahead is brought into the second-level cache on the way.
 struct Tile {
   int64_t rows = 0, panels = 0, k = 0;
   const float* a = nullptr;
@@ -22,6 +28,7 @@ struct Tile {
   int64_t b_panel = 0, b_k = 16;
   float* acc = nullptr;
   int64_t acc_row = 0, acc_panel = 16;
+  Ahead ahead;
 };
 
 // acc[r][16 p + c] += Σ_k a[r][k] w[p][k][c] over packed panels (see weight.h) read once: few rows, bound by memory. The

@@ -58,6 +58,18 @@ std::function<void(const Block&)> finish_into(const Matrix& y, const Matrix& res
   };
 }
 
+// h of ranks that share a gate, and hg = h ⊙ gate ⊙ scale; both exact zeros where the gate is closed.
+void apply_gate(float gate, const float* acc, const float* scale, int64_t ranks, float* h, float* hg) {
+  const size_t bytes = sizeof(float) * static_cast<size_t>(ranks);
+  if (gate == 0) {
+    std::memset(hg, 0, bytes);
+    if (h) std::memset(h, 0, bytes);
+    return;
+  }
+  for (int64_t j = 0; j < ranks; ++j) hg[j] = acc[j] * gate * scale[j];
+  if (h) std::memcpy(h, acc, bytes);
+}
+
 Product shrink(const LinearForward& args, const AdapterSegment& segment, const Operand& x) {
   const AdapterStack* stack = segment.stack;
   Product product;
@@ -66,15 +78,13 @@ Product shrink(const LinearForward& args, const AdapterSegment& segment, const O
   product.cols = stack->a->rows();
   product.terms.push_back(term_of(stack->a, segment.begin, segment.end, x));
   product.finish = [&args, stack](const Block& block) {
-    for (int64_t n = block.row; n < block.row + block.rows; ++n) {
-      const float* acc = block.at(n);
-      const float* routing = args.routing.row(n);
-      float* hg = args.hg.row(n) + block.col;
-      float* h = args.h ? args.h.row(n) + block.col : nullptr;
-      for (int64_t j = 0; j < block.cols; ++j) {
-        const float gate = routing[stack->gate_column[block.col + j]];
-        hg[j] = gate == 0 ? 0 : acc[j] * gate * stack->scale[block.col + j];
-        if (h) h[j] = gate == 0 ? 0 : acc[j];
+    for (const AdapterStack::Block& ranks : stack->blocks) {
+      const int64_t first = std::max(ranks.first, block.col);
+      const int64_t count = std::min(ranks.first + ranks.count, block.col + block.cols) - first;
+      for (int64_t n = block.row; count > 0 && n < block.row + block.rows; ++n) {
+        const float* acc = block.at(n) + first - block.col;
+        float* h = args.h ? args.h.row(n) + first : nullptr;
+        apply_gate(args.routing.row(n)[ranks.gate], acc, stack->scale + first, count, h, args.hg.row(n) + first);
       }
     }
   };

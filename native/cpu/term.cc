@@ -35,6 +35,15 @@ void load_panels(const Kernels& kernels, const Term& term, int64_t first, int64_
   }
 }
 
+// What load_panels reads for panels [first, first + count) of inputs [k, k + n).
+Ahead stored_panels(const Term& term, int64_t first, int64_t count, int64_t k, int64_t n) {
+  const CpuWeight& w = *term.weight;
+  const int64_t panel = term.transposed ? k / kPanel : first, streams = term.transposed ? divide_up(n, kPanel) : count;
+  const int64_t input = term.transposed ? first * kPanel : k, end = term.transposed ? (first + count) * kPanel : k + n;
+  const int64_t from = w.offset(input);
+  return {w.panel(panel) + from, streams, w.offset(std::min(end, w.cols())) - from, w.panel_bytes()};
+}
+
 // Rows of the inputs from some column of a term on, and of the accumulators of a block.
 struct Rows {
   int64_t count;
@@ -74,20 +83,27 @@ void add_lines(const Kernels& kernels, const Term& term, const Block& block, con
   }
 }
 
-// Inputs [k, k + n), at most kBlockK.
-void add_tiles(const Kernels& kernels, const Term& term, const Block& block, const Rows& rows, int64_t k, int64_t n,
-               float* scratch) {
+// Inputs [k, k + n), at most kBlockK, of a range.
+void add_tiles(const Kernels& kernels, const Term& term, const Block& block, const Rows& rows, const Range& range,
+               int64_t k, int64_t n, float* scratch) {
   Tile tile;
   tile.rows = rows.count;
   tile.k = n;
   tile.a = rows.a;
   tile.a_row = rows.a_row;
   tile.acc_row = block.stride;
-  const int64_t panels = divide_up(block.cols, kPanel);
-  for (int64_t p = 0; p < panels; p += kernels.tile_panels) {
-    tile.panels = std::min(kernels.tile_panels, panels - p);
+  const int64_t panels = divide_up(block.cols, kPanel), first = block.col / kPanel, most = kernels.tile_panels;
+  for (int64_t p = 0; p < panels; p += most) {
+    tile.panels = std::min(most, panels - p);
     tile.acc = rows.acc + p * kPanel;
-    load_panels(kernels, term, block.col / kPanel + p, tile.panels, k, n, scratch, &tile);
+    load_panels(kernels, term, first + p, tile.panels, k, n, scratch, &tile);
+    if (p + most < panels) {
+      tile.ahead = stored_panels(term, first + p + most, std::min(most, panels - p - most), k, n);
+    } else if (k + n < range.end) {
+      tile.ahead = stored_panels(term, first, std::min(most, panels), k + n, std::min(kBlockK, range.end - k - n));
+    } else {
+      tile.ahead = {};
+    }
     kernels.multiply(tile);
   }
 }
@@ -190,7 +206,7 @@ void add_all(const ProductKernels& kernels, const Term& term, const Block& block
   }
   for_pieces(range, [&](int64_t k, int64_t n) {
     rows.a = term.a.rows.row(begin) + k;
-    add_tiles(kernels.floats, term, block, rows, k, n, scratch);
+    add_tiles(kernels.floats, term, block, rows, range, k, n, scratch);
   });
 }
 
@@ -227,7 +243,7 @@ void add_selected(const ProductKernels& kernels, const Term& term, const Block& 
     }
     const Rows rows{selection.count, gathered, n, acc};
     if (few(kernels.floats, term, rows.count)) add_lines(kernels.floats, term, block, rows, k, k + n);
-    else add_tiles(kernels.floats, term, block, rows, k, n, scratch.panels);
+    else add_tiles(kernels.floats, term, block, rows, range, k, n, scratch.panels);
   });
   for (int64_t i = 0; i < selection.count; ++i) std::memcpy(block.at(selection.rows[i]), acc + i * block.stride, line);
 }

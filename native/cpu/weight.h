@@ -44,6 +44,10 @@ class CpuWeight : public Weight {
   int64_t panels() const { return (rows() + kPanel - 1) / kPanel; }
   int64_t panel_bytes() const { return panel_bytes(cols(), storage()); }
   char* panel(int64_t index) const { return memory_.as<char>() + index * panel_bytes(); }
+  // Of a panel, where the bytes of its inputs from an even one on begin; in q8 from the start of a block.
+  int64_t offset(int64_t input) const {
+    return is_blocks(storage()) ? Q8Panel::bytes(input) : panel_bytes(input, storage());
+  }
 
  private:
   Buffer memory_;

@@ -16,8 +16,10 @@ constexpr int64_t rows_for(int64_t panels) {
   return kLanes == 8 || HWY_ARCH_ARM_A64 ? 6 : 2;
 }
 
+constexpr int64_t row_groups(int64_t rows, int64_t panels) { return (rows + rows_for(panels) - 1) / rows_for(panels); }
+
 template <int R, int P>
-void tile(const Tile& t) {
+HWY_INLINE void tile(const Tile& t) {
   const F32 d;
   constexpr int V = P * kVectors;
   const float* a[R];
@@ -52,22 +54,61 @@ void tile(const Tile& t) {
   }
 }
 
+// Brings some more of what lies ahead each time, all of it in `steps` times.
+class Prefetcher {
+ public:
+  Prefetcher(const Ahead& ahead, int64_t steps)
+      : ahead_(ahead), share_((ahead.streams * lines() + steps - 1) / steps) {}
+
+  void step() {
+    for (int64_t left = share_; left > 0 && stream_ < ahead_.streams; --left) {
+      __builtin_prefetch(ahead_.at + stream_ * ahead_.stride + line_ * 64, 0, 2);
+      if (++line_ < lines()) continue;
+      line_ = 0;
+      ++stream_;
+    }
+  }
+
+ private:
+  int64_t lines() const { return ahead_.bytes / 64; }
+
+  Ahead ahead_;
+  int64_t share_, stream_ = 0, line_ = 0;
+};
+
+// `count` tiles of R rows each.
+template <int R, int P>
+void tiles(Tile& t, int64_t count, Prefetcher& prefetcher) {
+  for (; count > 0; --count, t.a += R * t.a_row, t.acc += R * t.acc_row) {
+    prefetcher.step();
+    tile<R, P>(t);
+  }
+}
+
 template <int P>
-void any_rows(const Tile& t) {
-  switch (t.rows) {
-    case 1: return tile<1, P>(t);
-    case 2: return tile<2, P>(t);
+void any_rows(Tile& t, int64_t rows, int64_t count, Prefetcher& prefetcher) {
+  switch (rows) {
+    case 1: return tiles<1, P>(t, count, prefetcher);
+    case 2: return tiles<2, P>(t, count, prefetcher);
 #if HWY_ARCH_ARM_A64 || HWY_MAX_BYTES >= 32
-    case 3: return tile<3, P>(t);
-    case 4: return tile<4, P>(t);
-    case 5: return tile<5, P>(t);
-    case 6: return tile<6, P>(t);
+    case 3: return tiles<3, P>(t, count, prefetcher);
+    case 4: return tiles<4, P>(t, count, prefetcher);
+    case 5: return tiles<5, P>(t, count, prefetcher);
+    case 6: return tiles<6, P>(t, count, prefetcher);
 #endif
   }
   if constexpr (kLanes == 16 && P < 4) {
-    if (t.rows == 7) return tile<7, P>(t);
-    if (t.rows == 8) return tile<8, P>(t);
+    if (rows == 7) return tiles<7, P>(t, count, prefetcher);
+    if (rows == 8) return tiles<8, P>(t, count, prefetcher);
   }
+}
+
+template <int P>
+void all_rows(Tile t, Prefetcher& prefetcher) {
+  const int64_t groups = row_groups(t.rows, P);
+  const int64_t fewer = t.rows / groups, more = t.rows % groups;  // rows of a group; groups of one row more
+  any_rows<P>(t, fewer + 1, more, prefetcher);
+  any_rows<P>(t, fewer, groups - more, prefetcher);
 }
 
 }  // namespace
@@ -79,25 +120,17 @@ const int64_t kTilePanels = kPanels;
 
 void multiply(const Tile& all) {
   if (all.rows == 0) return;
-  for (int64_t p = 0; p < all.panels; p += kPanels) {
-    const int64_t panels = all.panels - p < kPanels ? all.panels - p : kPanels;
-    const int64_t groups = (all.rows + rows_for(panels) - 1) / rows_for(panels);
-    const int64_t fewer = all.rows / groups, more = all.rows % groups;  // rows of a group; groups of one row more
-    for (int64_t g = 0, row = 0; g < groups; ++g) {
-      Tile t = all;
-      t.rows = fewer + (g < more);
-      t.a += row * t.a_row;
-      t.b += p * t.b_panel;
-      t.acc += row * t.acc_row + p * t.acc_panel;
-      switch (panels) {
-        case 1: any_rows<1>(t); break;
+  Prefetcher prefetcher(all.ahead, (all.panels + kPanels - 1) / kPanels * row_groups(all.rows, kPanels));
+  Tile t = all;
+  for (int64_t left = all.panels; left > 0;
+       left -= kPanels, t.b += kPanels * t.b_panel, t.acc += kPanels * t.acc_panel) {
+    switch (left < kPanels ? left : kPanels) {
+      case 1: all_rows<1>(t, prefetcher); break;
 #if HWY_MAX_BYTES >= 64
-        case 2: any_rows<2>(t); break;
-        case 3: any_rows<3>(t); break;
-        case 4: any_rows<4>(t); break;
+      case 2: all_rows<2>(t, prefetcher); break;
+      case 3: all_rows<3>(t, prefetcher); break;
+      case 4: all_rows<4>(t, prefetcher); break;
 #endif
-      }
-      row += t.rows;
     }
   }
 }

@@ -1,8 +1,6 @@
 // Rows of any stored type into packed panels (weight.h), and packed panels back into f32 blocks. 16 rows x 16 inputs at a
 // time: widen to f32, transpose in registers, narrow. Only the last step rounds (to nearest, ties to even), so a type
 // packed into itself keeps its bits.
-#include <hwy/cache_control.h>
-
 #include "cpu/simd/widen.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -102,10 +100,6 @@ template <Storage S>
 void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row) {
   alignas(64) float block[16 * 16];
   if (count < 16) hwy::ZeroBytes<sizeof(block)>(block);
-  // The next 16 inputs of the panel are wanted next, after other panels: too far apart for the hardware to foresee.
-  constexpr int64_t kBytes = 16 / Step<S>::kInputs * Step<S>::kBytes;
-  const char* next = panel + Step<S>::place(begin) + kBytes;
-  for (int64_t at = 0; at < kBytes; at += 64) hwy::Prefetch(next + at);
   widen<S>(panel, begin, count, block);
   transpose16(block, 16, out, out_row);
 }
