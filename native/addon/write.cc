@@ -158,8 +158,12 @@ struct ResultWriter {
   Napi::Value operator()(const ProbeResult& result) const {
     return numbers(env, {{"readRate", result.read_rate},
                          {"fmaRate", result.fma_rate},
-                         {"productRate", result.product_rate},
-                         {"copyRate", result.copy_rate}});
+                         {"productRate", result.product_rate}});
+  }
+  Napi::Value operator()(const FileCopy& result) const {
+    return numbers(env, {{"bytes", result.bytes},
+                         {"seconds", result.seconds},
+                         {"processorSeconds", result.processor_seconds}});
   }
 };
 

@@ -119,14 +119,14 @@ void Mixture::make_group(Backend& backend, const Group& group, MixtureWeights::G
     first += group.ranks[m];
     for (const Block& block : group.blocks[m]) {
       const std::vector<float> a = host_values(slices_[block.slice]);
-      backend.pack(*made.a, block.column, block.source->rank, a.data(), DType::f32, nullptr);
+      backend.pack(*made.a, block.column, block.source->rank, a.data(), DType::f32);
       std::fill_n(gate_column.begin() + block.column, block.source->rank, shape().gate() + block.expert);
       std::fill_n(scale.begin() + block.column, block.source->rank, block.source->scaling);
     }
     if (group.blocks[m].empty()) continue;
     const std::vector<float> b = b_values(group, m);
     made.b[m] = backend.create_weight(group.outputs[m], group.ranks[m], storage);
-    backend.pack(*made.b[m], 0, group.outputs[m], b.data(), DType::f32, nullptr);
+    backend.pack(*made.b[m], 0, group.outputs[m], b.data(), DType::f32);
     made.stack.modules[m].b = made.b[m].get();
   }
   upload_values(backend, made.gate_column, gate_column.data(), gate_column.size() * sizeof(int32_t));
@@ -158,7 +158,7 @@ void Mixture::make_router(Backend& backend, int layer, MixtureWeights::Layer& ma
   const std::vector<float> values = router_layer_values(place);
   upload_values(backend, made.router_values, values.data(), values.size() * sizeof(float));
   made.router_weight = backend.create_router_weight(router_rows(), shapes_.hidden_size);
-  backend.pack(*made.router_weight, 0, router_rows(), values.data(), DType::f32, nullptr);
+  backend.pack(*made.router_weight, 0, router_rows(), values.data(), DType::f32);
   bind_router(place, made, made.router_values.as<float>());
 }
 

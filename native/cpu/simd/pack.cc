@@ -3,6 +3,8 @@
 // packed into itself keeps its bits.
 #include <hwy/cache_control.h>
 
+#include <type_traits>
+
 #include "cpu/simd/widen.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,18 +28,23 @@ HWY_INLINE void store_line(DType type, const float* line, const float* next, cha
 }
 
 template <DType Source, DType Target>
-void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols, char* panel) {
+bool pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols, char* panel) {
   alignas(64) float block[16 * 16];
   alignas(64) float turned[16 * 16];
   constexpr int kSize = Source == DType::f32 ? 4 : 2;
   constexpr int kStep = Target == DType::bf16 ? 2 : 1;
   constexpr int kBytes = Target == DType::f16 ? 32 : 64;
+  Magnitudes<uint32_t> wide;
+  Magnitudes<std::conditional_t<kSize == 2, uint16_t, uint32_t>> own;
   int64_t k = 0;
   if constexpr (Source == Target && Source != DType::f16) {
     // Four bytes of a row are a lane of a line already: move lanes, a cache line of each row at a time.
     if (rows == 16 && source_row % 4 == 0) {
       constexpr int64_t kInputs = 64 / kSize;
       for (; k + kInputs <= cols; k += kInputs, panel += 1024) {
+        for (int64_t r = 0; r < 16; ++r) {
+          for (int v = 0; v < kVectors; ++v) own.add(source + r * source_row + k * kSize + v * kLanes * 4);
+        }
         transpose16(source + k * kSize, source_row / 4, panel, 16);
       }
     }
@@ -53,7 +60,9 @@ void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
         from = tail;
       }
       for (int v = 0; v < kVectors; ++v) {
-        hn::Store(load_as_float(Source, from + v * kLanes * kSize), F32(), block + r * 16 + v * kLanes);
+        const Vec values = load_as_float(Source, from + v * kLanes * kSize);
+        wide.add(hn::BitCast(U32(), values));
+        hn::Store(values, F32(), block + r * 16 + v * kLanes);
       }
     }
     transpose16(block, 16, turned, 16);
@@ -61,26 +70,29 @@ void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
       store_line(Target, turned + i * 16, turned + (i + kStep - 1) * 16, panel);
     }
   }
+  return wide.largest() < 0x7F800000 && own.largest() < (kSize == 2 ? 0x7F80u : 0x7F800000u);
 }
 
 template <DType Source>
-void pack_from(const char* source, int64_t source_row, int64_t rows, int64_t cols, DType dtype, char* panel) {
+bool pack_from(const char* source, int64_t source_row, int64_t rows, int64_t cols, DType dtype, char* panel) {
   switch (dtype) {
     case DType::f32: return pack_as<Source, DType::f32>(source, source_row, rows, cols, panel);
     case DType::f16: return pack_as<Source, DType::f16>(source, source_row, rows, cols, panel);
     case DType::bf16: return pack_as<Source, DType::bf16>(source, source_row, rows, cols, panel);
   }
+  return false;
 }
 
 }  // namespace
 
-void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
+bool pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
           char* panel) {
   switch (source_type) {
     case DType::f32: return pack_from<DType::f32>(source, source_row, rows, cols, dtype, panel);
     case DType::f16: return pack_from<DType::f16>(source, source_row, rows, cols, dtype, panel);
     case DType::bf16: return pack_from<DType::bf16>(source, source_row, rows, cols, dtype, panel);
   }
+  return false;
 }
 
 template <Storage S>
