@@ -113,7 +113,9 @@ void CudaBackend::load(std::span<const LoadedRows> parts) {
       if (const auto* blocks = std::get_if<Q8Rows>(&rows)) return pack_blocks(*part.weight, row, count, *blocks);
       const auto& numbers = std::get<NumberRows>(rows);
       if (part.weight) pack(*part.weight, row, count, numbers.values, numbers.type);
-      if (part.table) upload(static_cast<char*>(part.table) + row * row_bytes, numbers.values, static_cast<size_t>(count * row_bytes));
+      if (part.table)
+        upload(static_cast<char*>(part.table) + row * row_bytes, numbers.values,
+               static_cast<size_t>(count * row_bytes));
     });
   }
 }

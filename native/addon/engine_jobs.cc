@@ -308,9 +308,8 @@ Napi::Value EngineWrap::bench(const Info& info) {
 }
 
 Napi::Value EngineWrap::probe(const Info& info) {
-  return job(info, kCommonLane, [&]() -> Engine::Body {
-    return [](Worker& worker, JobResult& result) { return worker.probe(result); };
-  });
+  return job(info, kCommonLane,
+             [&]() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.probe(result); }; });
 }
 
 Napi::Value EngineWrap::copy_files(const Info& info) {

@@ -52,7 +52,9 @@ void pack_block_lanes(const CpuWeight& weight, int64_t row, int64_t count, const
 }
 
 // Rows [row, row + count) in runs that end at multiples of `run`: how many there are.
-int64_t runs_of(int64_t row, int64_t count, int64_t run) { return count > 0 ? (row + count - 1) / run - row / run + 1 : 0; }
+int64_t runs_of(int64_t row, int64_t count, int64_t run) {
+  return count > 0 ? (row + count - 1) / run - row / run + 1 : 0;
+}
 
 // The rows of run `index` of them.
 std::pair<int64_t, int64_t> run_at(int64_t row, int64_t count, int64_t run, int64_t index) {

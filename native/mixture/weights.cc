@@ -35,7 +35,11 @@ bool selects_few(const RouterShape& shape, const RouterOptions& options) {
 }
 
 template <typename F>
-void for_tensors(MixtureSource& source, F&& f) {
+void for_tensors(MixtureSource& source, bool router, F&& f) {
+  if (router) {
+    for (auto& [name, tensor] : source.router) f(tensor);
+    return;
+  }
   auto adapter = [&](AdapterSource& one) {
     for (LoraSource& lora : one.modules) {
       f(lora.a);
@@ -44,7 +48,6 @@ void for_tensors(MixtureSource& source, F&& f) {
   };
   for (AdapterSource& expert : source.experts) adapter(expert);
   if (source.general) adapter(*source.general);
-  for (auto& [name, tensor] : source.router) f(tensor);
 }
 
 }  // namespace
@@ -65,12 +68,20 @@ size_t Mixture::router_bytes(const RouterPlace& place) const {
 }
 
 void Mixture::copy_to_memory() {
-  for_tensors(source_, [](TensorSource& tensor) {
+  const auto copy = [](TensorSource& tensor) {
     check_rows(tensor, 0, tensor.rows());
     if (!tensor.file) return;
     const auto* bytes = static_cast<const uint8_t*>(tensor.data());
     tensor.memory = std::make_shared<const std::vector<uint8_t>>(bytes, bytes + tensor.bytes());
     tensor.file.reset();
+  };
+  for (const bool router : {false, true}) for_tensors(source_, router, copy);
+}
+
+void Mixture::forget_source(bool router) {
+  for_tensors(source_, router, [](TensorSource& tensor) {
+    tensor.file.reset();
+    tensor.memory.reset();
   });
 }
 
@@ -81,12 +92,6 @@ void Mixture::detach() {
     backend_.download(host.data(), arena.as<void>(), arena.bytes());
     arena = Buffer();
   };
-  if (trainable()) {  // the values that were loaded are not asked for again
-    for_tensors(source_, [](TensorSource& tensor) {
-      tensor.file.reset();
-      tensor.memory.reset();
-    });
-  }
   save(adapters_, host_adapters_);
   save(routers_, host_routers_);
   weights_.reset();

@@ -140,7 +140,8 @@ void Model::place(std::span<const Piece> step) {
     backend_.load(parts);
   } catch (const Error&) {
     // Of several bad values the first is told, whichever a thread met first.
-    for (const Piece& piece : step) check_rows(*piece.source, piece.row, piece.count, target(piece.source->name).most());
+    for (const Piece& piece : step)
+      check_rows(*piece.source, piece.row, piece.count, target(piece.source->name).most());
     throw;
   }
 }

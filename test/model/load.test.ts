@@ -151,8 +151,8 @@ describe('a table of several steps', () => {
     const reports: number[] = [];
     const onProgress = (done: number) => void reports.push(done);
     const aborted = load(tensors, { weights: 'bf16', signal: controller.signal, onProgress }, changes);
-    controller.abort(new Error('enough'));
-    await assert.rejects(aborted, { message: 'enough' });
+    controller.abort();
+    await assert.rejects(aborted, { code: 'ERR_AT_MOE_ABORTED' });
     assert.ok(!reports.includes(total));
   });
 });

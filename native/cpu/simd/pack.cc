@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "cpu/simd/widen.h"
+#include "cpu/simd/magnitudes.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
@@ -27,6 +27,18 @@ HWY_INLINE void store_line(DType type, const float* line, const float* next, cha
   }
 }
 
+// 16 lines of pairs of f16 inputs [16 outputs][2], each as the lines of its two inputs.
+void store_halves(const float* pairs, char* panel) {
+  for (int64_t line = 0; line < 16; ++line, panel += 64) {
+    for (int v = 0; v < kVectors; ++v) {
+      const auto both = hn::BitCast(U32(), hn::Load(F32(), pairs + line * 16 + v * kLanes));
+      auto* out = reinterpret_cast<uint16_t*>(panel) + v * kLanes;
+      hn::Store(hn::TruncateTo(U16(), both), U16(), out);
+      hn::Store(hn::TruncateTo(U16(), hn::ShiftRight<16>(both)), U16(), out + 16);
+    }
+  }
+}
+
 template <DType Source, DType Target>
 bool pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols, char* panel) {
   alignas(64) float block[16 * 16];
@@ -37,15 +49,20 @@ bool pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
   Magnitudes<uint32_t> wide;
   Magnitudes<std::conditional_t<kSize == 2, uint16_t, uint32_t>> own;
   int64_t k = 0;
-  if constexpr (Source == Target && Source != DType::f16) {
-    // Four bytes of a row are a lane of a line already: move lanes, a cache line of each row at a time.
+  if constexpr (Source == Target) {
+    // Four bytes of a row are a lane of a line, or of two lines in f16: move lanes, a cache line of each row at a time.
     if (rows == 16 && source_row % 4 == 0) {
       constexpr int64_t kInputs = 64 / kSize;
       for (; k + kInputs <= cols; k += kInputs, panel += 1024) {
         for (int64_t r = 0; r < 16; ++r) {
           for (int v = 0; v < kVectors; ++v) own.add(source + r * source_row + k * kSize + v * kLanes * 4);
         }
-        transpose16(source + k * kSize, source_row / 4, panel, 16);
+        if constexpr (Target == DType::f16) {
+          transpose16(source + k * kSize, source_row / 4, turned, 16);
+          store_halves(turned, panel);
+        } else {
+          transpose16(source + k * kSize, source_row / 4, panel, 16);
+        }
       }
     }
   }
@@ -60,9 +77,8 @@ bool pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
         from = tail;
       }
       for (int v = 0; v < kVectors; ++v) {
-        const Vec values = load_as_float(Source, from + v * kLanes * kSize);
-        wide.add(hn::BitCast(U32(), values));
-        hn::Store(values, F32(), block + r * 16 + v * kLanes);
+        wide.add(load_bits(Source, from + v * kLanes * kSize));
+        hn::Store(load_as_float(Source, from + v * kLanes * kSize), F32(), block + r * 16 + v * kLanes);
       }
     }
     transpose16(block, 16, turned, 16);
@@ -70,7 +86,8 @@ bool pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
       store_line(Target, turned + i * 16, turned + (i + kStep - 1) * 16, panel);
     }
   }
-  return wide.largest() < 0x7F800000 && own.largest() < (kSize == 2 ? 0x7F80u : 0x7F800000u);
+  constexpr uint32_t kInfinity = infinity_bits(Source);
+  return wide.largest() < kInfinity && own.largest() < (kSize == 2 ? kInfinity >> 16 : kInfinity);
 }
 
 template <DType Source>

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/simd/widen.h"
+#include "cpu/simd/magnitudes.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
@@ -36,21 +36,25 @@ HWY_INLINE Scales scales_of(Vec largest) {
   const auto small_bits = hn::BitCast(U32(), hn::ConvertTo(I32(), up));
   const auto normal_bits = hn::Sub(normal, hn::Set(U32(), 112u << 10));
   const auto bits = hn::IfThenElse(hn::RebindMask(U32(), is_small), small_bits, normal_bits);
-  const Vec steps = hn::IfThenElse(is_small, hn::Mul(up, hn::Set(F32(), 0x1p-24f)),
-                                   hn::BitCast(F32(), hn::ShiftLeft<13>(normal)));
-  return {hn::IfThenZeroElse(hn::RebindMask(U32(), is_zero), bits), hn::IfThenElse(is_zero, hn::Set(F32(), 1.0f), steps)};
+  const Vec steps =
+      hn::IfThenElse(is_small, hn::Mul(up, hn::Set(F32(), 0x1p-24f)), hn::BitCast(F32(), hn::ShiftLeft<13>(normal)));
+  return {hn::IfThenZeroElse(hn::RebindMask(U32(), is_zero), bits),
+          hn::IfThenElse(is_zero, hn::Set(F32(), 1.0f), steps)};
 }
 
 // One block of each of 16 rows, `row` bytes apart, of whole blocks.
 template <DType Source>
-HWY_INLINE void quantize_blocks(const char* from, int64_t row, int8_t* codes, uint16_t* scales, Magnitudes<uint32_t>& all) {
+HWY_INLINE void quantize_blocks(const char* from, int64_t row, int8_t* codes, uint16_t* scales,
+                                Magnitudes<uint32_t>& all) {
   constexpr int64_t kBytes = kLanes * (Source == DType::f32 ? 4 : 2);
   constexpr int kParts = static_cast<int>(kQ8Block) / kLanes;
   alignas(64) float largest[16], steps[16];
   for (int64_t r = 0; r < 16; ++r) {
     Magnitudes<uint32_t> own;
-    for (int i = 0; i < kParts; ++i) own.add(hn::BitCast(U32(), load_as_float(Source, from + r * row + i * kBytes)));
-    all.add(own);
+    for (int i = 0; i < kParts; ++i) {
+      own.add(hn::BitCast(U32(), load_as_float(Source, from + r * row + i * kBytes)));
+      all.add(load_bits(Source, from + r * row + i * kBytes));
+    }
     largest[r] = std::bit_cast<float>(own.largest());
   }
   for (int v = 0; v < kVectors; ++v) {
@@ -116,7 +120,9 @@ bool quantize_as(const char* source, int64_t source_row, int64_t cols, char* pan
     }
     quantize_blocks<Source>(tails, kBlockBytes, codes, scales, all);
   });
-  return all.largest() <= std::bit_cast<uint32_t>(kQ8Largest);
+  // All finite f16 are small enough.
+  return Source == DType::f16 ? all.largest() < infinity_bits(Source)
+                              : all.largest() <= std::bit_cast<uint32_t>(kQ8Largest);
 }
 
 }  // namespace

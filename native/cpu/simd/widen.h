@@ -20,22 +20,6 @@ HWY_INLINE Vec load_as_float(DType type, const char* source) {
   return hn::BitCast(F32(), hn::ShiftLeft<16>(bits));
 }
 
-// The largest magnitude of stored values, by its bits: magnitudes are ordered as their bits are.
-template <typename Bits>
-class Magnitudes {
- public:
-  using D = hn::Repartition<Bits, U32>;
-  HWY_INLINE void add(const char* values) { add(hn::LoadU(D(), reinterpret_cast<const Bits*>(values))); }
-  HWY_INLINE void add(hn::Vec<D> bits) {
-    largest_ = hn::Max(largest_, hn::And(bits, hn::Set(D(), static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1))));
-  }
-  HWY_INLINE void add(const Magnitudes& other) { largest_ = hn::Max(largest_, other.largest_); }
-  HWY_INLINE Bits largest() const { return hn::GetLane(hn::MaxOfLanes(D(), largest_)); }
-
- private:
-  hn::Vec<D> largest_ = hn::Zero(D());
-};
-
 // bf16 in the upper half of each lane, the lower half cleared.
 HWY_INLINE hn::Vec<U32> round_to_bf16(Vec value) {
   const U32 d;
