@@ -50,9 +50,7 @@ struct NumberRows {
   int64_t cols = 0;
 
   int64_t row_bytes() const { return cols * static_cast<int64_t>(size_of(type)); }
-  NumberRows from_row(int64_t row) const {
-    return {static_cast<const char*>(values) + row * row_bytes(), type, cols};
-  }
+  NumberRows from_row(int64_t row) const { return {static_cast<const char*>(values) + row * row_bytes(), type, cols}; }
 };
 using StoredRows = std::variant<NumberRows, Q8Rows>;
 
@@ -69,10 +67,10 @@ struct TensorSource {
   int64_t rows() const { return shape.size() == 1 ? 1 : shape.front(); }
   int64_t cols() const { return shape.back(); }
   int64_t elements() const;
-  size_t bytes() const;                             // of the elements; without the scales of q8
-  const void* data() const;                         // fails with kBadFile when the file is too short
-  size_t row_bytes() const;                         // of its elements, and its scales
-  StoredRows all() const;                           // as data()
+  size_t bytes() const;      // of the elements; without the scales of q8
+  const void* data() const;  // fails with kBadFile when the file is too short
+  size_t row_bytes() const;  // of its elements, and its scales
+  StoredRows all() const;    // as data()
   // Rows [row, row + count): where they lie in memory, or read from the file into `buffer`, of as many times row_bytes().
   StoredRows read(int64_t row, int64_t count, void* buffer) const;
   void prefetch(int64_t row, int64_t count) const;  // those of the rows that there are
