@@ -52,9 +52,8 @@ class CudaBackend : public Backend {
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const override;
   size_t router_weight_bytes(int64_t rows, int64_t cols) const override;
-  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
-            const RowCheck& check) override;
-  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) override;
+  void load(std::span<const LoadedRows> parts) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const void* numbers, DType type) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
   std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
   size_t kv_bytes(const KvPool::Shape& shape) const override;
@@ -110,6 +109,7 @@ class CudaBackend : public Backend {
 
   Storage held_as(Storage storage) const { return is_blocks(storage) ? storage : storage_of(activation_); }
   std::unique_ptr<Weight> make_weight(int64_t rows, int64_t cols, Storage storage);
+  void pack_blocks(Weight& weight, int64_t row, int64_t count, const Q8Rows& source);
 
   // Products in one launch; terms of `products` that are `late` see the results of `early` (cuda/product.h).
   void multiply(Form form, DType type, std::span<const Product> early, std::span<const Product> products);

@@ -100,34 +100,49 @@ void for_runs(int64_t count, int64_t row_bytes, F&& f) {
 
 }  // namespace
 
-void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
-                       const RowCheck& check) {
-  const int64_t row_bytes = weight.cols() * static_cast<int64_t>(size_of(source_type));
-  for_runs(count, row_bytes, [&](int64_t first, int64_t rows) {
-    if (check) check(first, rows);
-    const int64_t bytes = rows * row_bytes;
+void CudaBackend::load(std::span<const LoadedRows> parts) {
+  std::vector<uint16_t> buffer;
+  for (const LoadedRows& part : parts) {
+    const TensorSource& source = *part.source;
+    const auto row_bytes = static_cast<int64_t>(source.row_bytes());
+    for_runs(part.count, row_bytes, [&](int64_t first, int64_t count) {
+      if (source.file) buffer.resize(std::max(buffer.size(), static_cast<size_t>(count * row_bytes + 1) / 2));
+      const int64_t row = part.row + first;
+      const StoredRows rows = source.read(row, count, buffer.data());
+      check_rows(source, row, count, rows, part.most);
+      if (const auto* blocks = std::get_if<Q8Rows>(&rows)) return pack_blocks(*part.weight, row, count, *blocks);
+      const auto& numbers = std::get<NumberRows>(rows);
+      if (part.weight) pack(*part.weight, row, count, numbers.values, numbers.type);
+      if (part.table)
+        upload(static_cast<char*>(part.table) + row * row_bytes, numbers.values,
+               static_cast<size_t>(count * row_bytes));
+    });
+  }
+}
+
+void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const void* numbers, DType type) {
+  const NumberRows source{numbers, type, weight.cols()};
+  for_runs(count, source.row_bytes(), [&](int64_t first, int64_t rows) {
+    const int64_t bytes = rows * source.row_bytes();
     char* buffer = scratch<char>(kPackSlot, bytes);
     commands_.flush();  // what was asked for before may use the buffer
-    runtime_->upload(buffer, static_cast<const char*>(source) + first * row_bytes, static_cast<size_t>(bytes));
-    convert(stream(), buffer, source_type, rows_of(weight, row + first, rows));
+    runtime_->upload(buffer, source.from_row(first).values, static_cast<size_t>(bytes));
+    convert(stream(), buffer, type, rows_of(weight, row + first, rows));
   });
 }
 
-void CudaBackend::pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) {
+// A run of rows that fits the buffer.
+void CudaBackend::pack_blocks(Weight& weight, int64_t row, int64_t count, const Q8Rows& source) {
   require(is_blocks(weight.storage()) && source.cols == weight.cols(), "pack: blocks into ", name_of(weight.storage()));
   const int64_t scale_bytes = q8_blocks(source.cols) * static_cast<int64_t>(sizeof(uint16_t));
-  for_runs(count, source.cols + scale_bytes, [&](int64_t first, int64_t rows) {
-    if (check) check(first, rows);
-    const Q8Rows from = source.from_row(first);
-    char* buffer = scratch<char>(kPackSlot, rows * (scale_bytes + source.cols));
-    commands_.flush();  // what was asked for before may use the buffer
-    auto* scales = reinterpret_cast<uint16_t*>(buffer);
-    auto* values = reinterpret_cast<int8_t*>(buffer + rows * scale_bytes);
-    runtime_->upload(scales, from.scales, static_cast<size_t>(rows * scale_bytes));
-    runtime_->upload(values, from.values, static_cast<size_t>(rows * source.cols));
-    const BlockMatrix to = std::get<BlockMatrix>(rows_of(weight, row + first, rows));
-    launch(stream(), thread_per_block(to), place_rows, Q8Rows{values, scales, source.cols}, to);
-  });
+  char* buffer = scratch<char>(kPackSlot, count * (scale_bytes + source.cols));
+  commands_.flush();  // what was asked for before may use the buffer
+  auto* scales = reinterpret_cast<uint16_t*>(buffer);
+  auto* values = reinterpret_cast<int8_t*>(buffer + count * scale_bytes);
+  runtime_->upload(scales, source.scales, static_cast<size_t>(count * scale_bytes));
+  runtime_->upload(values, source.values, static_cast<size_t>(count * source.cols));
+  const BlockMatrix to = std::get<BlockMatrix>(rows_of(weight, row, count));
+  launch(stream(), thread_per_block(to), place_rows, Q8Rows{values, scales, source.cols}, to);
 }
 
 void CudaBackend::pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) {

@@ -39,6 +39,12 @@ export interface ProbeResult {
   fmaRate: number;
   /** Multiply-adds per second of one large product with weights stored like the model's, on the CPU. */
   productRate: number;
-  /** Bytes per second of mapping the given files and copying them once into fresh memory; 0 without files. */
-  copyRate: number;
+}
+
+/** A copy of files into fresh memory. */
+export interface FileCopy {
+  bytes: number;
+  seconds: number;
+  /** Of the whole process meanwhile. */
+  processorSeconds: number;
 }

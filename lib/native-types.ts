@@ -6,7 +6,7 @@
 import type { AdapterModule, ModelDescriptor, TensorSource, WeightFormat, WeightSource } from './descriptors.js';
 import type { Device } from './device.js';
 import type { AtMoeErrorCode } from './errors.js';
-import type { BenchRequest, BenchResult, ProbeResult } from './native-bench-types.js';
+import type { BenchRequest, BenchResult, FileCopy, ProbeResult } from './native-bench-types.js';
 import type { MixtureDescriptor, MixtureHandle, MixtureInfo, RoutingRequest } from './native-mixture-types.js';
 import type { MicroBatch, MicroBatchResult, NamedTensor, TrainerState, TrainOptions } from './native-training-types.js';
 
@@ -356,8 +356,10 @@ export interface NativeEngine {
   stats(): Promise<EngineStats>;
   /** Each step is one unit of work. */
   bench(request: BenchRequest, job?: JobOptions): Promise<BenchResult>;
-  /** What the CPU does at best; a few hundred milliseconds, and a copy of the files. */
-  probe(files?: string[]): Promise<ProbeResult>;
+  /** What the CPU does at best; a few hundred milliseconds. */
+  probe(): Promise<ProbeResult>;
+  /** Reads files once into fresh memory, with as many threads as the engine has. */
+  copyFiles(files: string[]): Promise<FileCopy>;
 
   /** Cancels what runs, frees the device's memory and ends the thread. May be called again. */
   dispose(): Promise<void>;

@@ -328,8 +328,12 @@ class Engine implements NativeEngine {
     return this.#run('stats', []);
   }
 
-  probe(files: string[] = []) {
-    return this.#run('probe', [{ files }]);
+  probe() {
+    return this.#run('probe', []);
+  }
+
+  copyFiles(files: string[]) {
+    return this.#run('copyFiles', [{ files }]);
   }
 
   dispose() {

@@ -156,3 +156,38 @@ export function trainProducts(
     router: base + rows * (router + 3 * routerWeights(config, mixture) - routerRows),
   };
 }
+
+/**
+ * Bytes that one training step on a CPU needs at once; N rows, H heads of size h and
+ * K of keys, I intermediate size, s bytes of a stored number:
+ *   W = (P + V d) · storage + V d s + 4 (2 L + 1) d           the base
+ *   X = 4 N (L (2 d + (2 H + 2 K) h + H + 2 I) + d)           what backward reads: the inputs of a layer and of its MLP,
+ *                                                             q, k, v, attention and its log-sums, gate and up; and the end
+ *   expert   W + R(E = 1) (s + 16) + X + 4 N L 7 r            packed, f32 parameters, gradients, two moments; A x
+ *   router   W + R s + 20 Q + X + 4 N L (7 E r + G + E)       the same of the router alone; its scores
+ * The gradients of activations, which live for a layer, are not counted, nor are logits.
+ */
+export function trainLiveBytes(
+  config: ModelConfig,
+  weights: WeightFormat,
+  mixture: MixtureShape,
+  { batch, context }: StepShape,
+): { expert: number; router: number } {
+  const { hiddenSize, numLayers, numHeads, numKvHeads, headDim, intermediateSize, vocabSize } = config;
+  const rows = batch * context;
+  const number = bytesPerElement[numberType(weights)];
+  const norms = 4 * (2 * numLayers + 1) * hiddenSize;
+  const base = weightBytes(config, weights) + vocabSize * hiddenSize * number + norms;
+  const layer = 2 * hiddenSize + (2 * numHeads + 2 * numKvHeads) * headDim + numHeads + 2 * intermediateSize;
+  const kept = base + 4 * rows * (numLayers * layer + hiddenSize);
+  const modules = linearModules.length;
+  const { experts, groups, rank } = mixture;
+  const all = { ...mixture, expertTopK: 0 };
+  const one = { experts: 1, groups: 1, rank };
+  const scores = modules * experts * rank + groups + experts;
+  return {
+    expert: kept + expertWeights(config, one) * (number + 16) + 4 * rows * numLayers * modules * rank,
+    router:
+      kept + expertWeights(config, all) * number + 20 * routerWeights(config, all) + 4 * rows * numLayers * scores,
+  };
+}

@@ -1,36 +1,38 @@
-import { execFile } from 'node:child_process';
 import { mkdtemp, rm, statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import type { ModelConfig, StorageType, TensorSource } from '../descriptors.js';
-import { AtMoeError } from '../errors.js';
 import { bytesPerElement, fromFloat32 } from '../formats/float-types.js';
 import { expectedTensors, tensorKey, writeModel } from '../formats/model-folder.js';
 import { numberType } from '../formats/q8.js';
 import { formatBytes } from '../units.js';
 import { linearWeights } from './floors.js';
-import type { LoadMeasurement } from './load-child.js';
+import type { LoadMeasurement, LoadRound } from './load-child.js';
+import { measureInChild } from './measure-child.js';
 import { type BenchOptions, checkMemory, randomPool } from './setup.js';
 import { checkFits, shapes } from './shapes.js';
-import { timing } from './statistics.js';
+import { median, percent } from './statistics.js';
 
-export interface LoadReport extends LoadMeasurement {
+export interface LoadReport extends Omit<LoadMeasurement, 'rounds'> {
   kind: 'load';
   shape: string;
   weights: string;
   threads: number;
   /** Peak resident bytes of the loading process over the bytes of the packed model; Node itself included. */
   peak_over_packed: number;
-  /** Loads, each in a process of its own, after one that does not count; times and rates are the medians of them. */
+  /** Loads after one that does not count, in turns with copies; times and rates are their medians. */
   steps: number;
+  seconds: number;
+  /** Of all threads of the process during a load. */
+  processor_seconds: number;
   /** Bytes of the checkpoint per second; a temporary one was just written, so it comes from the page cache. */
   bytes_per_second: number;
-  /** Bytes per second when as many threads copy the checkpoint into fresh memory, measured after each load. */
+  /** Bytes per second when as many threads copy the checkpoint's files into fresh memory. */
   limit: number;
-  /** The median of the loads' own fractions. */
+  /** The median of the loads' fractions, each against the copies before and after it. */
   limit_fraction: number;
+  /** The same in processor time: what a load must do over what it does, however busy the machine is. */
+  limit_fraction_processor: number;
   /** With `packedCache`: loads that map the file of packed weights, and the one time that it was written. */
   packed?: { seconds: number; save_seconds: number; mapped_bytes: number };
 }
@@ -81,37 +83,51 @@ async function checkDisk(config: ModelConfig, storage: StorageType): Promise<voi
   checkFits(`the temporary model in ${tmpdir()}`, needed, bavail * bsize);
 }
 
-async function measure(
+function measure(
   dir: string,
+  rounds: number,
   { weights, threads, device, signal }: BenchOptions,
   packed?: string,
 ): Promise<LoadMeasurement> {
-  const child = fileURLToPath(new URL('./load-child.js', import.meta.url));
-  const args = [child, dir, weights, String(threads), device, ...(packed === undefined ? [] : [packed])];
-  try {
-    const { stdout } = await promisify(execFile)(process.execPath, args, { signal });
-    return JSON.parse(stdout) as LoadMeasurement;
-  } catch (error) {
-    const { stderr } = error as { stderr?: string };
-    throw new AtMoeError('ERR_AT_MOE_INTERNAL', `loading failed: ${stderr?.trim()}`, { cause: error });
-  }
+  const args = [dir, weights, String(threads), device, String(rounds), ...(packed === undefined ? [] : [packed])];
+  return measureInChild<LoadMeasurement>('load-child.js', args, signal);
 }
 
 async function measurePacked(dir: string, options: BenchOptions): Promise<LoadReport['packed']> {
   const parent = await mkdtemp(join(tmpdir(), 'at-moe-bench-'));
   const file = join(parent, 'packed');
   try {
-    const { save_seconds } = await measure(dir, options, file);
-    const runs: LoadMeasurement[] = [];
-    for (let step = 0; step < options.steps; step++) runs.push(await measure(dir, options, file));
-    const { median } = timing(runs.map((run) => run.seconds));
-    return { seconds: median, save_seconds, mapped_bytes: runs[0]?.mapped_bytes ?? 0 };
+    const { save_seconds } = await measure(dir, 1, options, file);
+    const { rounds, mapped_bytes } = await measure(dir, options.steps, options, file);
+    return { seconds: median(rounds.map((round) => round.seconds)), save_seconds, mapped_bytes };
   } finally {
     await rm(parent, { recursive: true, force: true });
   }
 }
 
-/** Loads a checkpoint of the shape, or the given folder's, in a process of its own. */
+/** Of the loads after the first, which brings the checkpoint into the page cache. */
+export function loadSpeed(rounds: readonly LoadRound[], checkpointBytes: number) {
+  const loads = rounds.slice(1);
+  const fraction = (load: (round: LoadRound) => number, copy: (round: LoadRound) => number) =>
+    median(loads.map((round, i) => (copy(rounds[i] as LoadRound) + copy(round)) / 2 / load(round)));
+  const seconds = median(loads.map((round) => round.seconds));
+  return {
+    seconds,
+    processor_seconds: median(loads.map((round) => round.processor_seconds)),
+    bytes_per_second: checkpointBytes / seconds,
+    limit: median(rounds.map(({ copy }) => copy.bytes / copy.seconds)),
+    limit_fraction: fraction(
+      (round) => round.seconds,
+      (round) => round.copy.seconds,
+    ),
+    limit_fraction_processor: fraction(
+      (round) => round.processor_seconds,
+      (round) => round.copy.processorSeconds,
+    ),
+  };
+}
+
+/** Loads a checkpoint of the shape, or the given folder's, in a process of its own, in turns with copies of its files. */
 export async function benchLoad(options: BenchOptions & { packedCache: boolean }): Promise<LoadReport> {
   const { shape, config, weights, threads, steps, packedCache } = options;
   const temporary = Object.hasOwn(shapes, shape);
@@ -121,29 +137,16 @@ export async function benchLoad(options: BenchOptions & { packedCache: boolean }
   try {
     const dir = parent ? join(parent, 'model') : shape;
     if (parent) await writeRandomModel(dir, config, numberType(weights));
-    // One that does not count: it brings the checkpoint into the page cache, and touches the memory that the others take.
-    await measure(dir, options);
-    const runs: LoadMeasurement[] = [];
-    for (let step = 0; step < steps; step++) runs.push(await measure(dir, options));
-    const median = (value: (run: LoadMeasurement) => number) => timing(runs.map(value)).median;
-    const [first] = runs as [LoadMeasurement];
-    const peak = median((run) => run.peak_bytes);
-    const seconds = median((run) => run.seconds);
-    const limit = median((run) => run.copy_rate);
+    const { rounds, ...measured } = await measure(dir, steps + 1, options);
     return {
       kind: 'load',
       shape,
       weights,
       threads,
       steps,
-      ...first,
-      seconds,
-      peak_bytes: peak,
-      copy_rate: limit,
-      peak_over_packed: peak / first.packed_bytes,
-      bytes_per_second: first.checkpoint_bytes / seconds,
-      limit,
-      limit_fraction: median((run) => run.checkpoint_bytes / run.seconds / run.copy_rate),
+      ...measured,
+      peak_over_packed: measured.peak_bytes / measured.packed_bytes,
+      ...loadSpeed(rounds, measured.checkpoint_bytes),
       ...(packedCache && { packed: await measurePacked(dir, options) }),
     };
   } finally {
@@ -155,8 +158,8 @@ export function loadText(report: LoadReport): string {
   const { shape, weights, seconds, packed_bytes, peak_bytes, baseline_bytes, checkpoint_bytes, packed } = report;
   return [
     `load ${shape} as ${weights}, ${report.device}`,
-    `checkpoint ${formatBytes(checkpoint_bytes)} in ${seconds.toFixed(2)} s: ${(report.bytes_per_second / 1e9).toFixed(2)} GB/s `,
-    `limit      ${(report.limit / 1e9).toFixed(2)} GB/s, copied into fresh memory by as many threads: load at ${(report.limit_fraction * 100).toFixed(1)} %`,
+    `checkpoint ${formatBytes(checkpoint_bytes)} in ${seconds.toFixed(2)} s: ${(report.bytes_per_second / 1e9).toFixed(2)} GB/s`,
+    `limit      ${(report.limit / 1e9).toFixed(2)} GB/s, copied into fresh memory by as many threads: load at ${percent(report.limit_fraction)}, in processor time ${percent(report.limit_fraction_processor)}`,
     `packed     ${formatBytes(packed_bytes)}; peak resident ${formatBytes(peak_bytes)}, ${formatBytes(baseline_bytes)} of it before loading`,
     `peak       ${report.peak_over_packed.toFixed(3)} of the packed size`,
     ...(packed

@@ -1,6 +1,9 @@
+import { formatBytes } from '../units.js';
 import { type RouterCost, routerCost, routerCostText } from './router-cost.js';
 import type { BenchOptions } from './setup.js';
 import { percent, type Timing, timing } from './statistics.js';
+import type { TrainMemory } from './train-memory.js';
+import type { TrainedPart } from './train-step.js';
 
 /** What was measured, and where. */
 export interface Setting {
@@ -40,6 +43,8 @@ export interface SpeedReport extends Setting {
   mixture_seconds: Timing;
   /** decode and prefill, with a router that keeps all experts. */
   router?: RouterCost;
+  /** train, on a CPU. */
+  memory?: Record<TrainedPart, TrainMemory>;
 }
 
 export interface Measured {
@@ -56,6 +61,7 @@ export interface Measured {
   mixtureWork: number;
   limit: number;
   product?: number;
+  memory?: Record<TrainedPart, TrainMemory>;
 }
 
 export function speedReport(options: BenchOptions, measured: Measured): SpeedReport {
@@ -88,12 +94,19 @@ export function speedReport(options: BenchOptions, measured: Measured): SpeedRep
     base_seconds: base,
     mixture_seconds: mixture,
     ...(measured.fixed && { router: routerCost(measured.mixture, measured.fixed) }),
+    ...(measured.memory && { memory: measured.memory }),
   };
 }
 
 function timingText({ median, best, spread }: Timing): string {
   const ms = (seconds: number) => `${(seconds * 1000).toFixed(2)} ms`;
   return `${ms(median)} median, ${ms(best)} best, spread ${percent(spread)}`;
+}
+
+function memoryText({ expert, router }: Record<TrainedPart, TrainMemory>): string {
+  const part = ({ peak_bytes, live_bytes, ratio }: TrainMemory) =>
+    `peak ${formatBytes(peak_bytes)}, live ${formatBytes(live_bytes)}: ${ratio.toFixed(3)}`;
+  return `memory     one expert ${part(expert)}; router ${part(router)}`;
 }
 
 /** The report as text. */
@@ -114,6 +127,7 @@ export function speedText(report: SpeedReport): string {
         ]
       : []),
     ...(report.router ? [routerCostText(report.router)] : []),
+    ...(report.memory ? [memoryText(report.memory)] : []),
     '',
   ].join('\n');
 }

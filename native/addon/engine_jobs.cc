@@ -308,9 +308,14 @@ Napi::Value EngineWrap::bench(const Info& info) {
 }
 
 Napi::Value EngineWrap::probe(const Info& info) {
+  return job(info, kCommonLane,
+             [&]() -> Engine::Body { return [](Worker& worker, JobResult& result) { return worker.probe(result); }; });
+}
+
+Napi::Value EngineWrap::copy_files(const Info& info) {
   return job(info, kCommonLane, [&]() -> Engine::Body {
-    std::vector<std::string> files = Fields(info[1], "probe").texts("files");
-    return [files = std::move(files)](Worker& worker, JobResult& result) { return worker.probe(files, result); };
+    std::vector<std::string> files = Fields(info[1], "copyFiles").texts("files");
+    return [files = std::move(files)](Worker& worker, JobResult& result) { return worker.copy_files(files, result); };
   });
 }
 

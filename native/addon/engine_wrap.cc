@@ -54,6 +54,7 @@ Napi::Function EngineWrap::define(Napi::Env env) {
                       InstanceMethod<&Self::stats>("stats"),
                       InstanceMethod<&Self::bench>("bench"),
                       InstanceMethod<&Self::probe>("probe"),
+                      InstanceMethod<&Self::copy_files>("copyFiles"),
                       InstanceMethod<&Self::dispose>("dispose")});
 }
 

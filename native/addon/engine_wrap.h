@@ -59,6 +59,7 @@ class EngineWrap : public Napi::ObjectWrap<EngineWrap> {
   Napi::Value stats(const Info& info);
   Napi::Value bench(const Info& info);
   Napi::Value probe(const Info& info);
+  Napi::Value copy_files(const Info& info);
   Napi::Value dispose(const Info& info);
 
   std::shared_ptr<Engine> engine_;

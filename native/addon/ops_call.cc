@@ -161,7 +161,7 @@ const Weight* OpCall::pack(const Napi::Object& from, const char* name, Create cr
   const std::vector<float> data = values<float>(source, "data");
   if (static_cast<int64_t>(data.size()) != rows * cols) wrong(from, concat("'", name, "' does not fit its shape"));
   weights_.push_back(create(rows, cols));
-  backend_.pack(*weights_.back(), 0, rows, data.data(), DType::f32, nullptr);
+  backend_.pack(*weights_.back(), 0, rows, data.data(), DType::f32);
   return weights_.back().get();
 }
 

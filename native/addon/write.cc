@@ -156,10 +156,12 @@ struct ResultWriter {
   }
   Napi::Value operator()(const std::vector<uint8_t>& result) const { return array_of(env, result); }
   Napi::Value operator()(const ProbeResult& result) const {
-    return numbers(env, {{"readRate", result.read_rate},
-                         {"fmaRate", result.fma_rate},
-                         {"productRate", result.product_rate},
-                         {"copyRate", result.copy_rate}});
+    return numbers(
+        env, {{"readRate", result.read_rate}, {"fmaRate", result.fma_rate}, {"productRate", result.product_rate}});
+  }
+  Napi::Value operator()(const FileCopy& result) const {
+    return numbers(
+        env, {{"bytes", result.bytes}, {"seconds", result.seconds}, {"processorSeconds", result.processor_seconds}});
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -19,7 +20,7 @@
 #include "backend/ops/sampling.h"
 #include "backend/ops/segments.h"
 #include "core/matrix.h"
-#include "core/q8.h"
+#include "core/tensor_source.h"
 
 namespace at_moe {
 
@@ -60,6 +61,16 @@ struct StepCapacity {
   int64_t sequences = 0;  // most sequences of one call
   int64_t context = 0;    // most keys of one sequence
   int64_t width = 0;      // widest input of a product
+};
+
+// Rows [row, row + count) of a stored tensor, and where they become the same rows: in a weight, packed, or as they are in a
+// table of the tensor's type, or in both. Blocks go into a weight of q8 alone, numbers into any.
+struct LoadedRows {
+  const TensorSource* source = nullptr;
+  int64_t row = 0, count = 0;
+  Weight* weight = nullptr;
+  void* table = nullptr;  // where row 0 lies
+  float most = 0;         // the largest magnitude that can be stored
 };
 
 // What was sent to a device that works behind the calls, since the backend was made.
@@ -106,10 +117,7 @@ class Backend {
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void zero(void* device, size_t bytes) = 0;
 
-  // Weights. `pack` converts `count` rows of row-major host memory, or of f32 device memory, into rows from `row` on. Rows
-  // of q8 go into a weight of q8 as they are, and into no other. `check`, if any, gets each run of the source's rows just
-  // before it is read, on any of the backend's threads; what it throws, `pack` throws, with the rows in an undefined state.
-  using RowCheck = std::function<void(int64_t first, int64_t count)>;
+  // Weights.
   virtual std::unique_ptr<Weight> create_weight(int64_t rows, int64_t cols, Storage storage) = 0;
   // A weight that reads `packed`, the bytes that `host_bytes` of an equal one gave; it is never packed into. Fails with
   // kUnsupported where weights do not lie in host memory, with kBadFile when the bytes are too few.
@@ -117,9 +125,11 @@ class Backend {
   virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
   virtual size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const = 0;    // of such weights
   virtual size_t router_weight_bytes(int64_t rows, int64_t cols) const = 0;
-  virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
-                    const RowCheck& check) = 0;
-  virtual void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) = 0;
+  // All parts in one job. Fails as check_rows does, of several bad values for any of them, with all parts in an undefined
+  // state.
+  virtual void load(std::span<const LoadedRows> parts) = 0;
+  // `count` rows of row-major numbers in host memory, or of f32 in device memory, into the rows from `row` on.
+  virtual void pack(Weight& weight, int64_t row, int64_t count, const void* numbers, DType type) = 0;
   virtual void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) = 0;
   virtual std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) = 0;
   virtual size_t kv_bytes(const KvPool::Shape& shape) const = 0;

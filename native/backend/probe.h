@@ -12,7 +12,11 @@ namespace at_moe {
 double measure_read_rate(int threads, size_t bytes);  // bytes per second from memory
 double measure_fma_rate(int threads);                 // fused multiply-adds per second
 double measure_product_rate(int threads, Storage);    // the same, of the CPU's products on one large one
-// Bytes per second of mapping the files and copying them once into fresh memory; 0 without files.
-double measure_copy_rate(int threads, const std::vector<std::string>& files);
+
+// Reading files once into fresh memory. Processor time is that of the whole process.
+struct FileCopy {
+  double bytes = 0, seconds = 0, processor_seconds = 0;
+};
+FileCopy copy_files(int threads, const std::vector<std::string>& files);
 
 }  // namespace at_moe

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "core/dtype.h"
@@ -27,6 +28,8 @@ class MappedFile {
   const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  // Copies a range that lies inside, without touching the mapping: cheaper than first touches of its pages. Fails with kIo.
+  void read(size_t offset, size_t bytes, void* to) const;
   // Starts reading a range, and gives the whole pages of one back to the system; they are read again when touched.
   void prefetch(size_t offset, size_t bytes) const;
   // Waits until a range is read, where the system can say so. Fails with kIo when it cannot be read.
@@ -35,9 +38,21 @@ class MappedFile {
 
  private:
   std::string path_;
+  int descriptor_ = -1;
   uint8_t* data_ = nullptr;
   size_t size_ = 0;
 };
+
+// Row-major numbers, without gaps.
+struct NumberRows {
+  const void* values = nullptr;
+  DType type = DType::f32;
+  int64_t cols = 0;
+
+  int64_t row_bytes() const { return cols * static_cast<int64_t>(size_of(type)); }
+  NumberRows from_row(int64_t row) const { return {static_cast<const char*>(values) + row * row_bytes(), type, cols}; }
+};
+using StoredRows = std::variant<NumberRows, Q8Rows>;
 
 struct TensorSource {
   std::string name;
@@ -52,11 +67,18 @@ struct TensorSource {
   int64_t rows() const { return shape.size() == 1 ? 1 : shape.front(); }
   int64_t cols() const { return shape.back(); }
   int64_t elements() const;
-  size_t bytes() const;                             // of the elements; without the scales of q8
-  const void* data() const;                         // fails with kBadFile when the file is too short
-  Q8Rows blocks() const;                            // of q8
+  size_t bytes() const;      // of the elements; without the scales of q8
+  const void* data() const;  // fails with kBadFile when the file is too short
+  size_t row_bytes() const;  // of its elements, and its scales
+  StoredRows all() const;    // as data()
+  // Rows [row, row + count): where they lie in memory, or read from the file into `buffer`, of as many times row_bytes().
+  StoredRows read(int64_t row, int64_t count, void* buffer) const;
   void prefetch(int64_t row, int64_t count) const;  // those of the rows that there are
-  void release(int64_t row, int64_t count) const;   // after their last read
+  void release(int64_t row, int64_t count) const;   // after their last read of data()
+
+ private:
+  void check_size() const;
+  const void* read_bytes(int64_t row, int64_t count, void* buffer) const;  // without the scales
 };
 
 // A file of packed weights: where the bytes of each begin, and how many there are.
@@ -74,6 +96,8 @@ struct PackedSource {
 // Fails naming the tensor and the first of the rows' elements that is infinite or NaN (kNotFinite), or whose magnitude is
 // above `most` (kUnsupported). The values of q8 are checked to be what core/q8.h says (kBadFile).
 void check_rows(const TensorSource& source, int64_t row, int64_t count, float most = std::numeric_limits<float>::max());
+// The same of rows that have been read.
+void check_rows(const TensorSource& source, int64_t row, int64_t count, const StoredRows& rows, float most);
 
 // All elements, or those of some rows, widened and checked.
 std::vector<float> widen(const TensorSource& source);

@@ -61,7 +61,8 @@ CpuBackend::CpuBackend(int threads, const std::vector<int>& affinity)
       kernels_(cpu::best_kernels().kernels),
       integers_(wants_integers() ? &cpu::best_kernels().integers : nullptr),
       pairs_(cpu::best_kernels().pairs),
-      worker_scratch_(pool_.workers()) {}
+      worker_scratch_(pool_.workers()),
+      read_scratch_(pool_.workers()) {}
 
 double CpuBackend::multiply_rate() const { return kernels_.multiply_rate * pool_.workers(); }
 

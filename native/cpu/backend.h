@@ -53,9 +53,8 @@ class CpuBackend : public Backend {
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const override;
   size_t router_weight_bytes(int64_t rows, int64_t cols) const override;
-  void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
-            const RowCheck& check) override;
-  void pack(Weight& weight, int64_t row, int64_t count, const Q8Rows& source, const RowCheck& check) override;
+  void load(std::span<const LoadedRows> parts) override;
+  void pack(Weight& weight, int64_t row, int64_t count, const void* numbers, DType type) override;
   void pack_parameters(Weight& weight, int64_t row, int64_t count, const float* device_source) override;
   std::unique_ptr<KvPool> create_kv(const KvPool::Shape& shape) override;
   size_t kv_bytes(const KvPool::Shape& shape) const override;
@@ -98,6 +97,10 @@ class CpuBackend : public Backend {
     Buffer& buffer = operand_scratch_[slot][static_cast<size_t>(form)];
     return static_cast<T*>(grow(buffer, sizeof(T) * static_cast<size_t>(count)));
   }
+  // Rows of one panel. Returns whether they are known to hold nothing that cannot be stored.
+  bool pack_panel(const Weight& weight, int64_t row, int64_t count, const StoredRows& source, int worker);
+  bool pack_rows(const Weight& weight, int64_t row, int64_t count, const StoredRows& source, int worker);
+  void load_run(const LoadedRows& run, int worker);
   // The products of one job: tasks of all of them are spread over the threads together.
   void multiply(std::span<cpu::Product> products);
   void accumulate(std::span<const cpu::GradientProduct> products);
@@ -118,7 +121,7 @@ class CpuBackend : public Backend {
   const cpu::DotKernels* integers_;  // null: activations are never quantised
   const cpu::PairKernels* pairs_;    // null: activations are never split
   cpu::RopeTable rope_table_;
-  std::vector<Buffer> worker_scratch_;
+  std::vector<Buffer> worker_scratch_, read_scratch_;  // of each worker
   std::array<Buffer, 2> operand_scratch_[kOperands];
   Buffer converted_scratch_;
 };

@@ -75,11 +75,13 @@ struct Kernels {
   // in [16][16] -> out[j][i].
   void (*transpose)(const float* in, int64_t in_row, float* out, int64_t out_row);
   // 16 rows of `cols` values of `source_type`, `source_row` bytes apart, into a packed panel; rows from `rows` on are zero.
-  void (*pack)(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
+  // Returns whether all values are finite.
+  bool (*pack)(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
                char* panel);
-  // 16 rows into a packed panel of q8: of numbers, as above, quantised; of blocks, as they are.
-  void (*pack_quantized)(const char* source, int64_t source_row, DType source_type, int64_t cols, char* panel);
-  void (*pack_blocks)(const Q8Rows& source, char* panel);
+  // 16 rows into a packed panel of q8: of numbers, as above, quantised; of blocks, as they are. Returns whether all are what
+  // core/q8.h allows.
+  bool (*pack_quantized)(const char* source, int64_t source_row, DType source_type, int64_t cols, char* panel);
+  bool (*pack_blocks)(const Q8Rows& source, char* panel);
   // scores -> exp(scores - max) over [first, last), exact zero elsewhere in [0, keys).
   ScoreRow (*softmax)(float* scores, int64_t keys, int64_t first, int64_t last);
   // p -> P = exp(s - lse), ds -> P (dp - delta) over [first, last), exact zero elsewhere in [0, keys).

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <span>
 #include <vector>
 
@@ -53,7 +54,7 @@ double measure_product_rate(int threads, Storage storage) {
   CpuBackend backend(threads);
   const std::unique_ptr<Weight> weight = backend.create_weight(kOutputs, kInputs, storage);
   const std::vector<float> ones(static_cast<size_t>(kOutputs * kInputs), 1.0f);
-  backend.pack(*weight, 0, kOutputs, ones.data(), DType::f32, nullptr);
+  backend.pack(*weight, 0, kOutputs, ones.data(), DType::f32);
   std::vector<float> x(static_cast<size_t>(kRows * kInputs), 1.0f), y(static_cast<size_t>(kRows * kOutputs));
   const LinearModule module{weight.get(), nullptr, matrix(y.data(), kRows, kOutputs)};
   LinearForward product;
@@ -81,23 +82,27 @@ double measure_fma_rate(int threads) {
   });
 }
 
-double measure_copy_rate(int threads, const std::vector<std::string>& files) {
-  if (files.empty()) return 0;
+FileCopy copy_files(int threads, const std::vector<std::string>& files) {
   Pool pool(threads);
   pool.begin_step();
-  int64_t bytes = 0;
+  FileCopy copy;
+  std::vector<Buffer> fresh;  // freed when the time is over
+  const std::clock_t processor = std::clock();
   const auto start = std::chrono::steady_clock::now();
   for (const std::string& path : files) {
     const MappedFile file(path);
     const auto size = static_cast<int64_t>(file.size());
-    const Buffer fresh = allocate_aligned(file.size());
+    fresh.push_back(allocate_aligned(file.size()));
+    char* to = fresh.back().as<char>();
     pool.run_ranges(size, kCopyGrain, [&](int64_t begin, int64_t end, int) {
-      std::memcpy(fresh.as<char>() + begin, file.data() + begin, static_cast<size_t>(end - begin));
+      file.read(static_cast<size_t>(begin), static_cast<size_t>(end - begin), to + begin);
     });
-    bytes += size;
+    copy.bytes += static_cast<double>(size);
   }
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  return static_cast<double>(bytes) / elapsed.count();
+  copy.seconds = elapsed.count();
+  copy.processor_seconds = static_cast<double>(std::clock() - processor) / CLOCKS_PER_SEC;
+  return copy;
 }
 
 }  // namespace at_moe

@@ -96,10 +96,9 @@ Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, 
   result.work = model.backend().work() - before;
 }
 
-ProbeResult measure_rates(int threads, Storage storage, const std::vector<std::string>& files) {
+ProbeResult measure_rates(int threads, Storage storage) {
   constexpr size_t kProbeBytes = size_t{256} << 20;
-  return {measure_read_rate(threads, kProbeBytes), measure_fma_rate(threads), measure_product_rate(threads, storage),
-          measure_copy_rate(threads, files)};
+  return {measure_read_rate(threads, kProbeBytes), measure_fma_rate(threads), measure_product_rate(threads, storage)};
 }
 
 }  // namespace at_moe

@@ -16,6 +16,6 @@ using RoutingFactory = std::function<std::shared_ptr<SequenceRouting>(size_t i)>
 Pass time_steps(const Model& model, Scheduler& scheduler, BenchRequest request, RoutingFactory make_routing,
                 BenchResult& result);
 
-ProbeResult measure_rates(int threads, Storage storage, const std::vector<std::string>& files);
+ProbeResult measure_rates(int threads, Storage storage);
 
 }  // namespace at_moe

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "backend/probe.h"
 #include "core/status.h"
 #include "engine/requests.h"
 #include "model/routing.h"
@@ -107,13 +108,12 @@ struct PackedSections {
 
 struct ProbeResult {
   double read_rate = 0, fma_rate = 0, product_rate = 0;  // bytes, multiply-adds per second
-  double copy_rate = 0;                                  // bytes per second, from files into fresh memory
 };
 
 using JobResult =
     std::variant<std::monostate, Failure, ModelInfo, MixtureInfo, TrainerInfo, MicroBatchResult, StepResult,
                  std::vector<NamedValues>, TrainerState, std::vector<float>, MemoryStatement, EngineStats, BenchResult,
-                 ProbeResult, QuantizedTensor, PackedSections, std::vector<uint8_t>>;
+                 ProbeResult, FileCopy, QuantizedTensor, PackedSections, std::vector<uint8_t>>;
 
 struct JobDone {
   int64_t job = 0;

@@ -59,7 +59,6 @@ std::vector<float> merge(Backend& backend, const Mixture& mixture, const MergeRe
     fail(Code::kRouting, request.weights.size(), " weights for ", mixture.shape().experts, " experts");
   }
   std::vector<float> values = widen(request.base);
-  request.base.release(0, request.base.rows());
   const Factors factors = collect(mixture, request);
   if (factors.ranks == 0) return values;
   const int64_t outputs = request.base.shape.at(0), inputs = request.base.shape.at(1);

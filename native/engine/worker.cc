@@ -219,10 +219,20 @@ Pass Worker::bench(BenchRequest request, JobResult& result) {
   result = std::move(times);
 }
 
-Pass Worker::probe(std::vector<std::string> files, JobResult& result) {
-  rest();  // else the probes' threads would have to share the processors with the engine's
-  const int threads = options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
-  result = measure_rates(threads, model_ ? model_->storage() : Storage::f32, files);
+int Worker::rest_for_probe() {
+  rest();  // else the probe's threads would have to share the processors with the engine's
+  return options_.threads ? options_.threads : static_cast<int>(std::thread::hardware_concurrency());
+}
+
+Pass Worker::probe(JobResult& result) {
+  const int threads = rest_for_probe();
+  result = measure_rates(threads, model_ ? model_->storage() : Storage::f32);
+  co_return;
+}
+
+Pass Worker::copy_files(std::vector<std::string> files, JobResult& result) {
+  const int threads = rest_for_probe();
+  result = at_moe::copy_files(threads, files);
   co_return;
 }
 

@@ -39,7 +39,8 @@ class Worker {
   Pass memory(JobResult& result);
   Pass logits(ScoreRequest request, JobResult& result);
   Pass bench(BenchRequest request, JobResult& result);
-  Pass probe(std::vector<std::string> files, JobResult& result);
+  Pass probe(JobResult& result);
+  Pass copy_files(std::vector<std::string> files, JobResult& result);
 
   // Effects without a result.
   void generate(const std::vector<GenerateRequest>& requests);
@@ -67,6 +68,7 @@ class Worker {
 
  private:
   Scheduler& scheduler() const;
+  int rest_for_probe();  // returns its threads
   void begin(const GenerateRequest& request);
   std::shared_ptr<Mixture> mixture(int64_t number) const;
   std::shared_ptr<SequenceRouting> routing(const RoutingRequest& request) const;

@@ -66,9 +66,9 @@ class Mixture {
   // A host routing record for explicit weights. `alone`: λ = ρ = 1 and no general adapter.
   std::vector<float> explicit_record(int layer, const std::vector<float>& expert_weights, bool alone) const;
 
-  // Training, with the weights attached from here on. The arenas are made from the current values at the first call.
-  void enable_training();
-  bool trainable() const { return static_cast<bool>(adapters_); }
+  // Training of a part, with the weights attached from here on. Its arena is made from the current values at the first call,
+  // and those that were loaded are not asked for again.
+  void enable_training(bool adapters, bool router);
   float* adapter_parameters() const { return adapters_.as<float>(); }
   float* router_parameters() const { return routers_.as<float>(); }
   int64_t adapter_count() const { return adapter_count_; }
@@ -129,6 +129,7 @@ class Mixture {
   // What `read` gives while there is no arena on the device; on any thread.
   std::vector<float> host_values(const ParameterSlice& slice) const;
   std::vector<float> arena_values(bool router) const;
+  void forget_source(bool router);
 
   Backend& backend_;
   LayerShapes shapes_;

@@ -70,16 +70,16 @@ std::vector<float> Mixture::arena_values(bool router) const {
   return values;
 }
 
-void Mixture::enable_training() {
-  if (trainable()) return;
-  auto make_arena = [this](bool router, std::vector<float>& host) {
-    const std::vector<float> values = host.empty() ? arena_values(router) : std::exchange(host, {});
+void Mixture::enable_training(bool adapters, bool router) {
+  const auto make_arena = [this](bool of_router, std::vector<float>& host) {
+    const std::vector<float> values = host.empty() ? arena_values(of_router) : std::exchange(host, {});
     Buffer arena = backend_.allocate(values.size() * sizeof(float));
     backend_.upload(arena.as<void>(), values.data(), values.size() * sizeof(float));
+    forget_source(of_router);
     return arena;
   };
-  adapters_ = make_arena(false, host_adapters_);
-  if (!has_router()) return;
+  if (adapters && !adapters_) adapters_ = make_arena(false, host_adapters_);
+  if (!router || routers_) return;
   routers_ = make_arena(true, host_routers_);
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     const RouterPlace& place = layers_[layer].place;

@@ -35,7 +35,11 @@ bool selects_few(const RouterShape& shape, const RouterOptions& options) {
 }
 
 template <typename F>
-void for_tensors(MixtureSource& source, F&& f) {
+void for_tensors(MixtureSource& source, bool router, F&& f) {
+  if (router) {
+    for (auto& [name, tensor] : source.router) f(tensor);
+    return;
+  }
   auto adapter = [&](AdapterSource& one) {
     for (LoraSource& lora : one.modules) {
       f(lora.a);
@@ -44,7 +48,6 @@ void for_tensors(MixtureSource& source, F&& f) {
   };
   for (AdapterSource& expert : source.experts) adapter(expert);
   if (source.general) adapter(*source.general);
-  for (auto& [name, tensor] : source.router) f(tensor);
 }
 
 }  // namespace
@@ -65,12 +68,20 @@ size_t Mixture::router_bytes(const RouterPlace& place) const {
 }
 
 void Mixture::copy_to_memory() {
-  for_tensors(source_, [](TensorSource& tensor) {
+  const auto copy = [](TensorSource& tensor) {
     check_rows(tensor, 0, tensor.rows());
     if (!tensor.file) return;
     const auto* bytes = static_cast<const uint8_t*>(tensor.data());
     tensor.memory = std::make_shared<const std::vector<uint8_t>>(bytes, bytes + tensor.bytes());
     tensor.file.reset();
+  };
+  for (const bool router : {false, true}) for_tensors(source_, router, copy);
+}
+
+void Mixture::forget_source(bool router) {
+  for_tensors(source_, router, [](TensorSource& tensor) {
+    tensor.file.reset();
+    tensor.memory.reset();
   });
 }
 
@@ -81,12 +92,6 @@ void Mixture::detach() {
     backend_.download(host.data(), arena.as<void>(), arena.bytes());
     arena = Buffer();
   };
-  if (trainable()) {  // the values that were loaded are not asked for again
-    for_tensors(source_, [](TensorSource& tensor) {
-      tensor.file.reset();
-      tensor.memory.reset();
-    });
-  }
   save(adapters_, host_adapters_);
   save(routers_, host_routers_);
   weights_.reset();
@@ -119,14 +124,14 @@ void Mixture::make_group(Backend& backend, const Group& group, MixtureWeights::G
     first += group.ranks[m];
     for (const Block& block : group.blocks[m]) {
       const std::vector<float> a = host_values(slices_[block.slice]);
-      backend.pack(*made.a, block.column, block.source->rank, a.data(), DType::f32, nullptr);
+      backend.pack(*made.a, block.column, block.source->rank, a.data(), DType::f32);
       std::fill_n(gate_column.begin() + block.column, block.source->rank, shape().gate() + block.expert);
       std::fill_n(scale.begin() + block.column, block.source->rank, block.source->scaling);
     }
     if (group.blocks[m].empty()) continue;
     const std::vector<float> b = b_values(group, m);
     made.b[m] = backend.create_weight(group.outputs[m], group.ranks[m], storage);
-    backend.pack(*made.b[m], 0, group.outputs[m], b.data(), DType::f32, nullptr);
+    backend.pack(*made.b[m], 0, group.outputs[m], b.data(), DType::f32);
     made.stack.modules[m].b = made.b[m].get();
   }
   upload_values(backend, made.gate_column, gate_column.data(), gate_column.size() * sizeof(int32_t));
@@ -158,7 +163,7 @@ void Mixture::make_router(Backend& backend, int layer, MixtureWeights::Layer& ma
   const std::vector<float> values = router_layer_values(place);
   upload_values(backend, made.router_values, values.data(), values.size() * sizeof(float));
   made.router_weight = backend.create_router_weight(router_rows(), shapes_.hidden_size);
-  backend.pack(*made.router_weight, 0, router_rows(), values.data(), DType::f32, nullptr);
+  backend.pack(*made.router_weight, 0, router_rows(), values.data(), DType::f32);
   bind_router(place, made, made.router_values.as<float>());
 }
 

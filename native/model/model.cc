@@ -11,8 +11,9 @@ namespace at_moe {
 
 namespace {
 
-constexpr int64_t kSlabBytes = 16 << 20;
+constexpr int64_t kStepElements = 16 << 20;
 constexpr size_t kPopulateBytes = 64 << 20;
+constexpr float kLargestFloat = std::numeric_limits<float>::max();
 constexpr const char* kHeadName = "lm_head.weight";
 
 std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint64_t stream) {
@@ -22,12 +23,6 @@ std::vector<float> random_values(int64_t count, float range, uint64_t seed, uint
     for (size_t j = 0; j < 4 && i + j < values.size(); ++j) values[i + j] = (2 * uniform(bits[j]) - 1) * range;
   }
   return values;
-}
-
-// A multiple of 16 rows.
-int64_t slab_rows(const TensorSource& source) {
-  const int64_t row_bytes = static_cast<int64_t>(source.bytes()) / source.rows();
-  return std::max<int64_t>(16, kSlabBytes / row_bytes / 16 * 16);
 }
 
 // So that a disk reads on without going back.
@@ -48,24 +43,6 @@ Buffer map_section(const PackedSource& packed, const std::string& name) {
   return {data, section.bytes, [file = packed.file](void*, size_t) {}};
 }
 
-void pack_rows(Backend& backend, Weight& weight, const TensorSource& source, int64_t row, int64_t count) {
-  const float most = is_blocks(weight.storage()) ? kQ8Largest : std::numeric_limits<float>::max();
-  const auto check = [&](int64_t first, int64_t rows) { check_rows(source, row + first, rows, most); };
-  try {
-    if (!is_blocks(source.storage)) {
-      const size_t skip = static_cast<size_t>(row * source.cols()) * size_of(source.dtype());
-      return backend.pack(weight, row, count, static_cast<const char*>(source.data()) + skip, source.dtype(), check);
-    }
-    const Q8Rows rows = source.blocks().from_row(row);
-    if (is_blocks(weight.storage())) return backend.pack(weight, row, count, rows, check);
-  } catch (const Error&) {
-    check(0, count);  // of several bad values the first is told, whichever a thread met first
-    throw;
-  }
-  check(0, count);
-  backend.pack(weight, row, count, source.blocks().from_row(row).widen(count).data(), DType::f32, nullptr);
-}
-
 }  // namespace
 
 // Where the rows of one checkpoint tensor go.
@@ -74,6 +51,19 @@ struct Model::Target {
   std::unique_ptr<Weight>* also = nullptr;    // the tied head beside the embedding
   Buffer* vector = nullptr;                   // f32 values
   bool embedding = false;
+
+  Weight* packed() const { return weight ? weight->get() : also ? also->get() : nullptr; }
+  // The largest magnitude that can be stored.
+  float most() const { return packed() && is_blocks(packed()->storage()) ? kQ8Largest : kLargestFloat; }
+};
+
+// Rows of a tensor: a multiple of 16 of them, or up to its last.
+struct Model::Piece {
+  const TensorSource* source = nullptr;
+  int64_t row = 0, count = 0;
+
+  void prefetch() const { source->prefetch(row, count); }
+  size_t bytes() const { return source->bytes() / static_cast<size_t>(source->rows()) * static_cast<size_t>(count); }
 };
 
 Model::Model(Backend& backend, ModelConfig config, Storage storage, bool trainable)
@@ -117,25 +107,61 @@ Model::Target Model::target(const std::string& name) {
   fail(Code::kMismatch, "the model has no tensor named ", name);
 }
 
-void Model::place(const TensorSource& source, int64_t row, int64_t count) {
-  const Target to = target(source.name);
-  const int64_t cols = source.cols();
-  const std::unique_ptr<Weight>* weight = to.weight ? to.weight : to.also;
-  if (weight) pack_rows(backend_, **weight, source, row, count);
-  const bool wide = to.vector || trainable_;
-  if (!weight && !wide) check_rows(source, row, count);
-  const std::vector<float> values = wide ? widen(source, row, count) : std::vector<float>();
-  if (to.vector) backend_.upload(to.vector->as<void>(), values.data(), values.size() * sizeof(float));
-  if (to.embedding) {
-    const size_t at = static_cast<size_t>(row * cols), size = size_of(embedding_type_);
-    const void* from =
-        trainable_ ? static_cast<const void*>(values.data()) : static_cast<const char*>(source.data()) + at * size;
-    backend_.upload(embedding_.as<char>() + at * size, from, static_cast<size_t>(count * cols) * size);
+std::vector<std::vector<Model::Piece>> Model::steps(const std::map<std::string, TensorSource>& tensors) {
+  std::vector<std::vector<Piece>> steps;
+  int64_t room = 0;
+  for (const TensorSource* source : in_file_order(tensors)) {
+    for (int64_t row = 0, count = 0; row < source->rows(); row += count) {
+      if (room < 16 * source->cols()) {
+        steps.emplace_back();
+        room = kStepElements;
+      }
+      const int64_t fit = std::max<int64_t>(16, room / source->cols() / 16 * 16);
+      count = std::min(fit, source->rows() - row);
+      room -= count * source->cols();
+      steps.back().push_back({source, row, count});
+    }
   }
-  if (trainable_) {
-    backend_.upload(arena_.as<float>() + parameter_offset(source.name) + row * cols, values.data(),
-                    values.size() * sizeof(float));
+  return steps;
+}
+
+void Model::place(std::span<const Piece> step) {
+  try {
+    std::vector<LoadedRows> parts;
+    for (const Piece& piece : step) {
+      const Target to = target(piece.source->name);
+      if (is_widened(*piece.source, to)) {
+        place_widened(piece, to);
+      } else {
+        void* table = to.embedding ? embedding_.as<void>() : nullptr;
+        parts.push_back({piece.source, piece.row, piece.count, to.packed(), table, to.most()});
+      }
+    }
+    backend_.load(parts);
+  } catch (const Error&) {
+    // Of several bad values the first is told, whichever a thread met first.
+    for (const Piece& piece : step)
+      check_rows(*piece.source, piece.row, piece.count, target(piece.source->name).most());
+    throw;
   }
+}
+
+bool Model::is_widened(const TensorSource& source, const Target& to) const {
+  const bool unpacked = is_blocks(source.storage) && to.packed() && !is_blocks(to.packed()->storage());
+  return to.vector || trainable_ || unpacked;
+}
+
+void Model::place_widened(const Piece& piece, const Target& to) {
+  const TensorSource& source = *piece.source;
+  const std::vector<float> values = widen(source, piece.row, piece.count);
+  const int64_t first = piece.row * source.cols();
+  const auto upload = [&](float* table) {
+    backend_.upload(table + first, values.data(), values.size() * sizeof(float));
+  };
+  if (to.packed()) backend_.pack(*to.packed(), piece.row, piece.count, values.data(), DType::f32);
+  if (to.vector) upload(to.vector->as<float>());
+  if (to.embedding && trainable_) upload(embedding_.as<float>());
+  if (trainable_) upload(arena_.as<float>() + parameter_offset(source.name));
 }
 
 void Model::prepare(const TensorSource& source) {
@@ -212,20 +238,17 @@ Pass Model::load(std::map<std::string, TensorSource> tensors, std::optional<Pack
     }
   }
   if (trainable_) arena_ = backend_.allocate(static_cast<size_t>(parameter_count_) * sizeof(float));
-  const std::vector<const TensorSource*> order = in_file_order(tensors);
-  for (size_t i = 0; i < order.size(); ++i) {
-    const TensorSource& source = *order[i];
-    const int64_t rows = source.rows(), slab = slab_rows(source);
-    for (int64_t row = 0; row < rows; row += slab) {
-      const int64_t count = std::min(slab, rows - row);
-      source.prefetch(row + count, slab);
-      if (row + count == rows && i + 1 < order.size()) order[i + 1]->prefetch(0, slab_rows(*order[i + 1]));
-      place(source, row, count);
-      source.release(row, count);
-      co_await unit_end();
-    }
-    done += source.bytes();
+  const std::vector<std::vector<Piece>> all = steps(tensors);
+  const auto prefetch = [&](size_t step) {
+    if (step < all.size()) std::ranges::for_each(all[step], &Piece::prefetch);
+  };
+  prefetch(0);
+  for (size_t step = 0; step < all.size(); ++step) {
+    prefetch(step + 1);
+    place(all[step]);
+    for (const Piece& piece : all[step]) done += piece.bytes();
     if (progress) progress(done, total);
+    co_await unit_end();
   }
 }
 
@@ -250,7 +273,7 @@ Pass Model::load_random(uint64_t seed) {
       for (int64_t row = 0; row < weight.rows(); row += slab) {
         const int64_t count = std::min(slab, weight.rows() - row);
         const std::vector<float> values = random_values(count * weight.cols(), range, seed, stream++);
-        backend_.pack(weight, row, count, values.data(), DType::f32, nullptr);
+        backend_.pack(weight, row, count, values.data(), DType::f32);
         co_await unit_end();
       }
     }
@@ -267,7 +290,7 @@ Pass Model::load_random(uint64_t seed) {
   for (int64_t row = 0; row < head_->rows(); row += 1024) {
     const int64_t count = std::min<int64_t>(1024, head_->rows() - row);
     const std::vector<float> values = random_values(count * head_->cols(), range, seed, stream++);
-    backend_.pack(*head_, row, count, values.data(), DType::f32, nullptr);
+    backend_.pack(*head_, row, count, values.data(), DType::f32);
     co_await unit_end();
   }
 }

@@ -36,7 +36,8 @@ class Model {
   Model(Backend& backend, ModelConfig config, Storage storage, bool trainable);
 
   // Weights and embedding are read where `packed`, if there is one, maps them, and the rest from the tensors.
-  // Reads the tensors in the order of their files; a unit per slab of rows, while the next is fetched. `progress` gets bytes done and in all.
+  // Reads the tensors in the order of their files; a unit per step of some rows of some tensors, while the next is fetched.
+  // `progress` gets bytes done and in all.
   Pass load(std::map<std::string, TensorSource> tensors, std::optional<PackedSource> packed,
             std::function<void(size_t, size_t)> progress);
   // Values of a shape without a checkpoint: linears uniform in ±sqrt(3 / in_features), norms 1. For benchmarks.
@@ -68,9 +69,15 @@ class Model {
 
  private:
   struct Target;
+  struct Piece;
   Target target(const std::string& name);
   void prepare(const TensorSource& source);
-  void place(const TensorSource& source, int64_t row, int64_t count);
+  // All rows in the order of their files, in steps of about as many elements.
+  static std::vector<std::vector<Piece>> steps(const std::map<std::string, TensorSource>& tensors);
+  void place(std::span<const Piece> step);
+  // Is a tensor placed by way of f32 values?
+  bool is_widened(const TensorSource& source, const Target& to) const;
+  void place_widened(const Piece& piece, const Target& to);
   // False for what such a file does not hold.
   bool adopt(const TensorSource& source, const PackedSource& packed);
   void adopt(const std::string& name, std::unique_ptr<Weight>& weight, const PackedSource& packed);

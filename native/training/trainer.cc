@@ -60,7 +60,7 @@ Trainer::State::State(Model& model_, std::shared_ptr<Mixture> mixture_, TrainOpt
   }
   require(mixture != nullptr, "training needs a mixture");
   require(trains_router() == mixture->has_router(), "the mixture does not fit the training target");
-  mixture->enable_training();
+  mixture->enable_training(trains_adapters(), trains_router());
   if (trains_adapters())
     adapters = make_arena(backend, "adapters", mixture->adapter_parameters(), mixture->adapter_count());
   if (trains_router()) routers = make_arena(backend, "routers", mixture->router_parameters(), mixture->router_count());

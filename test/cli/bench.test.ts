@@ -7,8 +7,11 @@ import {
   linearWeights,
   prefillProducts,
   routerWeights,
+  trainLiveBytes,
   trainProducts,
 } from '../../lib/bench/floors.js';
+import { loadSpeed } from '../../lib/bench/load.js';
+import type { SpeedReport } from '../../lib/bench/report.js';
 import { type RouterCost, routerCost } from '../../lib/bench/router-cost.js';
 import type { StreamLoad } from '../../lib/bench/serve.js';
 import { groupSizes } from '../../lib/bench/setup.js';
@@ -45,6 +48,32 @@ test('floors of a shape counted by hand', () => {
   assert.deepEqual(trainProducts(tiny, mixture, { batch: 1, context: 3 }, 2), {
     expert: shared + 3 * (3 * 174 - 3 * 12),
     router: shared + 3 * (2 * 348 - 2 * 3 * 12 + 3 * 12 - 12),
+  });
+});
+
+test('what training needs at once, counted by hand', () => {
+  // Base: 120 weights and the head of 40 in bf16, the embedding too, three norms of 4. A row: in and mid 8, q and attention 8,
+  // k and v 4, two log-sums, gate and up 12, and the last hidden 4.
+  const kept = 2 * (120 + 40 + 40) + 4 * 3 * 4 + 4 * 3 * (8 + 8 + 4 + 2 + 12 + 4);
+  assert.deepEqual(trainLiveBytes(tiny, 'bf16', mixture, { batch: 1, context: 3 }), {
+    expert: kept + 174 * 18 + 4 * 3 * 7 * 3,
+    router: kept + 348 * 2 + 12 * 20 + 4 * 3 * (7 * 2 * 3 + 3),
+  });
+});
+
+test('a load is set against the copies before and after it, the first load against none', () => {
+  const round = (seconds: number, copied: number) => ({
+    seconds,
+    processor_seconds: 2 * seconds,
+    copy: { bytes: 100, seconds: copied, processorSeconds: copied },
+  });
+  assert.deepEqual(loadSpeed([round(50, 1), round(4, 3), round(8, 1)], 80), {
+    seconds: 4,
+    processor_seconds: 8,
+    bytes_per_second: 20,
+    limit: 100,
+    limit_fraction: 0.25,
+    limit_fraction_processor: 0.125,
   });
 });
 
@@ -129,7 +158,14 @@ for (const kind of ['decode', 'prefill', 'train']) {
     for (const key of keys) assert.ok((report[key] as number) > 0, `${key} is ${report[key]}`);
     assert.equal(report.experts, 3);
     const { router } = report as { router?: RouterCost };
-    if (kind === 'train') return assert.equal(router, undefined);
+    if (kind === 'train') {
+      const { memory } = report as { memory?: SpeedReport['memory'] };
+      for (const part of [memory?.expert, memory?.router]) {
+        assert.ok(part && part.live_bytes > 0 && part.peak_bytes > part.live_bytes);
+        assert.equal(part.ratio, part.peak_bytes / part.live_bytes);
+      }
+      return assert.equal(router, undefined);
+    }
     assert.ok(router && router.fixed_seconds.median > 0);
     assert.ok(router.paired_interval[0] <= router.paired_share && router.paired_share <= router.paired_interval[1]);
   });
@@ -141,7 +177,8 @@ test('bench load states the peak of a process of its own', async () => {
   assert.equal(status, 0, stderr);
   const report = JSON.parse(stdout) as Record<string, number>;
   assert.ok((report.peak_bytes as number) > (report.packed_bytes as number));
-  for (const key of ['bytes_per_second', 'limit', 'limit_fraction']) assert.ok((report[key] as number) > 0, key);
+  for (const key of ['bytes_per_second', 'limit', 'limit_fraction', 'limit_fraction_processor'])
+    assert.ok((report[key] as number) > 0, key);
   assert.equal(report.steps, 2);
   assert.ok((report.packed as unknown as { mapped_bytes: number }).mapped_bytes > 0);
   assert.equal(report.peak_over_packed, (report.peak_bytes as number) / (report.packed_bytes as number));

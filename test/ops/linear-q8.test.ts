@@ -7,7 +7,7 @@ import type { Matrix } from '../helpers/ops.js';
 import { run } from '../helpers/ops.js';
 import { gateColumns, groupOf, type Shape, slice } from './linear-groups.js';
 import { type Group, linear, linearGradients } from './reference/linear.js';
-import { quantized, quantizedRows } from './reference/q8.js';
+import { halves, quantized, quantizedRows } from './reference/q8.js';
 import { close, matrix, onDevices, Random, sameBits } from './support.js';
 
 /** The group with its weights as q8, and with the values that q8 stands for. */
@@ -57,6 +57,22 @@ onDevices('q8: what is stored of a weight is what the definition says', (device)
     const weight = { rows, cols, data: Float32Array.from({ length: rows * cols }, () => random.uniform() - 0.5) };
     assert.deepEqual(stored(device, weight), quantized(weight).weights.data, `${rows} x ${cols}`);
   }
+});
+
+onDevices('q8: the scale of the largest magnitude on, just below and just above 127 times any scale', (device) => {
+  const edges = [...halves].filter((_, code) => code > 0 && (device === 'cpu' || code % 97 === 1 || code > 0x7bfd));
+  const largest = Float32Array.from(edges.flatMap((scale) => [127 * scale, 127 * scale, 127 * scale]));
+  const bits = new Uint32Array(largest.buffer);
+  for (let i = 0; i < bits.length; i++) bits[i]! += (i % 3) - 1;
+  largest[largest.length - 1] = 127 * 65504;
+  const cols = 64;
+  const rows = Math.ceil(largest.length / 2);
+  const data = Float32Array.from({ length: rows * cols }, (_, i) => {
+    const most = largest[Math.floor(i / 32)] ?? 0;
+    return i % 32 === 11 ? -most : (most * ((i % 29) - 14)) / 15;
+  });
+  const weight = { rows, cols, data };
+  sameBits(stored(device, weight), quantized(weight).weights.data, 'weights');
 });
 
 onDevices('q8: blocks of zeros, of tiny, huge and mixed values', (device) => {

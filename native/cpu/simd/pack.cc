@@ -1,7 +1,9 @@
 // Rows of any stored type into packed panels (weight.h), and packed panels back into f32 blocks. 16 rows x 16 inputs at a
 // time: widen to f32, transpose in registers, narrow. Only the last step rounds (to nearest, ties to even), so a type
 // packed into itself keeps its bits.
-#include "cpu/simd/widen.h"
+#include <type_traits>
+
+#include "cpu/simd/magnitudes.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace at_moe::cpu::AT_MOE_SIMD_NS {
@@ -23,20 +25,42 @@ HWY_INLINE void store_line(DType type, const float* line, const float* next, cha
   }
 }
 
+// 16 lines of pairs of f16 inputs [16 outputs][2], each as the lines of its two inputs.
+void store_halves(const float* pairs, char* panel) {
+  for (int64_t line = 0; line < 16; ++line, panel += 64) {
+    for (int v = 0; v < kVectors; ++v) {
+      const auto both = hn::BitCast(U32(), hn::Load(F32(), pairs + line * 16 + v * kLanes));
+      auto* out = reinterpret_cast<uint16_t*>(panel) + v * kLanes;
+      hn::Store(hn::TruncateTo(U16(), both), U16(), out);
+      hn::Store(hn::TruncateTo(U16(), hn::ShiftRight<16>(both)), U16(), out + 16);
+    }
+  }
+}
+
 template <DType Source, DType Target>
-void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols, char* panel) {
+bool pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols, char* panel) {
   alignas(64) float block[16 * 16];
   alignas(64) float turned[16 * 16];
   constexpr int kSize = Source == DType::f32 ? 4 : 2;
   constexpr int kStep = Target == DType::bf16 ? 2 : 1;
   constexpr int kBytes = Target == DType::f16 ? 32 : 64;
+  Magnitudes<uint32_t> wide;
+  Magnitudes<std::conditional_t<kSize == 2, uint16_t, uint32_t>> own;
   int64_t k = 0;
-  if constexpr (Source == Target && Source != DType::f16) {
-    // Four bytes of a row are a lane of a line already: move lanes, a cache line of each row at a time.
+  if constexpr (Source == Target) {
+    // Four bytes of a row are a lane of a line, or of two lines in f16: move lanes, a cache line of each row at a time.
     if (rows == 16 && source_row % 4 == 0) {
       constexpr int64_t kInputs = 64 / kSize;
       for (; k + kInputs <= cols; k += kInputs, panel += 1024) {
-        transpose16(source + k * kSize, source_row / 4, panel, 16);
+        for (int64_t r = 0; r < 16; ++r) {
+          for (int v = 0; v < kVectors; ++v) own.add(source + r * source_row + k * kSize + v * kLanes * 4);
+        }
+        if constexpr (Target == DType::f16) {
+          transpose16(source + k * kSize, source_row / 4, turned, 16);
+          store_halves(turned, panel);
+        } else {
+          transpose16(source + k * kSize, source_row / 4, panel, 16);
+        }
       }
     }
   }
@@ -51,6 +75,7 @@ void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
         from = tail;
       }
       for (int v = 0; v < kVectors; ++v) {
+        wide.add(load_bits(Source, from + v * kLanes * kSize));
         hn::Store(load_as_float(Source, from + v * kLanes * kSize), F32(), block + r * 16 + v * kLanes);
       }
     }
@@ -59,26 +84,30 @@ void pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
       store_line(Target, turned + i * 16, turned + (i + kStep - 1) * 16, panel);
     }
   }
+  constexpr uint32_t kInfinity = infinity_bits(Source);
+  return wide.largest() < kInfinity && own.largest() < (kSize == 2 ? kInfinity >> 16 : kInfinity);
 }
 
 template <DType Source>
-void pack_from(const char* source, int64_t source_row, int64_t rows, int64_t cols, DType dtype, char* panel) {
+bool pack_from(const char* source, int64_t source_row, int64_t rows, int64_t cols, DType dtype, char* panel) {
   switch (dtype) {
     case DType::f32: return pack_as<Source, DType::f32>(source, source_row, rows, cols, panel);
     case DType::f16: return pack_as<Source, DType::f16>(source, source_row, rows, cols, panel);
     case DType::bf16: return pack_as<Source, DType::bf16>(source, source_row, rows, cols, panel);
   }
+  return false;
 }
 
 }  // namespace
 
-void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
+bool pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
           char* panel) {
   switch (source_type) {
     case DType::f32: return pack_from<DType::f32>(source, source_row, rows, cols, dtype, panel);
     case DType::f16: return pack_from<DType::f16>(source, source_row, rows, cols, dtype, panel);
     case DType::bf16: return pack_from<DType::bf16>(source, source_row, rows, cols, dtype, panel);
   }
+  return false;
 }
 
 template <Storage S>

@@ -13,10 +13,10 @@ void widen(const char* panel, int64_t begin, int64_t count, float* out);
 template <Storage S>
 void widen_transposed(const char* panel, int64_t begin, int64_t count, float* out, int64_t out_row);
 void transpose(const float* in, int64_t in_row, float* out, int64_t out_row);
-void pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
+bool pack(const char* source, int64_t source_row, DType source_type, int64_t rows, int64_t cols, DType dtype,
           char* panel);
-void pack_quantized(const char* source, int64_t source_row, DType source_type, int64_t cols, char* panel);
-void pack_blocks(const Q8Rows& source, char* panel);
+bool pack_quantized(const char* source, int64_t source_row, DType source_type, int64_t cols, char* panel);
+bool pack_blocks(const Q8Rows& source, char* panel);
 ScoreRow softmax(float* scores, int64_t keys, int64_t first, int64_t last);
 void softmax_backward(float* p, float* ds, int64_t keys, int64_t first, int64_t last, float lse, float delta);
 void blend(float* out, const float* in, int64_t n, float keep, float take);

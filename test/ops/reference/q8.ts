@@ -4,7 +4,7 @@ import type { Matrix } from '../../helpers/ops.js';
 export const block = 32;
 
 /** Values of all finite f16 that are not negative, ascending. */
-const halves = Float64Array.from({ length: 0x7c00 }, (_, code) => {
+export const halves = Float64Array.from({ length: 0x7c00 }, (_, code) => {
   const exponent = code >> 10;
   const fraction = code & 1023;
   return exponent === 0 ? fraction * 2 ** -24 : (1024 + fraction) * 2 ** (exponent - 25);
@@ -12,8 +12,13 @@ const halves = Float64Array.from({ length: 0x7c00 }, (_, code) => {
 
 /** The code of the smallest f16 that is at least `value`. */
 function halfAtLeast(value: number): number {
-  const at = halves.findIndex((half) => half >= value);
-  return at < 0 ? halves.length - 1 : at;
+  let [low, high] = [0, halves.length - 1];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (halves[middle]! >= value) high = middle;
+    else low = middle + 1;
+  }
+  return low;
 }
 
 const roundToEven = (x: number) => {
