@@ -116,6 +116,7 @@ class Backend {
   virtual std::unique_ptr<Weight> adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) = 0;
   virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
   virtual size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const = 0;    // of such weights
+  virtual bool takes_stacks_of_blocks() const = 0;  // whether weights of an AdapterStack may be of q8
   virtual size_t router_weight_bytes(int64_t rows, int64_t cols) const = 0;
   virtual void pack(Weight& weight, int64_t row, int64_t count, const void* source, DType source_type,
                     const RowCheck& check) = 0;

@@ -58,6 +58,28 @@ std::function<void(const Block&)> finish_into(const Matrix& y, const Matrix& res
   };
 }
 
+// hg, and h if it is kept, of a block of sums, by runs of columns that share a gate.
+void apply_gates(const LinearForward& args, const AdapterStack& stack, const Block& block) {
+  const int64_t end = block.col + block.cols;
+  const auto touching =
+      std::upper_bound(stack.blocks.begin(), stack.blocks.end(), block.col,
+                       [](int64_t col, const AdapterStack::Block& gated) { return col < gated.first + gated.count; });
+  for (int64_t n = block.row; n < block.row + block.rows; ++n) {
+    const float* routing = args.routing.row(n);
+    for (auto gated = touching; gated != stack.blocks.end() && gated->first < end; ++gated) {
+      const int64_t first = std::max(gated->first, block.col);
+      const int64_t count = std::min(gated->first + gated->count, end) - first;
+      const float gate = routing[gated->gate];
+      const float *sums = block.at(n) + first - block.col, *scale = stack.scale + first;
+      float* hg = args.hg.row(n) + first;
+      for (int64_t j = 0; j < count; ++j) hg[j] = gate == 0 ? 0 : sums[j] * gate * scale[j];
+      if (!args.h) continue;
+      float* h = args.h.row(n) + first;
+      for (int64_t j = 0; j < count; ++j) h[j] = gate == 0 ? 0 : sums[j];
+    }
+  }
+}
+
 Product shrink(const LinearForward& args, const AdapterSegment& segment, const Operand& x) {
   const AdapterStack* stack = segment.stack;
   Product product;
@@ -65,19 +87,7 @@ Product shrink(const LinearForward& args, const AdapterSegment& segment, const O
   product.end = segment.end;
   product.cols = stack->a->rows();
   product.terms.push_back(term_of(stack->a, segment.begin, segment.end, x));
-  product.finish = [&args, stack](const Block& block) {
-    for (int64_t n = block.row; n < block.row + block.rows; ++n) {
-      const float* acc = block.at(n);
-      const float* routing = args.routing.row(n);
-      float* hg = args.hg.row(n) + block.col;
-      float* h = args.h ? args.h.row(n) + block.col : nullptr;
-      for (int64_t j = 0; j < block.cols; ++j) {
-        const float gate = routing[stack->gate_column[block.col + j]];
-        hg[j] = gate == 0 ? 0 : acc[j] * gate * stack->scale[block.col + j];
-        if (h) h[j] = gate == 0 ? 0 : acc[j];
-      }
-    }
-  };
+  product.finish = [&args, stack](const Block& block) { apply_gates(args, *stack, block); };
   product.panel_rows = panel_rows(args.routing, *stack, 0, product.cols);
   return product;
 }
@@ -123,8 +133,8 @@ void CpuBackend::forward(const LinearForward& args) {
       Operand gated;
       gated.rows = args.hg.col_range(adapter.first, rank);
       Term term = term_of(adapter.b, segments[s].begin, segments[s].end, gated);
-      const int64_t align = kernels.dots(*adapter.b, false) ? kDotBlock : 2;
-      term.ranges = gates[s].in(adapter.first, adapter.first + rank, align);
+      const bool blocks = kernels.dots(*adapter.b, false) || is_blocks(adapter.b->storage());
+      term.ranges = gates[s].in(adapter.first, adapter.first + rank, blocks ? kDotBlock : 2);
       if (!term.ranges.empty()) product.terms.push_back(std::move(term));
     }
     product.start = start_with_bias(module.bias);
