@@ -1,13 +1,14 @@
 import { z } from 'zod';
 import { checkArgument } from './arguments.js';
 import { linearModules, type ModelConfig, type WeightFormat } from './descriptors.js';
-import { bytesPerElement } from './formats/float-types.js';
 import { moduleShape } from './formats/model-folder.js';
-import { numberType, storedBytes } from './formats/q8.js';
+import { numberType, pairBytes, storedBytes } from './formats/q8.js';
 
 export interface MemoryOptions {
-  /** Storage of the base weights; default the checkpoint's. With q8, embedding and experts are taken to be bf16. */
+  /** Storage of the base weights; default the checkpoint's. With q8, the embedding is taken to be bf16. */
   weights?: WeightFormat;
+  /** Storage of the experts; default that of the base, beside q8 bf16. */
+  expertWeights?: WeightFormat;
   /** Weights are mapped from a file of packed weights (`packedCache`); default false. */
   packedCache?: boolean;
   /** Tokens in the KV cache, all sequences together; default one full context. */
@@ -49,6 +50,7 @@ const shapeSchema = z.looseObject({
 });
 const schema = z.strictObject({
   weights: storage.optional(),
+  expertWeights: storage.optional(),
   packedCache: z.boolean().optional(),
   kvTokens: count.optional(),
   experts: count.optional(),
@@ -67,6 +69,7 @@ export function estimateMemory(config: ModelConfig, options: MemoryOptions = {})
   checkArgument('estimateMemory', schema, options);
   const {
     weights = config.storedType,
+    expertWeights,
     kvTokens = config.maxPositionEmbeddings,
     experts = 0,
     rank = 16,
@@ -77,15 +80,18 @@ export function estimateMemory(config: ModelConfig, options: MemoryOptions = {})
   const linears =
     shapes.reduce((sum, { outFeatures, inFeatures }) => sum + storedBytes(weights, [outFeatures, inFeatures]), 0) *
     config.numLayers;
+  const numbers = numberType(weights);
   const table = [config.vocabSize, config.hiddenSize];
   const norms = (2 * config.numLayers + 1) * config.hiddenSize * 4;
-  const packed = linears + storedBytes(weights, table) + storedBytes(numberType(weights), table);
+  const packed = linears + storedBytes(weights, table) + storedBytes(numbers, table);
   const model = packed + norms;
   const mapped = options.packedCache ? packed : 0;
   const kv = 2 * kvTokens * config.numKvHeads * config.headDim * config.numLayers * 4;
   const perExpert =
     shapes.reduce((sum, { outFeatures, inFeatures }) => sum + rank * (outFeatures + inFeatures), 0) * config.numLayers;
-  const expertBytes = Math.min(experts * perExpert * bytesPerElement[numberType(weights)], adapterBytes);
+  const pairs = (shape: (typeof shapes)[number]) => pairBytes(expertWeights ?? numbers, numbers, shape, experts * rank);
+  const allExperts = shapes.reduce((sum, shape) => sum + pairs(shape), 0) * config.numLayers;
+  const expertBytes = Math.min(allExperts, adapterBytes);
   const attention = (config.numHeads * 2 + config.numKvHeads * 2) * config.headDim;
   const kept = config.hiddenSize + attention + 2 * config.intermediateSize;
   const layers = options.recompute ? 1 : config.numLayers;

@@ -41,6 +41,11 @@ export interface LoadModelOptions {
    */
   weights?: 'auto' | WeightFormat;
   /**
+   * Storage of the experts of all mixtures and adapters. 'auto' (default): as they are stored. 'q8' (on the CPU alone, else
+   * ERR_AT_MOE_UNSUPPORTED): 8 bits, so that beside a base of 8 bits their products are of its kind.
+   */
+  expertWeights?: 'auto' | WeightFormat;
+  /**
    * CPU threads, at most 4 for each logical processor; default: the physical cores, within the process's affinity and the quotas
    * of its control groups.
    */
@@ -97,9 +102,11 @@ export interface LoadModelOptions {
 }
 
 const callback = z.custom<(...values: never[]) => void>((value) => typeof value === 'function').optional();
+const format = z.enum(['auto', 'f32', 'f16', 'bf16', 'q8']);
 const schema = z.strictObject({
   device: deviceSchema.default('auto'),
-  weights: z.enum(['auto', 'f32', 'f16', 'bf16', 'q8']).default('auto'),
+  weights: format.default('auto'),
+  expertWeights: format.default('auto'),
   threads: threadsSchema.optional(),
   affinity: z.union([z.literal('none'), z.array(z.int().min(0).max(65535)).min(1)]).default('none'),
   maxBatch: z.int().min(1).max(1024).optional(),
@@ -161,6 +168,7 @@ export async function loadModel(pathOrId: string, options: LoadModelOptions = {}
       base.descriptor,
       {
         weights: trainable ? 'f32' : chosen,
+        ...(checked.expertWeights !== 'auto' && { expertWeights: checked.expertWeights }),
         ...(trainable && { trainable }),
         ...(maxBatch && { maxBatch }),
         ...(contextLength && { contextLength }),
@@ -359,10 +367,12 @@ export class Model extends TextGenerator {
 
   /** Bytes that a use of this model takes, from its shapes. */
   estimateMemory(options: MemoryOptions = {}): MemoryEstimate {
+    const { weights, expertWeights, kvTokens, mapped } = this.#core.info;
     return estimateMemory(this.config, {
-      weights: this.#core.info.weights,
-      kvTokens: this.#core.info.kvTokens,
-      packedCache: this.#core.info.mapped,
+      weights,
+      ...(expertWeights && { expertWeights }),
+      kvTokens,
+      packedCache: mapped,
       ...options,
     });
   }

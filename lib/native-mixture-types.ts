@@ -1,5 +1,5 @@
 /** Mixtures and their routing, as native code takes them (lib/native-types.ts). */
-import type { AdapterModule, StorageType, TensorSource } from './descriptors.js';
+import type { AdapterModule, TensorSource } from './descriptors.js';
 
 export interface RouterOptions {
   withinGroup: 'conditional' | 'static';
@@ -38,8 +38,6 @@ export interface MixtureDescriptor {
   scale: number | 'learned';
   /** By their names in router.safetensors; absent tensors start at zero. No `router`: explicit weights only (an adapter alone). */
   router?: TensorSource[];
-  /** Storage of the packed adapters. Default: the widest of the sources. */
-  storage?: StorageType;
 }
 
 /** A handle of a mixture in an engine. Requests in flight keep theirs after `releaseMixture`. */

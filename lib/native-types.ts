@@ -31,6 +31,8 @@ export interface EngineOptions {
 export interface LoadOptions {
   /** Storage of the linear weights and the head. */
   weights: WeightFormat;
+  /** Storage of the experts of all mixtures; default: of each the widest of its tensors. q8 on the CPU alone. */
+  expertWeights?: WeightFormat;
   /** Keeps f32 parameters so that the base itself can be trained; needs `weights: 'f32'`. */
   trainable?: boolean;
   /** Most sequences that are worked on at once. Default 16. */
@@ -75,6 +77,8 @@ export interface ModelInfo {
   /** Whether weights are mapped from a file of packed weights. */
   mapped: boolean;
   weights: WeightFormat;
+  /** If it was given. */
+  expertWeights?: WeightFormat;
   contextLength: number;
   kvTokens: number;
   maxBatch: number;

@@ -166,3 +166,35 @@ for (const device of devices) {
     assert.ok((await perplexity(german, 'deu')) < (await perplexity(german)));
   });
 }
+
+test('language experts in 8 bits on the CPU cost less than 0.5 % of the loss', {
+  skip: unlessPresent('adapters/lang-experts') || unlessPresent('tasks/tatoeba.jsonl'),
+}, async (t) => {
+  const names = ['deu', 'nld', 'swe', 'fra', 'spa', 'ita', 'pol', 'ces', 'hrv'];
+  const rows = readFileSync(join(sharedData, 'tasks/tatoeba.jsonl'), 'utf8')
+    .trim()
+    .split('\n')
+    .map((row) => JSON.parse(row));
+  const own = rows.filter(({ task, split }) => names.includes(task) && split === 'test');
+  const tests = own.filter((_, i) => i % 4 === 0);
+  assert.ok(tests.length > 200);
+  const losses = async (expertWeights: 'auto' | 'q8') => {
+    const options = { device: 'cpu', weights: 'bf16', threads: 1, expertWeights } as const;
+    const model = await loadModel(join(sharedData, 'models/stories260K'), options);
+    t.after(() => model.dispose());
+    const adapter = (name: string) => [name, { adapter: join(sharedData, 'adapters/lang-experts', name) }] as const;
+    const mixture = await model.createMixture({ groups: { languages: Object.fromEntries(names.map(adapter)) } });
+    const sum = async (routing: (task: string) => object) => {
+      const scores = tests.map(({ task, completion }) => mixture.score('\n', completion, { routing: routing(task) }));
+      return -(await Promise.all(scores)).flatMap(({ logProbs }) => [...logProbs]).reduce((a, b) => a + b, 0);
+    };
+    // Each its own language, and all together, as a router that has learnt nothing weighs them.
+    return [await sum((task) => ({ only: task })), await sum(() => ({}))];
+  };
+  const [stored, blocks] = [await losses('auto'), await losses('q8')];
+  for (const [i, loss] of stored.entries()) {
+    const change = (blocks[i] as number) / loss - 1;
+    t.diagnostic(`${change}`);
+    assert.ok(Math.abs(change) < 5e-3 && change !== 0, `${loss}, ${blocks[i]} in 8 bits`);
+  }
+});

@@ -5,9 +5,8 @@
  * S: experts that a row selects, all E unless the router keeps the `expertTopK` best of each group.
  */
 import { linearModules, type ModelConfig, type WeightFormat } from '../descriptors.js';
-import { bytesPerElement } from '../formats/float-types.js';
 import { moduleShape } from '../formats/model-folder.js';
-import { numberType, storedBytes } from '../formats/q8.js';
+import { numberType, pairBytes, storedBytes } from '../formats/q8.js';
 
 export interface MixtureShape {
   experts: number;
@@ -15,6 +14,8 @@ export interface MixtureShape {
   rank: number;
   /** Experts kept of each group; default 0 = all. */
   expertTopK?: number;
+  /** Storage of the experts; default that of the base, beside q8 bf16. */
+  expertWeights?: WeightFormat;
 }
 
 /** Sequences of a step, and the tokens of each: context in decoding, rows in prefill and training. */
@@ -62,6 +63,17 @@ export function expertWeights(config: ModelConfig, mixture: MixtureShape): numbe
   return config.numLayers * selectedExperts(mixture) * mixture.rank * layerSums(config).widths;
 }
 
+/** Bytes of R. */
+function expertBytes(config: ModelConfig, weights: WeightFormat, mixture: MixtureShape): number {
+  const numbers = numberType(weights);
+  const ranks = selectedExperts(mixture) * mixture.rank;
+  const layer = linearModules.reduce(
+    (sum, module) => sum + pairBytes(mixture.expertWeights ?? numbers, numbers, moduleShape(config, module), ranks),
+    0,
+  );
+  return config.numLayers * layer;
+}
+
 /** Q: weights of the routers. */
 export function routerWeights(config: ModelConfig, { experts, groups }: MixtureShape): number {
   return config.numLayers * (experts + groups) * config.hiddenSize;
@@ -81,7 +93,7 @@ function keysOfSequence(config: ModelConfig, tokens: number): number {
 /**
  * Bytes read by one decode step:
  *   base   (P + V d) · storage + B · keys · 2 · kv_heads · head_dim · kv type       added   R · storage + 4 Q
- * The router is f32, and experts are bf16 beside a base of q8; a sequence reads the keys of its context and its own.
+ * The router is f32, experts have a storage of their own; a sequence reads the keys of its context and its own.
  */
 export function decodeBytes(
   config: ModelConfig,
@@ -94,7 +106,7 @@ export function decodeBytes(
   const cache = keys * 2 * config.numKvHeads * config.headDim * kvBytes;
   return {
     base: weightBytes(config, weights) + cache,
-    added: expertWeights(config, mixture) * bytesPerElement[numberType(weights)] + routerWeights(config, mixture) * 4,
+    added: expertBytes(config, weights, mixture) + routerWeights(config, mixture) * 4,
   };
 }
 

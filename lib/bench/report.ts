@@ -10,6 +10,8 @@ export interface Setting {
   shape: string;
   device: string;
   weights: string;
+  /** If it was given. */
+  expert_weights?: string;
   threads: number;
   experts: number;
   groups: number;
@@ -65,7 +67,7 @@ export interface Measured {
 }
 
 export function speedReport(options: BenchOptions, measured: Measured): SpeedReport {
-  const { shape, weights, threads, experts, groups, rank, batch, context, steps } = options;
+  const { shape, weights, expertWeights, threads, experts, groups, rank, batch, context, steps } = options;
   const { kind, device, tokensPerStep, baseWork, mixtureWork, limit, product } = measured;
   const base = timing(measured.base);
   const mixture = timing(measured.mixture);
@@ -74,6 +76,7 @@ export function speedReport(options: BenchOptions, measured: Measured): SpeedRep
     shape,
     device,
     weights,
+    ...(expertWeights && { expert_weights: expertWeights }),
     threads,
     experts,
     groups,
@@ -112,11 +115,12 @@ function memoryText({ expert, router }: Record<TrainedPart, TrainMemory>): strin
 /** The report as text. */
 export function speedText(report: SpeedReport): string {
   const { kind, shape, weights, experts, groups, rank, batch, context, device, threads, overhead, floor } = report;
+  const storage = report.expert_weights === undefined ? '' : ` in ${report.expert_weights}`;
   const [base, mixture] = kind === 'train' ? ['one expert', 'router'] : ['base', 'mixture'];
   const unit = kind === 'decode' ? 'GB/s read' : 'G multiply-adds/s';
   const rate = (tokens: number) => tokens.toFixed(tokens < 100 ? 2 : 0);
   return [
-    `${kind} ${shape} ${weights}, ${experts} experts of rank ${rank} in ${groups} groups, batch ${batch}, context ${context}, ${device}, ${threads} threads`,
+    `${kind} ${shape} ${weights}, ${experts} experts of rank ${rank}${storage} in ${groups} groups, batch ${batch}, context ${context}, ${device}, ${threads} threads`,
     `${base.padEnd(10)} ${rate(report.base_tokens_per_second)} tokens/s  (${timingText(report.base_seconds)})`,
     `${mixture.padEnd(10)} ${rate(report.mixture_tokens_per_second)} tokens/s  (${timingText(report.mixture_seconds)})`,
     `overhead   ${overhead.toFixed(3)}, floor ${floor.toFixed(3)}: ${(overhead / floor).toFixed(3)} of the floor`,

@@ -94,7 +94,6 @@ export function mixtureOf({ config, weights, experts, groups, rank, expertTopK =
     balance: 1,
     scale: 1,
     router,
-    storage: numberType(weights),
   };
 }
 
@@ -107,7 +106,6 @@ export function expertOf({ config, weights, rank }: BenchOptions): MixtureDescri
     options: defaultRouterOptions,
     balance: 1,
     scale: 1,
-    storage: numberType(weights),
   };
 }
 
@@ -116,10 +114,11 @@ export function expertOf({ config, weights, rank }: BenchOptions): MixtureDescri
  * @throws AtMoeError ERR_AT_MOE_OUT_OF_MEMORY when that is more than is free.
  */
 export function checkMemory(options: BenchOptions, trainingTokens = 0): void {
-  const { config, weights, experts, rank, batch, context, shape } = options;
+  const { config, weights, expertWeights, experts, rank, batch, context, shape } = options;
   const kvTokens = batch * (context + 16);
-  const estimate = estimateMemory(config, { weights, kvTokens, experts, rank, trainingTokens });
-  checkFits(`${shape} in ${weights}`, estimate.total + estimate.experts, process.availableMemory());
+  const sizes = { weights, kvTokens, experts, rank, trainingTokens };
+  const { total } = estimateMemory(config, { ...sizes, ...(expertWeights && { expertWeights }) });
+  checkFits(`${shape} in ${weights}`, total + estimateMemory(config, sizes).experts, process.availableMemory());
 }
 
 /** The public interface of an engine's model, which has no tokenizer. */
@@ -133,11 +132,12 @@ export async function withRandomModel<T>(
   options: BenchOptions,
   work: (engine: NativeEngine, info: ModelInfo) => Promise<T>,
 ): Promise<T> {
-  const { config, weights, batch, context, threads, device, signal } = options;
+  const { config, weights, expertWeights, batch, context, threads, device, signal } = options;
   const engine = createEngine({ device, ...(threads > 0 && { threads }) });
   try {
     const kvTokens = batch * (Math.ceil((context + 1) / 16) + 1) * 16;
-    const limits = { weights, maxBatch: batch, contextLength: context + 1, kvTokens };
+    const storage = { weights, ...(expertWeights && { expertWeights }) };
+    const limits = { ...storage, maxBatch: batch, contextLength: context + 1, kvTokens };
     return await work(engine, await engine.loadRandom(config, 1, limits, { signal }));
   } finally {
     await engine.dispose();

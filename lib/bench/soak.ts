@@ -92,9 +92,10 @@ class Service {
   }
 
   static async open(options: BenchOptions, limits: Partial<LoadOptions>): Promise<Service> {
-    const { config, shape, weights, device, threads } = options;
+    const { config, shape, weights, expertWeights, device, threads } = options;
     const engine = createEngine({ device, threads });
-    const load = { weights, contextLength: options.context, ...limits };
+    const storage = { weights, ...(expertWeights && { expertWeights }) };
+    const load = { ...storage, contextLength: options.context, ...limits };
     const info = await engine.loadRandom(config, 1, load).catch(async (error) => {
       await engine.dispose();
       throw error;

@@ -19,6 +19,11 @@ export const modelFlags = {
     choices: ['auto', 'f32', 'f16', 'bf16', 'q8'],
     help: 'of the base weights; q8: 8 bits; default as stored',
   },
+  'expert-storage': {
+    type: 'string',
+    choices: ['auto', 'f32', 'f16', 'bf16', 'q8'],
+    help: 'of experts and adapters; q8 on the CPU alone; default as stored',
+  },
   threads: { type: 'integer', help: 'CPU threads, at most 4 for each logical processor; default the physical cores' },
   'packed-cache': {
     type: 'boolean',
@@ -54,6 +59,7 @@ export async function openModel(
       ...more,
       device: (values.device ?? 'auto') as LoadModelOptions['device'],
       weights: (values.storage ?? 'auto') as LoadModelOptions['weights'],
+      expertWeights: (values['expert-storage'] ?? 'auto') as LoadModelOptions['expertWeights'],
       threads: values.threads,
       packedCache: values['packed-cache'],
       contextLength: values['context-length'],

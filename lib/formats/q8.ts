@@ -46,6 +46,20 @@ export function numberType(format: WeightFormat): StorageType {
   return format === 'q8' ? 'bf16' : format;
 }
 
+/**
+ * Bytes of LoRA pairs of `ranks` columns in all on a linear: A [ranks, in] and B [out, ranks]. In q8 a matrix of fewer inputs
+ * than a block is held in numbers.
+ */
+export function pairBytes(
+  format: WeightFormat,
+  numbers: StorageType,
+  { outFeatures, inFeatures }: { outFeatures: number; inFeatures: number },
+  ranks: number,
+): number {
+  const bytes = (shape: [number, number]) => storedBytes(shape[1] < blockSize ? numbers : format, shape);
+  return bytes([ranks, inFeatures]) + bytes([outFeatures, ranks]);
+}
+
 /** value · scale, exact in f32. */
 export function widenQ8(values: Uint8Array, scales: Uint8Array, shape: readonly number[]): Float32Array {
   const [rows, blocks] = scaleShape(shape);

@@ -122,6 +122,7 @@ LoadOptions read_load_options(const Fields& from) {
   const LoadOptions defaults;
   LoadOptions options;
   options.weights = from.choice("weights", kStorages);
+  if (from.has("expertWeights")) options.expert_weights = from.choice("expertWeights", kStorages);
   options.trainable = from.flag("trainable", false);
   options.max_batch = from.integer("maxBatch", defaults.max_batch);
   options.context_length = from.integer("contextLength", 0);
@@ -207,7 +208,6 @@ MixtureSource read_mixture_source(const Fields& from) {
       source.router[value.name] = std::move(value);
     }
   }
-  if (from.has("storage")) source.storage = from.choice("storage", kNumbers);
   return source;
 }
 

@@ -61,6 +61,7 @@ struct ResultWriter {
                                         {"maxBatch", number(info.max_batch)}});
     object.Set("device", info.device);
     object.Set("weights", name_of(info.weights));
+    if (info.expert_weights) object.Set("expertWeights", name_of(*info.expert_weights));
     object.Set("mapped", info.mapped);
     return object;
   }

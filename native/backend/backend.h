@@ -124,6 +124,7 @@ class Backend {
   virtual std::unique_ptr<Weight> adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) = 0;
   virtual std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) = 0;  // f32; for router_logits.h
   virtual size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const = 0;    // of such weights
+  virtual bool takes_stacks_of_blocks() const = 0;  // whether weights of an AdapterStack may be of q8
   virtual size_t router_weight_bytes(int64_t rows, int64_t cols) const = 0;
   // All parts in one job. Fails as check_rows does, of several bad values for any of them, with all parts in an undefined
   // state.

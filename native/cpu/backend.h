@@ -52,6 +52,7 @@ class CpuBackend : public Backend {
   std::unique_ptr<Weight> adopt_weight(int64_t rows, int64_t cols, Storage storage, Buffer packed) override;
   std::unique_ptr<Weight> create_router_weight(int64_t rows, int64_t cols) override;
   size_t weight_bytes(int64_t rows, int64_t cols, Storage storage) const override;
+  bool takes_stacks_of_blocks() const override { return true; }
   size_t router_weight_bytes(int64_t rows, int64_t cols) const override;
   void load(std::span<const LoadedRows> parts) override;
   void pack(Weight& weight, int64_t row, int64_t count, const void* numbers, DType type) override;

@@ -58,16 +58,26 @@ std::function<void(const Block&)> finish_into(const Matrix& y, const Matrix& res
   };
 }
 
-// h of ranks that share a gate, and hg = h ⊙ gate ⊙ scale; both exact zeros where the gate is closed.
-void apply_gate(float gate, const float* acc, const float* scale, int64_t ranks, float* h, float* hg) {
-  const size_t bytes = sizeof(float) * static_cast<size_t>(ranks);
-  if (gate == 0) {
-    std::memset(hg, 0, bytes);
-    if (h) std::memset(h, 0, bytes);
-    return;
+// hg, and h if it is kept, of a block of sums, by runs of columns that share a gate.
+void apply_gates(const LinearForward& args, const AdapterStack& stack, const Block& block) {
+  const int64_t end = block.col + block.cols;
+  const auto touching =
+      std::upper_bound(stack.blocks.begin(), stack.blocks.end(), block.col,
+                       [](int64_t col, const AdapterStack::Block& gated) { return col < gated.first + gated.count; });
+  for (int64_t n = block.row; n < block.row + block.rows; ++n) {
+    const float* routing = args.routing.row(n);
+    for (auto gated = touching; gated != stack.blocks.end() && gated->first < end; ++gated) {
+      const int64_t first = std::max(gated->first, block.col);
+      const int64_t count = std::min(gated->first + gated->count, end) - first;
+      const float gate = routing[gated->gate];
+      const float *sums = block.at(n) + first - block.col, *scale = stack.scale + first;
+      float* hg = args.hg.row(n) + first;
+      for (int64_t j = 0; j < count; ++j) hg[j] = gate == 0 ? 0 : sums[j] * gate * scale[j];
+      if (!args.h) continue;
+      float* h = args.h.row(n) + first;
+      for (int64_t j = 0; j < count; ++j) h[j] = gate == 0 ? 0 : sums[j];
+    }
   }
-  for (int64_t j = 0; j < ranks; ++j) hg[j] = acc[j] * gate * scale[j];
-  if (h) std::memcpy(h, acc, bytes);
 }
 
 Product shrink(const LinearForward& args, const AdapterSegment& segment, const Operand& x) {
@@ -77,17 +87,7 @@ Product shrink(const LinearForward& args, const AdapterSegment& segment, const O
   product.end = segment.end;
   product.cols = stack->a->rows();
   product.terms.push_back(term_of(stack->a, segment.begin, segment.end, x));
-  product.finish = [&args, stack](const Block& block) {
-    for (const AdapterStack::Block& ranks : stack->blocks) {
-      const int64_t first = std::max(ranks.first, block.col);
-      const int64_t count = std::min(ranks.first + ranks.count, block.col + block.cols) - first;
-      for (int64_t n = block.row; count > 0 && n < block.row + block.rows; ++n) {
-        const float* acc = block.at(n) + first - block.col;
-        float* h = args.h ? args.h.row(n) + first : nullptr;
-        apply_gate(args.routing.row(n)[ranks.gate], acc, stack->scale + first, count, h, args.hg.row(n) + first);
-      }
-    }
-  };
+  product.finish = [&args, stack](const Block& block) { apply_gates(args, *stack, block); };
   product.panel_rows = panel_rows(args.routing, *stack, 0, product.cols);
   return product;
 }
@@ -133,8 +133,8 @@ void CpuBackend::forward(const LinearForward& args) {
       Operand gated;
       gated.rows = args.hg.col_range(adapter.first, rank);
       Term term = term_of(adapter.b, segments[s].begin, segments[s].end, gated);
-      const int64_t align = kernels.dots(*adapter.b, false) ? kDotBlock : 2;
-      term.ranges = gates[s].in(adapter.first, adapter.first + rank, align);
+      const bool blocks = kernels.dots(*adapter.b, false) || is_blocks(adapter.b->storage());
+      term.ranges = gates[s].in(adapter.first, adapter.first + rank, blocks ? kDotBlock : 2);
       if (!term.ranges.empty()) product.terms.push_back(std::move(term));
     }
     product.start = start_with_bias(module.bias);

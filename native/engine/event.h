@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <exception>
 #include <map>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -58,6 +59,7 @@ struct ProgressEvent {
 struct ModelInfo {
   std::string device;
   Storage weights = Storage::f32;
+  std::optional<Storage> expert_weights;  // of all mixtures, if it was given
   int64_t context_length = 0, kv_tokens = 0, max_batch = 0;
   bool mapped = false;  // weights are read from a mapped file of packed weights
 };

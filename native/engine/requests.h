@@ -21,7 +21,8 @@ struct EngineOptions {
 };
 
 struct LoadOptions {
-  Storage weights = Storage::f32;  // of the linears and the head
+  Storage weights = Storage::f32;         // of the linears and the head
+  std::optional<Storage> expert_weights;  // of all mixtures; default: the widest of their sources
   bool trainable = false;
   int64_t max_batch = 16;
   int64_t context_length = 0;  // 0 = the model's, or what the KV cache holds

@@ -58,6 +58,9 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   const DType activation = is_blocks(weights) ? DType::bf16 : number_type(weights);
   backend_ = create_backend(options_.device,
                             {.threads = options_.threads, .affinity = options_.affinity, .activation = activation});
+  const std::optional<Storage> experts = request.options.expert_weights;
+  if (experts && is_blocks(*experts) && !backend_->takes_stacks_of_blocks())
+    fail(Code::kUnsupported, "experts of 8 bits are for the CPU, not for ", backend_->name());
   backend_->begin_step();
   working_ = true;
   auto model = std::make_unique<Model>(*backend_, request.config, weights, request.options.trainable);
@@ -73,12 +76,14 @@ Pass Worker::load(int64_t job, LoadRequest request, JobResult& result) {
   residency_ = std::make_unique<Residency>(*backend_, request.options.adapter_bytes, wake_);
   scheduler_ = std::make_unique<Scheduler>(*model, limits, make_routing, *residency_, sink_);
   model_ = std::move(model);
-  result = ModelInfo{backend_->name(), model_->storage(), limits.context_length,
+  expert_weights_ = experts;
+  result = ModelInfo{backend_->name(), model_->storage(), expert_weights_,           limits.context_length,
                      limits.kv_tokens, limits.max_batch,  model_->mapped_bytes() > 0};
 }
 
 Pass Worker::create_mixture(MixtureSource source, int64_t replaced, JobResult& result) {
   scheduler();
+  source.storage = expert_weights_;
   auto made = std::make_shared<Mixture>(*backend_, model_->config().layer_shapes(), std::move(source));
   const auto at = mixtures_.find(replaced);
   Pass added = residency_->add(made, at == mixtures_.end() ? nullptr : at->second);

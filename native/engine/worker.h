@@ -84,6 +84,7 @@ class Worker {
   std::map<int64_t, std::shared_ptr<Mixture>> mixtures_;
   std::map<int64_t, Residency::Hold> pins_;  // by the mixture's number
   int64_t last_mixture_ = 0;
+  std::optional<Storage> expert_weights_;  // of all mixtures, if it was given
   std::unique_ptr<Scheduler> scheduler_;
   Constraints constraints_;
   Trainers trainers_;

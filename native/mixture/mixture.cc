@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/q8.h"
 #include "core/status.h"
 
 namespace at_moe {
@@ -13,9 +14,8 @@ std::string adapter_prefix(int expert, int experts) {
   return expert == experts ? std::string("general.") : concat("experts.", expert, ".");
 }
 
-// The widest type of the sources, unless there is one given.
-DType storage_type(const MixtureSource& source) {
-  if (source.storage) return *source.storage;
+// The widest type of the sources.
+DType widest_type(const MixtureSource& source) {
   auto widest = [](const AdapterSource& adapter, DType type) {
     for (const LoraSource& lora : adapter.modules) {
       if (lora.a.dtype() != type || lora.b.dtype() != type) return DType::f32;
@@ -41,7 +41,7 @@ Mixture::Mixture(Backend& backend, const LayerShapes& shapes, MixtureSource sour
     : backend_(backend), shapes_(shapes), source_(std::move(source)), layers_(static_cast<size_t>(shapes.layers)) {
   require(static_cast<int>(source_.experts.size()) == shape().experts, "experts do not fit the router shape");
   require(static_cast<int>(shape().group_start.size()) == shape().groups + 1, "group_start has the wrong length");
-  storage_ = storage_type(source_);
+  widest_ = storage_of(widest_type(source_));
   for (int layer = 0; layer < shapes_.layers; ++layer) {
     for (int group = 0; group < kLinearGroups; ++group) {
       plan_group(layer, group);
@@ -54,6 +54,11 @@ Mixture::Mixture(Backend& backend, const LayerShapes& shapes, MixtureSource sour
 }
 
 Mixture::~Mixture() = default;
+
+Storage Mixture::stored_as(int64_t inputs) const {
+  const Storage storage = source_.storage.value_or(widest_);
+  return is_blocks(storage) && inputs < kQ8Block ? widest_ : storage;
+}
 
 void Mixture::plan_group(int layer, int group_index) {
   Group& group = layers_[static_cast<size_t>(layer)].groups[static_cast<size_t>(group_index)];

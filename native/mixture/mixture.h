@@ -116,6 +116,8 @@ class Mixture {
 
   void plan_group(int layer, int group);
   void plan_router(int layer);
+  // How an adapter's weight of so many inputs is held: of fewer than a block as numbers.
+  Storage stored_as(int64_t inputs) const;
   size_t bytes_of(const Group& group) const;
   size_t router_bytes(const RouterPlace& place) const;
   void make_group(Backend& backend, const Group& group, MixtureWeights::Group& made) const;
@@ -128,6 +130,8 @@ class Mixture {
   float router_value(const RouterPlace& place, int64_t offset) const;
   // What `read` gives while there is no arena on the device; on any thread.
   std::vector<float> host_values(const ParameterSlice& slice) const;
+  // The same, of values that `storage` can hold; fails with kUnsupported.
+  std::vector<float> host_values(const ParameterSlice& slice, Storage storage) const;
   std::vector<float> arena_values(bool router) const;
   void forget_source(bool router);
 
@@ -136,7 +140,7 @@ class Mixture {
   MixtureSource source_;
   std::vector<Layer> layers_;
   std::vector<ParameterSlice> slices_;
-  DType storage_ = DType::f32;
+  Storage widest_ = Storage::f32;  // of the sources' types
   size_t weights_bytes_ = 0;
   std::shared_ptr<MixtureWeights> weights_;
   Buffer adapters_, routers_;                        // the arenas

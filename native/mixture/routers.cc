@@ -1,7 +1,9 @@
 // The routers of a mixture and the parameter arenas: their plan, training, packing, reading back.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
+#include "core/q8.h"
 #include "core/status.h"
 #include "mixture/mixture.h"
 
@@ -142,6 +144,17 @@ std::vector<float> Mixture::host_values(const ParameterSlice& slice) const {
   for (int64_t row = 0; row < slice.rows; ++row) {
     const auto from = arena.begin() + slice.offset + row * slice.stride;
     std::copy_n(from, slice.cols, values.begin() + row * slice.cols);
+  }
+  return values;
+}
+
+std::vector<float> Mixture::host_values(const ParameterSlice& slice, Storage storage) const {
+  std::vector<float> values = host_values(slice);
+  if (!is_blocks(storage)) return values;
+  const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return std::abs(value) > kQ8Largest; });
+  if (bad != values.end()) {
+    fail(Code::kUnsupported, "tensor ", slice.name, " has the value ", *bad, " at element ", bad - values.begin(),
+         ", beyond the largest that 8 bits can hold, ", kQ8Largest);
   }
   return values;
 }

@@ -44,8 +44,8 @@ struct MixtureSource {
   float balance = 1, scale = 1;  // constants when not learned
   // By their names in router.safetensors; tensors that are absent start at zero.
   std::map<std::string, TensorSource> router;
-  bool has_router = true;        // false: always explicit weights (an adapter alone)
-  std::optional<DType> storage;  // of the packed adapters; default: the widest of the sources
+  bool has_router = true;          // false: always explicit weights (an adapter alone)
+  std::optional<Storage> storage;  // of the packed adapters; default: the widest of the sources
 };
 
 }  // namespace at_moe

@@ -54,10 +54,9 @@ void for_tensors(MixtureSource& source, bool router, F&& f) {
 
 size_t Mixture::bytes_of(const Group& group) const {
   if (group.columns == 0) return 0;
-  const Storage storage = storage_of(storage_);
-  size_t bytes = backend_.weight_bytes(group.columns, group.inputs, storage);
+  size_t bytes = backend_.weight_bytes(group.columns, group.inputs, stored_as(group.inputs));
   for (size_t m = 0; m < group.ranks.size(); ++m) {
-    if (group.ranks[m]) bytes += backend_.weight_bytes(group.outputs[m], group.ranks[m], storage);
+    if (group.ranks[m]) bytes += backend_.weight_bytes(group.outputs[m], group.ranks[m], stored_as(group.ranks[m]));
   }
   return bytes + static_cast<size_t>(group.columns) * (sizeof(int32_t) + sizeof(float));
 }
@@ -111,11 +110,10 @@ std::unique_ptr<MixtureWeights> Mixture::make_weights(Backend& backend, const st
 }
 
 void Mixture::make_group(Backend& backend, const Group& group, MixtureWeights::Group& made) const {
-  const Storage storage = storage_of(storage_);
   made.b.resize(group.blocks.size());
   made.stack.modules.resize(group.blocks.size());
   if (group.columns == 0) return;
-  made.a = backend.create_weight(group.columns, group.inputs, storage);
+  made.a = backend.create_weight(group.columns, group.inputs, stored_as(group.inputs));
   std::vector<int32_t> gate_column(static_cast<size_t>(group.columns));
   std::vector<float> scale(gate_column.size());
   int64_t first = 0;
@@ -123,14 +121,14 @@ void Mixture::make_group(Backend& backend, const Group& group, MixtureWeights::G
     made.stack.modules[m].first = first;
     first += group.ranks[m];
     for (const Block& block : group.blocks[m]) {
-      const std::vector<float> a = host_values(slices_[block.slice]);
+      const std::vector<float> a = host_values(slices_[block.slice], made.a->storage());
       backend.pack(*made.a, block.column, block.source->rank, a.data(), DType::f32);
       std::fill_n(gate_column.begin() + block.column, block.source->rank, shape().gate() + block.expert);
       std::fill_n(scale.begin() + block.column, block.source->rank, block.source->scaling);
     }
     if (group.blocks[m].empty()) continue;
     const std::vector<float> b = b_values(group, m);
-    made.b[m] = backend.create_weight(group.outputs[m], group.ranks[m], storage);
+    made.b[m] = backend.create_weight(group.outputs[m], group.ranks[m], stored_as(group.ranks[m]));
     backend.pack(*made.b[m], 0, group.outputs[m], b.data(), DType::f32);
     made.stack.modules[m].b = made.b[m].get();
   }
@@ -149,7 +147,7 @@ std::vector<float> Mixture::b_values(const Group& group, size_t module) const {
   std::vector<float> values(static_cast<size_t>(outputs * ranks));
   int64_t column = 0;
   for (const Block& block : group.blocks[module]) {
-    const std::vector<float> b = host_values(slices_[block.slice + 1]);
+    const std::vector<float> b = host_values(slices_[block.slice + 1], stored_as(ranks));
     for (int64_t row = 0; row < outputs; ++row) {
       std::copy_n(b.begin() + row * block.source->rank, block.source->rank, values.begin() + row * ranks + column);
     }

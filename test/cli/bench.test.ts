@@ -42,6 +42,14 @@ test('floors of a shape counted by hand', () => {
   assert.equal(routerWeights(tiny, mixture), 3 * 4);
   const decode = decodeBytes(tiny, 'bf16', mixture, { batch: 2, context: 5 }, 4);
   assert.deepEqual(decode, { base: (120 + 40) * 2 + 2 * 6 * 2 * 2 * 4, added: 348 * 2 + 12 * 4 });
+  // Each linear has blocks of 32 inputs in A, but none has 32 ranks.
+  const wide = { ...tiny, hiddenSize: 64, headDim: 32, intermediateSize: 64 };
+  const experts = (more: object) => decodeBytes(wide, 'q8', { ...mixture, ...more }, { batch: 1, context: 5 }, 4).added;
+  const sums = { in: 7 * 64, out: 5 * 64 + 2 * 32 };
+  const router = routerWeights(wide, mixture) * 4;
+  assert.equal(experts({}), 6 * (sums.in + sums.out) * 2 + router);
+  assert.equal(experts({ expertWeights: 'q8' }), 6 * ((sums.in / 32) * 34 + sums.out * 2) + router);
+  assert.equal(experts({ rank: 16, expertWeights: 'q8' }), (sums.in + sums.out) * 34 + router);
   const prefill = prefillProducts(tiny, mixture, { batch: 1, context: 3 });
   assert.deepEqual(prefill, { base: 3 * 120 + 2 * (1 + 2 + 3) * 2 * 2 + 40, added: 3 * (348 + 12) });
   const shared = 3 * (2 * 120 - 32) + 3 * 48 + 2 * 2 * 40;

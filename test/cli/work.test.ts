@@ -250,6 +250,17 @@ test('a base in 8 bits, made at load or before, answers alike', async () => {
   assert.match(again.stderr, /8 bits already \[ERR_AT_MOE_UNSUPPORTED\]/);
 });
 
+test('experts in 8 bits are scored alike', async () => {
+  const loss = async (...storage: string[]) => {
+    const target = ['--mixture', mixture, ...storage, '--data', data, '--json'];
+    const { stdout, stderr, status } = await cli(['evaluate', ...onModel, ...target]);
+    assert.equal(status, 0, stderr);
+    return (JSON.parse(stdout) as { loss: number }).loss;
+  };
+  const [stored, blocks] = [await loss(), await loss('--expert-storage', 'q8')];
+  assert.ok(stored !== blocks && Math.abs(stored - blocks) < 0.02 * stored, `${stored} ${blocks}`);
+});
+
 test('one adapter and a base are trained without a mixture', async () => {
   const adapter = join(folder, 'adapter');
   const steps = ['--data', data, '--steps', '2'];

@@ -1,3 +1,4 @@
+import { test } from 'node:test';
 import type { Matrix } from '../helpers/ops.js';
 import { run } from '../helpers/ops.js';
 import { gateColumns, groupOf, type Shape, slice } from './linear-groups.js';
@@ -120,6 +121,21 @@ onDevices('linear: gathered beside base weights of q8', (device) => {
   const modules = group.modules.map((module) => ({ ...module, dtype: 'q8' }));
   const dy = modules.map(({ weight }) => random.matrix(150, weight.rows));
   sameGathered(device, { ...group, modules }, dy, 'q8');
+});
+
+test('linear: gathered with experts and base of q8', () => {
+  const random = new Random(16);
+  const group = selectiveGroup(random, { rows: 150, cols: 40, outputs: [72, 21] }, mixed.slice(0, 2), topFour);
+  const blocks = <T extends object>(weight: T) => ({ ...weight, dtype: 'q8' });
+  const modules = group.modules.map(blocks);
+  const stacks = group.stacks.map((stack) => ({ ...blocks(stack), modules: stack.modules.map(blocks) }));
+  const dy = modules.map(({ weight }) => random.matrix(150, weight.rows));
+  for (const [name, of] of [
+    ['experts', group.modules],
+    ['both', modules],
+  ] as const) {
+    sameGathered('cpu', { ...group, modules: of, stacks }, dy, name);
+  }
 });
 
 onDevices('linear: selective mixtures beside others in a call', (device, tolerance) => {

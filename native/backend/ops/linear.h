@@ -15,14 +15,15 @@
 // values, within 2^-17 of x, hg, g or dh, and the products of 32 inputs join the accumulator in the order of these kernels:
 // the same for any rows.
 //
-// A W of q8 (core/q8.h) is its exact values s q. On the CPU, x is quantised for it, once for all its modules: in blocks of 32
-// inputs t = max |x| / 127 and a = x · (127 / max |x|) rounded to the nearest, ties to even (zeros where max |x| < 2^-119, t
-// is NaN where x is not finite), and a block joins the accumulator as fma(Σ a q · t, s, ·), the sum one of integers. So it is
-// for any number of rows, training included; adapters read x itself, and backward is that of the x which was given. With
+// A weight of q8 (core/q8.h) is its exact values s q; those of a stack may be of it where a backend takes them. On the CPU,
+// what it reads, x or hg, is quantised once for all that read it: in blocks of 32 inputs t = max |x| / 127 and
+// a = x · (127 / max |x|) rounded to the nearest, ties to even (zeros where max |x| < 2^-119, t is NaN where x is not finite),
+// and a block joins the accumulator as fma(Σ a q · t, s, ·), the sum one of integers. So it is for any number of rows,
+// training included; other weights read x itself, and backward is that of the x and hg which were given. With
 // AT_MOE_CPU_Q8=f32 there, and on other devices where activations are f32, s q is multiplied as such, in the same chain.
 // Where they are f16 or bf16, which do not hold s q but do hold q, each block of 32 inputs is summed from zero, over q
-// alone, and joins the accumulator in f32 as s · sum. dx = g W takes W rounded to the type of the activations. A stack's
-// weights are not of q8, and dW of a W that is cannot be asked for.
+// alone, and joins the accumulator in f32 as s · sum. dx = g W takes W rounded to the type of the activations. dW of a W
+// of q8 cannot be asked for; dA and dB can, as if quantising had a slope of 1.
 //
 // Backward, given g_m = dL/dy_m:
 //   u_m = g_m B_m;  dhg = [u_m];  dh = dhg ⊙ gate ⊙ scale;  dgate[gate_column_j] += dhg_j scale_j h_j

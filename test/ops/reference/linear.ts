@@ -14,6 +14,8 @@ export interface Group {
   shrinkX?: Matrix;
   /** What the modules' own weights read instead of x. */
   baseX?: Matrix;
+  /** What B of each module reads instead of the gated h. */
+  gated?: Matrix[];
   modules: { weight: Matrix; bias?: Float32Array }[];
   stacks: Stack[];
   segments: { begin: number; end: number; stack: number }[];
@@ -33,6 +35,7 @@ export function linear(group: Group): Float64Array[] {
       const stack = stackOf(n);
       const own = stack?.modules[m];
       const gated = Array.from({ length: own?.b?.cols ?? 0 }, (_, j) => {
+        if (group.gated) return group.gated[m]!.data[n * own!.b!.cols + j]!;
         const column = own!.first + j;
         let h = 0;
         for (let i = 0; i < x.cols; ++i) h += seen.data[n * x.cols + i]! * stack!.a.data[column * x.cols + i]!;
