@@ -5,6 +5,7 @@
  * S: experts that a row selects, all E unless the router keeps the `expertTopK` best of each group.
  */
 import { linearModules, type ModelConfig, type WeightFormat } from '../descriptors.js';
+import { bytesPerElement } from '../formats/float-types.js';
 import { moduleShape } from '../formats/model-folder.js';
 import { numberType, pairBytes, storedBytes } from '../formats/q8.js';
 
@@ -198,8 +199,11 @@ export function trainLiveBytes(
   const one = { experts: 1, groups: 1, rank };
   const scores = modules * experts * rank + groups + experts;
   return {
-    expert: kept + expertWeights(config, one) * (number + 16) + 4 * rows * numLayers * modules * rank,
-    router:
-      kept + expertWeights(config, all) * number + 20 * routerWeights(config, all) + 4 * rows * numLayers * scores,
+    expert:
+      kept +
+      expertBytes(config, weights, one) +
+      16 * expertWeights(config, one) +
+      4 * rows * numLayers * modules * rank,
+    router: kept + expertBytes(config, weights, all) + 20 * routerWeights(config, all) + 4 * rows * numLayers * scores,
   };
 }
