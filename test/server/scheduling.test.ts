@@ -10,17 +10,23 @@ const text = 'note: cough\n';
 const long = { model: 'base', prompt: text, max_tokens: 60000, ignore_eos: true, stream: true };
 const room = { contextLength: 65536, kvTokens: 131072 };
 
-/** A text under way, up to `abort`. */
-async function occupy(post: (path: string, body: object) => Promise<Response>) {
-  const reader = (await post('/v1/completions', long)).body?.getReader();
-  await reader?.read();
-  return { end: () => reader?.cancel() };
+/** A text under way, up to `end`. */
+async function occupy(url: string) {
+  const controller = new AbortController();
+  const answer = await fetch(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(long),
+    signal: controller.signal,
+  });
+  await answer.body?.getReader().read();
+  return { end: () => controller.abort() };
 }
 
 test('a full queue is 429 with a time to come back', async () => {
   const model = await openModel({ ...room, maxBatch: 1, maxQueue: 0 });
-  const { post, metric } = await start(model);
-  const busy = await occupy(post);
+  const { url, post, metric } = await start(model);
+  const busy = await occupy(url);
   for (const stream of [false, true]) {
     const refused = await post('/v1/completions', { ...long, stream });
     assert.equal(refused.status, 429);
@@ -29,7 +35,7 @@ test('a full queue is 429 with a time to come back', async () => {
     assert.deepEqual([code, type], ['queue_full', 'rate_limit_error']);
   }
   assert.equal(await metric('at_moe_engine_requests_total{result="refused"}'), 2);
-  await busy.end();
+  busy.end();
   await idle(model);
 });
 
@@ -51,8 +57,8 @@ test('several prompts of which the queue has no room for all are refused before 
 
 test('a higher priority goes first', async () => {
   const model = await openModel({ ...room, maxBatch: 1 });
-  const { post } = await start(model);
-  const busy = await occupy(post);
+  const { url, post } = await start(model);
+  const busy = await occupy(url);
   const order: number[] = [];
   const short = { model: 'base', prompt: text, max_tokens: 2, ignore_eos: true };
   const waiting = [-2, -1].map(async (priority) => {
@@ -61,19 +67,19 @@ test('a higher priority goes first', async () => {
     order.push(priority);
   });
   await until(async () => (await model.stats()).queued === 2);
-  await busy.end();
+  busy.end();
   await Promise.all(waiting);
   assert.deepEqual(order, [-1, -2]);
 });
 
 test('a deadline ends a request that still waits', async () => {
   const model = await openModel({ ...room, maxBatch: 1 });
-  const { post, metric } = await start(model);
-  const busy = await occupy(post);
+  const { url, post, metric } = await start(model);
+  const busy = await occupy(url);
   const late = await post('/v1/completions', { model: 'base', prompt: text, timeout_ms: 20 });
   assert.deepEqual([late.status, (await errorOf(late)).code], [504, 'deadline_exceeded']);
   assert.equal(await metric('at_moe_engine_requests_total{result="expired"}'), 1);
-  await busy.end();
+  busy.end();
   await idle(model);
 });
 
