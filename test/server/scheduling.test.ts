@@ -10,7 +10,7 @@ const text = 'note: cough\n';
 const long = { model: 'base', prompt: text, max_tokens: 60000, ignore_eos: true, stream: true };
 const room = { contextLength: 65536, kvTokens: 131072 };
 
-/** A text under way, up to `end`. */
+/** A text under way, up to `end`. It is read, since one whose reader is slow makes room. */
 async function occupy(url: string) {
   const controller = new AbortController();
   const answer = await fetch(`${url}/v1/completions`, {
@@ -19,8 +19,17 @@ async function occupy(url: string) {
     body: JSON.stringify(long),
     signal: controller.signal,
   });
-  await answer.body?.getReader().read();
-  return { end: () => controller.abort() };
+  const reader = answer.body?.getReader();
+  await reader?.read();
+  const rest = (async () => {
+    while (!(await reader?.read())?.done);
+  })();
+  return {
+    async end() {
+      controller.abort();
+      await assert.rejects(rest, { name: 'AbortError' });
+    },
+  };
 }
 
 test('a full queue is 429 with a time to come back', async () => {
@@ -35,7 +44,7 @@ test('a full queue is 429 with a time to come back', async () => {
     assert.deepEqual([code, type], ['queue_full', 'rate_limit_error']);
   }
   assert.equal(await metric('at_moe_engine_requests_total{result="refused"}'), 2);
-  busy.end();
+  await busy.end();
   await idle(model);
 });
 
@@ -67,7 +76,7 @@ test('a higher priority goes first', async () => {
     order.push(priority);
   });
   await until(async () => (await model.stats()).queued === 2);
-  busy.end();
+  await busy.end();
   await Promise.all(waiting);
   assert.deepEqual(order, [-1, -2]);
 });
@@ -79,7 +88,7 @@ test('a deadline ends a request that still waits', async () => {
   const late = await post('/v1/completions', { model: 'base', prompt: text, timeout_ms: 20 });
   assert.deepEqual([late.status, (await errorOf(late)).code], [504, 'deadline_exceeded']);
   assert.equal(await metric('at_moe_engine_requests_total{result="expired"}'), 1);
-  busy.end();
+  await busy.end();
   await idle(model);
 });
 
