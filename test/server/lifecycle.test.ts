@@ -42,8 +42,8 @@ test('who leaves ends the work, waiting for a stream or for the whole, and is no
 });
 
 test('close lets streams finish and takes nothing new', async () => {
-  const { server, post, url } = await start(await openModel({ contextLength: 16384, kvTokens: 16384 }));
-  const stream = await post('/v1/completions', { ...streamed, max_tokens: 8000 });
+  const { server, post, url } = await start(model);
+  const stream = await post('/v1/completions', { ...streamed, max_tokens: 3000 });
   const closing = server.close();
   const health = await fetch(`${url}/healthz`);
   assert.equal(health.status, 503);

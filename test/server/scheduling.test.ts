@@ -7,27 +7,23 @@ import { Metrics } from '../../lib/server/metrics.js';
 import { errorOf, idle, openModel, start, until } from './support.js';
 
 const text = 'note: cough\n';
-const long = { model: 'base', prompt: text, max_tokens: 60000, ignore_eos: true, stream: true };
+const long = { model: 'base', prompt: text, max_tokens: 3500, ignore_eos: true, stream: true };
 const room = { contextLength: 65536, kvTokens: 131072 };
 
-/** A text under way, up to `end`. It is read, since one whose reader is slow makes room. */
-async function occupy(url: string) {
+/** A prompt that is being read, up to `end`. No text: one that is read more slowly than it is written makes room for others. */
+async function occupy(model: Model, url: string) {
   const controller = new AbortController();
-  const answer = await fetch(`${url}/v1/completions`, {
+  const answer = fetch(`${url}/v1/completions`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
-    body: JSON.stringify(long),
+    body: JSON.stringify({ ...long, prompt: text.repeat(8000), max_tokens: 1, stream: false }),
     signal: controller.signal,
   });
-  const reader = answer.body?.getReader();
-  await reader?.read();
-  const rest = (async () => {
-    while (!(await reader?.read())?.done);
-  })();
+  await until(async () => (await model.stats()).running === 1);
   return {
     async end() {
       controller.abort();
-      await assert.rejects(rest, { name: 'AbortError' });
+      await assert.rejects(answer, { name: 'AbortError' });
     },
   };
 }
@@ -35,7 +31,7 @@ async function occupy(url: string) {
 test('a full queue is 429 with a time to come back', async () => {
   const model = await openModel({ ...room, maxBatch: 1, maxQueue: 0 });
   const { url, post, metric } = await start(model);
-  const busy = await occupy(url);
+  const busy = await occupy(model, url);
   for (const stream of [false, true]) {
     const refused = await post('/v1/completions', { ...long, stream });
     assert.equal(refused.status, 429);
@@ -67,7 +63,7 @@ test('several prompts of which the queue has no room for all are refused before 
 test('a higher priority goes first', async () => {
   const model = await openModel({ ...room, maxBatch: 1 });
   const { url, post } = await start(model);
-  const busy = await occupy(url);
+  const busy = await occupy(model, url);
   const order: number[] = [];
   const short = { model: 'base', prompt: text, max_tokens: 2, ignore_eos: true };
   const waiting = [-2, -1].map(async (priority) => {
@@ -84,7 +80,7 @@ test('a higher priority goes first', async () => {
 test('a deadline ends a request that still waits', async () => {
   const model = await openModel({ ...room, maxBatch: 1 });
   const { url, post, metric } = await start(model);
-  const busy = await occupy(url);
+  const busy = await occupy(model, url);
   const late = await post('/v1/completions', { model: 'base', prompt: text, timeout_ms: 20 });
   assert.deepEqual([late.status, (await errorOf(late)).code], [504, 'deadline_exceeded']);
   assert.equal(await metric('at_moe_engine_requests_total{result="expired"}'), 1);
