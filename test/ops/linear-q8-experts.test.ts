@@ -125,7 +125,7 @@ test('q8 experts: where activations are not quantised, the bits of f32 weights o
   const shape = { rows: 45, cols: 200, outputs: [70, 33], ranks: [[8, 30, 40, 3], [20]] };
   const group = close12(groupOf(new Random(62), shape));
   for (const end of [1, 6, 45]) {
-    const own = run('linearForward', 'cpu/f32', rowsOf(inBlocks(group), 0, end));
+    const own = run('linearForward', 'cpu/f32', { ...rowsOf(inBlocks(group), 0, end), dtype: 'f32' });
     const floats = run('linearForward', 'cpu/f32', { ...rowsOf(exactly(group), 0, end), dtype: 'f32' });
     for (const name of ['y0', 'y1', 'hg']) sameBits(own[name], floats[name], `${name} of ${end} rows`);
   }

@@ -74,7 +74,7 @@ test('a request on an old connection after close is refused, and idle connection
   const idleOne = dial(port);
   const old = dial(port);
   await Promise.all([idleOne.opened, old.opened]);
-  const stream = await post('/v1/completions', { ...streamed, max_tokens: 300 });
+  const stream = await post('/v1/completions', { ...streamed, max_tokens: 3000 });
   old.socket.write('GET /v1/models HTTP/1.1\r\nhost: a\r\n');
   const closing = server.close();
   old.socket.write('\r\n');
