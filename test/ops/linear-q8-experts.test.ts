@@ -8,16 +8,17 @@ import { type Group, linear, linearGradients } from './reference/linear.js';
 import { quantized, quantizedRows } from './reference/q8.js';
 import { close, matrix, Random, sameBits } from './support.js';
 
-/** The group with all its weights as q8. */
-const inBlocks = (group: Group) => ({
+/** The group with all its weights stored as a type. */
+const storedAs = (dtype: string, group: Group) => ({
   ...group,
-  modules: group.modules.map((module) => ({ ...module, dtype: 'q8' })),
+  modules: group.modules.map((module) => ({ ...module, dtype })),
   stacks: group.stacks.map((stack) => ({
     ...stack,
-    dtype: 'q8',
-    modules: stack.modules.map((module) => ({ ...module, dtype: 'q8' })),
+    dtype,
+    modules: stack.modules.map((module) => ({ ...module, dtype })),
   })),
 });
+const inBlocks = (group: Group) => storedAs('q8', group);
 
 const values = (weight: Matrix) => quantized(weight).weights;
 
@@ -125,8 +126,8 @@ test('q8 experts: where activations are not quantised, the bits of f32 weights o
   const shape = { rows: 45, cols: 200, outputs: [70, 33], ranks: [[8, 30, 40, 3], [20]] };
   const group = close12(groupOf(new Random(62), shape));
   for (const end of [1, 6, 45]) {
-    const own = run('linearForward', 'cpu/f32', { ...rowsOf(inBlocks(group), 0, end), dtype: 'f32' });
-    const floats = run('linearForward', 'cpu/f32', { ...rowsOf(exactly(group), 0, end), dtype: 'f32' });
+    const own = run('linearForward', 'cpu/f32', rowsOf(inBlocks(group), 0, end));
+    const floats = run('linearForward', 'cpu/f32', rowsOf(storedAs('f32', exactly(group)), 0, end));
     for (const name of ['y0', 'y1', 'hg']) sameBits(own[name], floats[name], `${name} of ${end} rows`);
   }
 });
