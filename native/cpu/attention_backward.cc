@@ -80,12 +80,21 @@ class HeadBackward {
     }
     for (int64_t n = 0; n < tokens_; ++n) {
       const float* k = args_.k.row(args_.begin + n) + kv_head_ * dim_;
-      const float* v = args_.v.row(args_.begin + n) + kv_head_ * dim_;
       std::memcpy(k_ + n * width_, k, sizeof(float) * static_cast<size_t>(dim_));
-      const int64_t lane = n / kPanel * kPanel * dim_ + n % kPanel;
-      for (int64_t i = 0; i < dim_; ++i) {
-        k_panels_[lane + i * kPanel] = k[i];
-        v_panels_[lane + i * kPanel] = v[i];
+    }
+    into_panels(args_.k, k_panels_);
+    into_panels(args_.v, v_panels_);
+  }
+
+  // The head's columns of all tokens as panels [dim][16 tokens].
+  void into_panels(const Matrix& from, float* panels) const {
+    for (int64_t n = 0; n < tokens_; n += kPanel, panels += kPanel * dim_) {
+      const float* rows = from.row(args_.begin + n) + kv_head_ * dim_;
+      const int64_t count = std::min(kPanel, tokens_ - n), whole = count == kPanel ? dim_ / kPanel * kPanel : 0;
+      for (int64_t i = 0; i < whole; i += kPanel)
+        kernels_.transpose(rows + i, from.stride, panels + i * kPanel, kPanel);
+      for (int64_t row = 0; row < count; ++row) {
+        for (int64_t i = whole; i < dim_; ++i) panels[i * kPanel + row] = rows[row * from.stride + i];
       }
     }
   }
