@@ -4,7 +4,7 @@ import type { ModelDescriptor, WeightFormat } from './descriptors.js';
 import type { Device } from './device.js';
 import { AtMoeError } from './errors.js';
 import { ioError } from './formats/json.js';
-import { packedKey, packedName, readPacked, writePacked } from './formats/packed-file.js';
+import { isReplaceable, packedKey, packedName, readPacked, writePacked } from './formats/packed-file.js';
 import { devices, loadAddon } from './native.js';
 import type { NativeEngine, PackedSource } from './native-types.js';
 
@@ -44,7 +44,7 @@ function runsOnCpu(device: Device): boolean {
 
 /**
  * The cache of a model folder's packed weights: at `option`, or in the folder when it is true. With another device than the
- * CPU there is none, and a warning.
+ * CPU, or where `option` is a file of something else, there is none, and a warning.
  */
 export async function openPackedCache(
   option: true | string,
@@ -63,9 +63,18 @@ export async function openPackedCache(
     if (!(error instanceof AtMoeError)) throw error;
     warn(`packed weights are not kept: ${error.message}`);
   };
-  const found = await readPacked(path, key).catch(failed);
+  let found: PackedSource | undefined;
+  try {
+    found = await readPacked(path, key);
+    if (option !== true && !found && !(await isReplaceable(path))) {
+      throw new AtMoeError('ERR_AT_MOE_IO', `${path} is another file, which they do not replace`);
+    }
+  } catch (error) {
+    failed(error);
+    return undefined;
+  }
   return {
-    found: found || undefined,
+    found,
     async save(engine) {
       if (found) return;
       try {

@@ -42,7 +42,10 @@ export async function quantizeModel(path: string, dir: string, options: Quantize
     for (const tensor of descriptor.tensors) {
       if (tensor.dtype === 'q8') throw new AtMoeError('ERR_AT_MOE_UNSUPPORTED', `${path} is in 8 bits already`);
       if (isQuantizable(tensor.name)) tensors.push(...(await inBlocks(engine, tensor, signal)));
-      else tensors.push({ ...tensor, name: tensorKey(tensor.name) });
+      else {
+        await engine.quantize(tensor, { signal }); // fails where a load would
+        tensors.push({ ...tensor, name: tensorKey(tensor.name) });
+      }
     }
     await writeModel(dir, { ...config, quantization_config: quantizationConfig }, tensors, companions);
   } catch (error) {

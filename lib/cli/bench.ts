@@ -46,7 +46,7 @@ const command = {
     experts: { type: 'integer', help: 'default 8' },
     groups: { type: 'integer', help: 'default 2, 1 for a single expert' },
     rank: { type: 'integer', help: 'of every expert, on all linears; default 16' },
-    'expert-top-k': { type: 'integer', help: 'experts that the router keeps of each group; default 0 = all' },
+    'expert-top-k': { type: 'integer', least: 0, help: 'experts that the router keeps of each group; default 0 = all' },
     batch: { type: 'integer', help: 'sequences of a step; default 1; serve: streams at once, 8' },
     context: {
       type: 'integer',

@@ -4,11 +4,14 @@
  * with everything the bytes follow from. It is a cache: any other file in its place counts as none.
  */
 import { createHash } from 'node:crypto';
+import { constants } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { basename } from 'node:path';
 import type { ModelDescriptor, WeightFormat } from '../descriptors.js';
 import { AtMoeError } from '../errors.js';
 import type { PackedSource } from '../native-types.js';
 import { replaceFile } from './atomic.js';
+import { ioError } from './json.js';
 import { readSafetensorsHeader, writeSafetensors } from './safetensors.js';
 
 const format = 'at-moe-packed-1';
@@ -35,6 +38,27 @@ export function packedKey({ descriptor, weights, layout, versions }: PackedOrigi
     name === 'file' ? basename(value as string) : value,
   );
   return createHash('sha256').update(text).digest('hex');
+}
+
+/**
+ * Whether a file may be replaced by packed weights: there is none, an empty one, or one that begins as such files do, maybe
+ * truncated. Error: IO.
+ */
+export async function isReplaceable(path: string): Promise<boolean> {
+  try {
+    const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      if (!(await file.stat()).isFile()) return false;
+      const { bytesRead, buffer } = await file.read(Buffer.alloc(256), 0, 256, 0);
+      return bytesRead === 0 || buffer.subarray(0, bytesRead).includes('"format":"at-moe-packed-');
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    const failure = ioError(path, 'reading', error);
+    if (failure.code === 'ERR_AT_MOE_NOT_FOUND') return true;
+    throw failure;
+  }
 }
 
 /** The file's sections; undefined when there is no file, or one that is truncated, foreign or of another key. Error: IO. */

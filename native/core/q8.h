@@ -9,6 +9,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "core/dtype.h"
@@ -18,6 +19,17 @@ namespace at_moe {
 inline constexpr int64_t kQ8Block = 32;
 inline constexpr float kQ8Largest = 127.0f * 65504.0f;
 inline constexpr float kQ8ToInteger = 12582912.0f;  // 1.5 · 2^23: a sum with it has the rounded integer in its low bits
+
+// The largest magnitude that a storage takes; in f16 what is rounded to its largest number, 65504.
+constexpr float largest_stored(Storage storage) {
+  switch (storage) {
+    case Storage::q8: return kQ8Largest;
+    case Storage::f16: return 65519.99609375f;
+    case Storage::f32:
+    case Storage::bf16: break;
+  }
+  return std::numeric_limits<float>::max();
+}
 
 constexpr int64_t q8_blocks(int64_t cols) { return (cols + kQ8Block - 1) / kQ8Block; }
 

@@ -150,11 +150,12 @@ std::vector<float> Mixture::host_values(const ParameterSlice& slice) const {
 
 std::vector<float> Mixture::host_values(const ParameterSlice& slice, Storage storage) const {
   std::vector<float> values = host_values(slice);
-  if (!is_blocks(storage)) return values;
-  const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return std::abs(value) > kQ8Largest; });
+  const float most = largest_stored(storage);
+  if (most == std::numeric_limits<float>::max()) return values;
+  const auto bad = std::find_if(values.begin(), values.end(), [most](float value) { return std::abs(value) > most; });
   if (bad != values.end()) {
     fail(Code::kUnsupported, "tensor ", slice.name, " has the value ", *bad, " at element ", bad - values.begin(),
-         ", beyond the largest that 8 bits can hold, ", kQ8Largest);
+         ", beyond the largest that ", name_of(storage), " can hold, ", most);
   }
   return values;
 }

@@ -54,7 +54,7 @@ struct Model::Target {
 
   Weight* packed() const { return weight ? weight->get() : also ? also->get() : nullptr; }
   // The largest magnitude that can be stored.
-  float most() const { return packed() && is_blocks(packed()->storage()) ? kQ8Largest : kLargestFloat; }
+  float most() const { return packed() ? largest_stored(packed()->storage()) : kLargestFloat; }
 };
 
 // Rows of a tensor: a multiple of 16 of them, or up to its last.

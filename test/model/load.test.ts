@@ -107,6 +107,24 @@ for (const device of devices) {
   });
 }
 
+for (const device of devices) {
+  for (const dtype of ['f32', 'bf16'] as const) {
+    test(`a value of ${dtype} beyond the largest f16 is refused where weights are f16, on ${device}`, async (t) => {
+      const tensors = await folder(t, dtype);
+      const source = tensors.find(({ name }) => name === 'layers.1.mlp.down_proj.weight') as TensorSource;
+      const refused = {
+        code: 'ERR_AT_MOE_UNSUPPORTED',
+        message: /down_proj\.weight has the value -65536 at element 33/,
+      };
+      await poisoned(source, 33, -65280, () => load(tensors, { weights: 'f16', device: device as Device }));
+      await poisoned(source, 33, -65536, async () => {
+        await assert.rejects(load(tensors, { weights: 'f16', device: device as Device }), refused);
+        await load(tensors, { weights: 'bf16', device: device as Device });
+      });
+    });
+  }
+}
+
 test('of several bad values the first in the file is told', async (t) => {
   const tensors = await folder(t, 'bf16');
   const [first, second] = ['layers.0.mlp.up_proj.weight', 'lm_head.weight'].map((name) =>

@@ -132,6 +132,22 @@ describe('a file of packed weights', () => {
     assert.match(warnings.join('\n'), /packed weights are not kept: .*config\.json/);
   });
 
+  it('replaces no file of something else that is given', async (t) => {
+    const dir = folder(t);
+    const { logits } = await load(dir, { packedCache: false });
+    for (const name of ['model.safetensors', 'config.json']) {
+      const before = readFileSync(join(dir, name));
+      const loaded = await load(dir, { packedCache: join(dir, name) });
+      assert.match(loaded.warnings.join(), /packed weights are not kept: .* is another file/);
+      assert.deepEqual(loaded.logits, logits);
+      assert.deepEqual(readFileSync(join(dir, name)), before);
+    }
+    const empty = join(dir, 'empty');
+    writeFileSync(empty, '');
+    assert.deepEqual((await load(dir, { packedCache: empty })).warnings, []);
+    assert.ok(statSync(empty).size > 0);
+  });
+
   it('takes several writers at once', async (t) => {
     const dir = folder(t);
     const path = join(temporary(t), 'packed', 'weights');

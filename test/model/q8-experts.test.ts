@@ -129,7 +129,7 @@ test('experts that 8 bits cannot hold are refused', async (t) => {
   (await Mixture.from(model.core, change(8e6))).dispose();
   await assert.rejects(Mixture.from(model.core, change(9e6)), {
     code: 'ERR_AT_MOE_UNSUPPORTED',
-    message: /lora_A has the value 9e\+06 at element 5, beyond the largest that 8 bits can hold/,
+    message: /lora_A has the value 9e\+06 at element 5, beyond the largest that q8 can hold/,
   });
 });
 

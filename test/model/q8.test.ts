@@ -227,6 +227,21 @@ test('a merged export of a model in 8 bits is a plain model', async (t) => {
 });
 
 describe('errors', () => {
+  it('a model with an embedding that a load would refuse is not quantised', async (t) => {
+    const source = join(temporary(t), 'source');
+    const { tensors } = inMemory((await modelDescriptor(plain)).descriptor);
+    const changed = tensors.map((tensor) => {
+      const name = tensor.name.replace(/^(?!lm_head)/, 'model.');
+      if (tensor.name !== 'embed_tokens.weight') return { ...tensor, name };
+      const values = valuesOf(tensor);
+      values[3] = Number.NaN;
+      return { ...tensor, name, data: new Uint8Array(values.buffer) };
+    });
+    await writeModel(source, JSON.parse(readFileSync(join(plain, 'config.json'), 'utf8')), changed);
+    const message = /embed_tokens\.weight .* not finite at element 3/;
+    await rejects(quantizeModel(source, join(source, '..', 'out')), 'ERR_AT_MOE_NOT_FINITE', message);
+  });
+
   it('weights that 8 bits cannot hold, or that are not finite', async (t) => {
     const { descriptor } = await modelDescriptor(plain);
     const loaded = inMemory(descriptor);

@@ -85,7 +85,9 @@ bool pack_as(const char* source, int64_t source_row, int64_t rows, int64_t cols,
     }
   }
   constexpr uint32_t kInfinity = infinity_bits(Source);
-  return wide.largest() < kInfinity && own.largest() < (kSize == 2 ? kInfinity >> 16 : kInfinity);
+  constexpr bool overflows = Target == DType::f16 && Source != DType::f16;
+  constexpr uint32_t kMost = overflows ? std::bit_cast<uint32_t>(largest_stored(Storage::f16)) : kInfinity - 1;
+  return wide.largest() <= kMost && own.largest() < (kSize == 2 ? kInfinity >> 16 : kInfinity);
 }
 
 template <DType Source>
