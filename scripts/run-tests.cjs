@@ -87,7 +87,7 @@ const unlessGiven = (flag, value) => (flags.some((given) => given.startsWith(fla
 const defaults = [
   ...unlessGiven('--test-reporter', 'spec'),
   ...unlessGiven('--test-concurrency', '2'),
-  ...unlessGiven('--test-timeout', 600_000), // of a file: one that hangs fails
+  ...unlessGiven('--test-timeout', 1_200_000), // of a file: one that hangs fails
 ];
 
 // The set of the CPU's kernels that AT_MOE_SIMD leaves a run.

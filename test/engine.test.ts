@@ -229,8 +229,8 @@ describe('engine', () => {
     await withEngine({ chunkRows: 4 }, async (engine) => {
       const expected = (await generate(engine, { ids: prompt(60, 1) })).tokens;
       const cancelled = [
-        startGeneration(engine, { ids: prompt(60, 2) }),
-        startGeneration(engine, { ids: prompt(60, 3), session: { id: 1 } }),
+        startGeneration(engine, { ids: prompt(60, 2), maxTokens: 400 }),
+        startGeneration(engine, { ids: prompt(60, 3), maxTokens: 400, session: { id: 1 } }),
       ];
       const kept = startGeneration(engine, { ids: prompt(60, 1) });
       for (const { id } of cancelled) engine.cancel(id);
