@@ -10,7 +10,7 @@ export type ExpertSpec = LoraOptions | { adapter: string };
 export async function makeAdapter(core: ModelCore, spec: ExpertSpec, seed: number): Promise<Adapter> {
   const { config } = core.descriptor;
   if (typeof spec !== 'object' || spec === null)
-    throw new TypeError('an expert is made from LoRA options, as { rank: 8 }, or { adapter: folder }');
+    throw new TypeError('an expert is made from LoRA options or { adapter: folder }');
   if ('adapter' in spec) {
     if (typeof spec.adapter !== 'string' || spec.adapter === '')
       throw new TypeError('adapter must be the folder of a PEFT adapter');
