@@ -58,6 +58,7 @@ test('wrong use exits 2 with one line on stderr', async () => {
     ['bench'],
     ['bench', 'decode', '--shape', 'no-such-shape'],
     ['bench', 'decode', '--experts', '2', '--groups', '3'],
+    ['bench', 'decode', '--expert-top-k', '-1'],
     ['quantize', 'm'],
     ['devices', 'all'],
     ['golden', '--device', 'tpu'],
